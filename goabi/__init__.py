@@ -1,0 +1,1 @@
+"""Knows Go binaries and Go's runtime, and nothing of Linux's tracing or of this project."""

@@ -1,0 +1,1 @@
+"""Policy and protocol: API messages, servers, sessions, the shadow, the trace log."""

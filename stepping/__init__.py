@@ -1,0 +1,1 @@
+"""Executes code: ptrace, seccomp, breakpoints, executors, the ring. Knows no policy."""
