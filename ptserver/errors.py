@@ -1,0 +1,59 @@
+"""The errors of this package. Each message is one line that a user can act on."""
+
+
+class PtServerError(Exception):
+    """Root of this package's errors. `exit_status` is what the command line exits with."""
+
+    exit_status = 70
+
+
+class AddressError(PtServerError):
+    """An address of a server does not follow `HOST:PORT`, `[HOST]:PORT` or `unix:PATH`."""
+
+    exit_status = 64
+
+
+class ConnectError(PtServerError):
+    """A server does not answer at its address."""
+
+    exit_status = 69
+
+
+class RefusedError(PtServerError):
+    """The server answered, and refuses the session. `code` is `Refused.code`."""
+
+    exit_status = 77
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class ProtocolError(PtServerError):
+    """The peer sent what the protocol does not allow: a malformed, oversize or unexpected message."""
+
+    exit_status = 76
+
+
+class ConnectionLostError(PtServerError):
+    """The connection ended before the session did."""
+
+    exit_status = 69
+
+
+class ServerLoadError(PtServerError):
+    """`--server NAME` or `module:Class` names nothing that can serve."""
+
+    exit_status = 64
+
+
+class LaunchError(PtServerError):
+    """The program cannot be started: not found, not executable, not an ELF file for this machine."""
+
+    exit_status = 126
+
+
+class ProgramNotFoundError(LaunchError):
+    """There is no such program."""
+
+    exit_status = 127
