@@ -1,0 +1,36 @@
+"""The errors of this package: one root, facts as attributes, one line that a user can act on.
+
+A tracee can die at any time, so every function that touches one may raise `TraceeGoneError`.
+"""
+
+
+class SteppingError(Exception):
+    """The root of all that this package raises."""
+
+
+class TraceeGoneError(SteppingError):
+    """The thread is no longer there, or no longer this process's tracee. `tid`: the thread.
+
+    It is raised instead of ESRCH. It says nothing about the other threads of its process.
+    """
+
+    def __init__(self, tid: int) -> None:
+        super().__init__(f"thread {tid} is gone; it exited or was killed while it was being traced")
+        self.tid = tid
+
+
+class PtraceRefusedError(SteppingError):
+    """The kernel does not let this process trace that one. `tid`: the thread; `missing`: what is missing."""
+
+    def __init__(self, tid: int, missing: str) -> None:
+        super().__init__(f"cannot trace process {tid}: {missing}")
+        self.tid = tid
+        self.missing = missing
+
+
+class SeccompRefusedError(SteppingError):
+    """The kernel does not accept the seccomp filter. `missing`: what is missing and how to get it."""
+
+    def __init__(self, missing: str) -> None:
+        super().__init__(f"cannot install a seccomp filter: {missing}")
+        self.missing = missing
