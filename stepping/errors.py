@@ -34,3 +34,18 @@ class SeccompRefusedError(SteppingError):
     def __init__(self, missing: str) -> None:
         super().__init__(f"cannot install a seccomp filter: {missing}")
         self.missing = missing
+
+
+class NotificationGoneError(SteppingError):
+    """A thread no longer waits for the answer to its call: a signal interrupted it, or it died."""
+
+    def __init__(self) -> None:
+        super().__init__("the thread no longer waits for this call")
+
+
+class MemoryFaultError(SteppingError):
+    """The program's memory cannot be read or written there. `address`: the first byte wanted."""
+
+    def __init__(self, address: int) -> None:
+        super().__init__(f"no memory at {address:#x}")
+        self.address = address
