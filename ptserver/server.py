@@ -1,0 +1,131 @@
+"""`RuntimeServer`: what you subclass to write a runtime server.
+
+    class NoTmp(RuntimeServer):
+        def openat(self, call: Call) -> Outcome:
+            if call.path.startswith("/tmp/"):
+                return call.fail(errno.EACCES)
+            return call.proceed()
+
+A method named after a syscall serves that call; with `@observe` it only watches. One instance belongs to one
+session, so `self` may hold whatever the session needs. All methods of an instance run on one thread, one
+after the other, and should not wait: return `Delay` instead of sleeping.
+
+A method that raises OSError fails the call with that error's number; any other exception is a mistake in the
+server, and ends the session with a traceback in the log.
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+from ptserver.call import Call
+from ptserver.errors import ServerLoadError
+from ptserver.messages import Interest
+from ptserver.outcomes import Delay, Done, Fail, OpenBytes, Outcome, Proceed, Return
+from stepping.syscalls import SYSCALLS, SyscallClass
+
+if TYPE_CHECKING:
+    from ptserver.session import Session
+
+__all__ = [
+    "IGNORE",
+    "OBSERVE",
+    "SERVE",
+    "Call",
+    "Delay",
+    "Done",
+    "Fail",
+    "Interest",
+    "OpenBytes",
+    "Outcome",
+    "Proceed",
+    "Return",
+    "RuntimeServer",
+    "observe",
+]
+
+#: The call runs where the program runs, and nobody sees it.
+IGNORE: Interest = "ignore"
+#: The call runs as if nobody cared, and the server hears of it.
+OBSERVE: Interest = "observe"
+#: The server answers the call.
+SERVE: Interest = "serve"
+
+_Method = TypeVar("_Method", bound=Callable[..., Any])
+
+
+def observe(method: _Method) -> _Method:
+    """Mark a method named after a syscall as one that only watches: what it returns is not used."""
+    method._observes = True  # type: ignore[attr-defined]
+    return method
+
+
+class RuntimeServer:
+    """Answers the calls of one session of a program.
+
+    name: what the program is told (`runtime/remote`'s Info) and logs show; the class's name by default.
+    abstraction: the OS abstraction that it presents (GOOSREMOTE); a program built for another is refused.
+    interests: what it wants of calls that it has no method for, by syscall name, or by class of syscalls as
+    ``"%file"`` (see `stepping.syscalls.SyscallClass`); a name outweighs its class.
+    """
+
+    name: ClassVar[str] = ""
+    abstraction: ClassVar[str] = "linux"
+    interests: ClassVar[dict[str, Interest]] = {}
+
+    def session_started(self, session: "Session") -> None:
+        """A program begins; nothing of it has run yet."""
+
+    def session_ended(self, session: "Session") -> None:
+        """The session is over, however it ended; always the last that is called."""
+
+    def thread_event(self, session: "Session", tid: int, event: str) -> None:
+        """Thread *tid* of the program was ``created`` or has ``exited``."""
+
+    def exited(self, session: "Session", status: int | None, signo: int) -> None:
+        """The program is gone: with exit *status*, or None if signal *signo* killed it."""
+
+    def observe(self, call: Call) -> None:
+        """A call is made that this server observes and has no method for."""
+
+    def finished(self, call: Call, done: Done) -> None:
+        """A served call got its answer. Costs nothing unless overridden."""
+
+    @classmethod
+    def declared_interest(cls) -> dict[str, Interest]:
+        """Return what this class wants of each syscall by name; names that are absent are ignored.
+
+        A method named after a syscall outweighs `interests`, where a name outweighs a class.
+
+        Raises:
+            ServerLoadError: `interests` names what is no syscall, no class, or no interest.
+        """
+        declared: dict[str, Interest] = {}
+        names: dict[str, Interest] = {}
+        for key, interest in cls.interests.items():
+            if interest not in (IGNORE, OBSERVE, SERVE):
+                raise ServerLoadError(f"{cls.__name__}.interests[{key!r}] is {interest!r}, not an interest")
+            if key.startswith("%"):
+                declared |= dict.fromkeys(_names_of_class(cls, key), interest)
+            elif key in SYSCALLS:
+                names[key] = interest
+            else:
+                raise ServerLoadError(f"{cls.__name__}.interests: there is no syscall {key!r}")
+        declared |= names
+        for name in dir(cls):
+            if name in SYSCALLS and callable(method := getattr(cls, name)):
+                declared[name] = OBSERVE if getattr(method, "_observes", False) else SERVE
+        return declared
+
+    @classmethod
+    def display_name(cls) -> str:
+        """Return the name that users see."""
+        return cls.name or cls.__name__
+
+
+def _names_of_class(cls: type[RuntimeServer], key: str) -> list[str]:
+    try:
+        klass = SyscallClass(key[1:])
+    except ValueError:
+        classes = ", ".join(f"%{klass.value}" for klass in SyscallClass)
+        raise ServerLoadError(f"{cls.__name__}.interests: {key!r} is not one of {classes}") from None
+    return [name for name, syscall in SYSCALLS.items() if syscall.klass is klass]

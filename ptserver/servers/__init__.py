@@ -1,0 +1,45 @@
+"""The servers that come with ptserver, by name, and how any other is loaded."""
+
+import importlib
+import re
+
+from ptserver.errors import ServerLoadError
+from ptserver.server import RuntimeServer
+
+#: Where each server that comes with ptserver is; imported when asked for.
+BUILT_IN: dict[str, str] = {
+    "passthrough": "ptserver.servers.passthrough:PassThrough",
+}
+
+_SPEC = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+
+
+def load(spec: str) -> type[RuntimeServer]:
+    """Return the class of the server *spec*: a name from `BUILT_IN`, or ``module:Class``.
+
+    The module is imported as `python -m` would find it; what it does when imported is its own affair.
+
+    Raises:
+        ServerLoadError: there is no such server, or it is not a `RuntimeServer`; other exceptions that the
+            module raises when imported pass through.
+    """
+    target = BUILT_IN.get(spec, spec)
+    if not _SPEC.fullmatch(target):
+        names = ", ".join(BUILT_IN)
+        raise ServerLoadError(f"no server {spec!r}: expected one of {names}, or module:Class")
+    module_name, _, class_name = target.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise
+        raise ServerLoadError(
+            f"no server {spec!r}: there is no module {error.name!r} on Python's path"
+        ) from error
+    server = getattr(module, class_name, None)
+    if server is None:
+        raise ServerLoadError(f"no server {spec!r}: module {module_name!r} has no {class_name!r}")
+    if not (isinstance(server, type) and issubclass(server, RuntimeServer)):
+        raise ServerLoadError(f"{spec!r} is not a subclass of ptserver.server.RuntimeServer")
+    server.declared_interest()
+    return server
