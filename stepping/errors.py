@@ -3,6 +3,12 @@
 A tracee can die at any time, so every function that touches one may raise `TraceeGoneError`.
 """
 
+import errno
+import os
+
+import errno
+import os
+
 
 class SteppingError(Exception):
     """The root of all that this package raises."""
@@ -29,11 +35,13 @@ class PtraceRefusedError(SteppingError):
 
 
 class SeccompRefusedError(SteppingError):
-    """The kernel does not accept the seccomp filter. `missing`: what is missing and how to get it."""
+    """The kernel does not accept the seccomp filter. `errno`: why; the text says what is missing."""
 
-    def __init__(self, missing: str) -> None:
-        super().__init__(f"cannot install a seccomp filter: {missing}")
-        self.missing = missing
+    def __init__(self, errno: int) -> None:
+        super().__init__(
+            f"cannot install a seccomp filter: {_SECCOMP_MISSING.get(errno, os.strerror(errno))}"
+        )
+        self.errno = errno
 
 
 class NotificationGoneError(SteppingError):
@@ -49,3 +57,12 @@ class MemoryFaultError(SteppingError):
     def __init__(self, address: int) -> None:
         super().__init__(f"no memory at {address:#x}")
         self.address = address
+
+
+_SECCOMP_MISSING = {
+    errno.EACCES: "it needs no_new_privs or CAP_SYS_ADMIN, and the kernel denies both",
+    errno.EBUSY: "the program already runs under a filter with a listener; run it outside that sandbox",
+    errno.EINVAL: "this kernel lacks a feature; Linux 5.9 or later with CONFIG_SECCOMP_FILTER is needed",
+    errno.ENOSYS: "this kernel has no seccomp; CONFIG_SECCOMP_FILTER is needed",
+    errno.EPERM: "it is forbidden here; a container must allow seccomp(2) (--security-opt seccomp=unconfined)",
+}
