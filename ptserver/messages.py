@@ -3,16 +3,20 @@
 Each message is a msgspec struct with a ``type`` tag; `docs/protocol/` is generated from this module, so the
 docstrings here are the published description. All numbers that a register carries are unsigned 64-bit.
 Bytes are raw in MessagePack and base64 in JSON. Unknown fields are ignored, so that a minor version can add
-some; unknown types are an error.
+some; unknown types are an error. Every number, string, list and map has a bound, stated in its type, which
+decoding enforces: a peer is not trusted.
 
 The order: the host sends `Hello` and the server answers `Welcome` or `Refused`, always in JSON; from then on
 both use the codec that the welcome names. After the welcome either side may send what `ToServer` and `ToHost`
 allow it, at any time, until the host has sent `Exited` and the server has answered `Goodbye`.
 """
 
-from typing import Literal
+import os
+from collections.abc import Iterable
+from typing import Annotated, Literal, Self
 
 import msgspec
+from msgspec import Meta
 
 #: The version of the protocol that this module describes. Peers must agree on it.
 PROTOCOL_VERSION = 1
@@ -20,29 +24,58 @@ PROTOCOL_VERSION = 1
 #: Codecs by preference, best first.
 CODECS: tuple[str, ...] = ("msgpack", "json")
 
+#: The most bytes that one call may carry in each direction, all its buffers together.
+MAX_TRANSFER_BYTES = 8 << 20
+
+#: The most entries of an environment, and the bytes of one (Linux: MAX_ARG_STRLEN).
+MAX_ENVIRONMENT_ENTRIES, MAX_ENVIRONMENT_ENTRY_BYTES = 1 << 16, 128 << 10
+
+#: The most program arguments that a `Hello` shows, and how much of it they may fill, in bytes of JSON.
+MAX_SHOWN_ARGUMENTS, MAX_SHOWN_ARGUMENT_BYTES = 1024, 24 << 10
+
 Interest = Literal["ignore", "observe", "serve"]
 StreamId = Literal[0, 1, 2]
 
+#: What a register holds.
+U64 = Annotated[int, Meta(ge=0, extra_json_schema={"maximum": (1 << 64) - 1})]
+#: Numbers that every JSON reader keeps exactly.
+RequestId = Annotated[int, Meta(ge=1, le=(1 << 53) - 1)]
+S64 = Annotated[int, Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
+ThreadId = Annotated[int, Meta(ge=0, le=(1 << 31) - 1)]
+Errno = Annotated[int, Meta(ge=0, le=4095)]
+SignalNumber = Annotated[int, Meta(ge=0, le=64)]
+Cells = Annotated[int, Meta(ge=0, le=65535)]
+ArgumentIndex = Annotated[int, Meta(ge=0, le=5)]
+SyscallName = Annotated[str, Meta(min_length=1, max_length=64)]
+ShortText = Annotated[str, Meta(max_length=255)]
+LongText = Annotated[str, Meta(max_length=4096)]
+Blob = Annotated[bytes, Meta(max_length=MAX_TRANSFER_BYTES)]
+Registers = tuple[U64, U64, U64, U64, U64, U64]
+Buffers = Annotated[dict[ArgumentIndex, Blob], Meta(max_length=6)]
+Capacities = Annotated[
+    dict[ArgumentIndex, Annotated[int, Meta(ge=0, le=MAX_TRANSFER_BYTES)]], Meta(max_length=6)
+]
 
-class Message(msgspec.Struct, frozen=True, tag_field="type", tag=str.lower, omit_defaults=True):
+
+class Message(msgspec.Struct, frozen=True, tag_field="type", tag=str.lower, omit_defaults=True, gc=False):
     """Base of all messages; its JSON object's ``type`` is the class name in lower case."""
 
 
 class Terminal(msgspec.Struct, frozen=True):
     """The user's terminal. rows, columns: characters; name: the value of TERM."""
 
-    rows: int
-    columns: int
-    name: str = ""
+    rows: Cells
+    columns: Cells
+    name: ShortText = ""
 
 
 class Machine(msgspec.Struct, frozen=True):
     """The stub host's machine. arch: ``amd64`` or ``arm64``; cpu_features: names as in /proc/cpuinfo."""
 
-    arch: str
-    kernel: str
-    hostname: str
-    cpu_features: tuple[str, ...] = ()
+    arch: ShortText
+    kernel: ShortText
+    hostname: ShortText
+    cpu_features: Annotated[tuple[ShortText, ...], Meta(max_length=1024)] = ()
 
 
 class Program(msgspec.Struct, frozen=True):
@@ -50,13 +83,42 @@ class Program(msgspec.Struct, frozen=True):
 
     path: its file at the stub host; argv: its arguments, argv[0] included; build_id: Go's or GNU's, or empty;
     abstraction: the OS abstraction that it was built for (GOOSREMOTE); stub: whether it has the stub.
+    path and argv are there to be shown and logged: see `shown`.
     """
 
-    path: str
-    argv: tuple[str, ...]
-    build_id: str = ""
-    abstraction: str = "linux"
+    path: LongText
+    argv: Annotated[tuple[LongText, ...], Meta(max_length=MAX_SHOWN_ARGUMENTS)]
+    build_id: ShortText = ""
+    abstraction: ShortText = "linux"
     stub: bool = False
+
+    @classmethod
+    def shown(
+        cls,
+        path: str | bytes,
+        argv: Iterable[str | bytes],
+        *,
+        build_id: str = "",
+        abstraction: str = "linux",
+        stub: bool = False,
+    ) -> Self:
+        """Return the description of a program whose path and arguments may be any bytes of any length.
+
+        What is not UTF-8 is replaced by U+FFFD; what is too long for a `Hello` is cut off at its end.
+        """
+        shown: list[str] = []
+        room = MAX_SHOWN_ARGUMENT_BYTES
+        for argument in argv:
+            text = _text(argument)
+            room -= len(msgspec.json.encode(text)) + 1
+            if room < 0 or len(shown) == MAX_SHOWN_ARGUMENTS:
+                break
+            shown.append(text)
+        return cls(_text(path), tuple(shown), build_id, abstraction, stub)
+
+
+def _text(name: str | bytes) -> str:
+    return os.fsencode(name).decode("utf-8", "replace")[:4096]
 
 
 class Hello(Message, frozen=True):
@@ -67,13 +129,13 @@ class Hello(Message, frozen=True):
     token: the secret that the server wants, or empty.
     """
 
-    versions: tuple[int, ...]
-    codecs: tuple[str, ...]
-    software: str
+    versions: Annotated[tuple[Annotated[int, Meta(ge=1, le=65535)], ...], Meta(min_length=1, max_length=64)]
+    codecs: Annotated[tuple[ShortText, ...], Meta(min_length=1, max_length=16)]
+    software: ShortText
     machine: Machine
     program: Program
-    token: str = ""
-    streams: tuple[StreamId, ...] = (0, 1, 2)
+    token: LongText = ""
+    streams: Annotated[tuple[StreamId, ...], Meta(max_length=3)] = (0, 1, 2)
     terminal: Terminal | None = None
 
 
@@ -82,21 +144,29 @@ class Welcome(Message, frozen=True):
 
     resources: ``server`` if the program's files and descriptors are the server's; ``host`` if they are the
     stub host's own and the server only answers what `interest` names.
+    server: the server's name, such as ``passthrough``; software: what it runs on, with its version; session:
+    its name for this session; host: its machine's host name.
     interest: what the server wants of each syscall by name; `default_interest` holds for the other calls that
     touch resources. environment: the program's, as ``NAME=VALUE``, or None for the host's own.
     """
 
-    version: int
-    codec: str
-    server: str
-    software: str
-    session: str
-    host: str
+    version: Annotated[int, Meta(ge=1, le=65535)]
+    codec: ShortText
+    server: ShortText
+    software: ShortText
+    session: ShortText
+    host: ShortText
     resources: Literal["server", "host"]
-    interest: dict[str, Interest]
+    interest: Annotated[dict[SyscallName, Interest], Meta(max_length=1024)]
     default_interest: Interest = "ignore"
-    abstraction: str = "linux"
-    environment: tuple[bytes, ...] | None = None
+    abstraction: ShortText = "linux"
+    environment: (
+        Annotated[
+            tuple[Annotated[bytes, Meta(max_length=MAX_ENVIRONMENT_ENTRY_BYTES)], ...],
+            Meta(max_length=MAX_ENVIRONMENT_ENTRIES),
+        ]
+        | None
+    ) = None
 
 
 class Refused(Message, frozen=True):
@@ -106,8 +176,8 @@ class Refused(Message, frozen=True):
     message: one line for the user.
     """
 
-    code: str
-    message: str
+    code: ShortText
+    message: LongText
 
 
 class Syscall(Message, frozen=True):
@@ -116,16 +186,18 @@ class Syscall(Message, frozen=True):
     id: unique among the calls in flight, above 0; tid: the calling thread, pid: its process, at the host;
     name: the call's name on Linux; args: its six registers. ins: by argument index, the bytes that it reads
     (paths without their NUL; iovecs joined; string vectors joined by NUL bytes); outs: by argument index, how
-    many bytes it may fill.
+    many bytes it may fill. The buffers of all `ins`, and those of all `outs`, hold at most
+    `MAX_TRANSFER_BYTES` together: the host shortens longer reads and writes, as the kernel may.
+    A call that the server does not know is answered with ENOSYS.
     """
 
-    id: int
-    tid: int
-    pid: int
-    name: str
-    args: tuple[int, int, int, int, int, int]
-    ins: dict[int, bytes] = {}
-    outs: dict[int, int] = {}
+    id: RequestId
+    tid: ThreadId
+    pid: ThreadId
+    name: SyscallName
+    args: Registers
+    ins: Buffers = {}
+    outs: Capacities = {}
 
 
 class Result(Message, frozen=True):
@@ -136,10 +208,10 @@ class Result(Message, frozen=True):
     host, unchanged; only where resources are the host's.
     """
 
-    id: int
-    value: int = 0
-    errno: int = 0
-    outs: dict[int, bytes] = {}
+    id: RequestId
+    value: S64 = 0
+    errno: Errno = 0
+    outs: Buffers = {}
     proceed: bool = False
 
 
@@ -149,34 +221,38 @@ class Observed(Message, frozen=True):
     The fields are those of `Syscall`.
     """
 
-    tid: int
-    pid: int
-    name: str
-    args: tuple[int, int, int, int, int, int]
-    ins: dict[int, bytes] = {}
+    tid: ThreadId
+    pid: ThreadId
+    name: SyscallName
+    args: Registers
+    ins: Buffers = {}
 
 
 class Cancel(Message, frozen=True):
     """Host to server: the thread no longer waits for call *id*.
 
-    The server interrupts the call and answers all the same, with what it did or with EINTR.
+    The server interrupts the call and answers all the same, with what it did or with EINTR. A cancel of a call
+    that was answered meanwhile is ignored.
     """
 
-    id: int
+    id: RequestId
 
 
 class StreamData(Message, frozen=True):
-    """Either way: bytes of a standard stream (0 to the program, 1 and 2 from it), within the credit given."""
+    """Either way: bytes of a standard stream (0 from the host, 1 and 2 from the server).
+
+    Never more than the credit that the receiver has given; it starts at none.
+    """
 
     stream: StreamId
-    data: bytes
+    data: Blob
 
 
 class StreamCredit(Message, frozen=True):
     """Either way: the sender of this can take *size* more bytes of the stream."""
 
     stream: StreamId
-    size: int
+    size: Annotated[int, Meta(ge=1, le=(1 << 31) - 1)]
 
 
 class StreamEnd(Message, frozen=True):
@@ -188,28 +264,28 @@ class StreamEnd(Message, frozen=True):
 class WindowSize(Message, frozen=True):
     """Host to server: the user's terminal changed its size."""
 
-    rows: int
-    columns: int
+    rows: Cells
+    columns: Cells
 
 
 class Signal(Message, frozen=True):
     """Server to host: deliver signal *signo* (Linux number) to the program."""
 
-    signo: int
+    signo: Annotated[int, Meta(ge=1, le=64)]
 
 
 class ThreadEvent(Message, frozen=True):
     """Host to server: a thread was ``created`` or has ``exited``."""
 
-    tid: int
+    tid: ThreadId
     event: Literal["created", "exited"]
 
 
 class Exited(Message, frozen=True):
     """Host to server: the program is gone. status: its exit status, or None if *signo* killed it."""
 
-    status: int | None
-    signo: int = 0
+    status: Annotated[int, Meta(ge=0, le=255)] | None
+    signo: SignalNumber = 0
 
 
 class Goodbye(Message, frozen=True):
@@ -219,13 +295,13 @@ class Goodbye(Message, frozen=True):
 class Ping(Message, frozen=True):
     """Either way: are you there? *id* comes back in a `Pong`."""
 
-    id: int
+    id: RequestId
 
 
 class Pong(Message, frozen=True):
     """Either way: the answer to a `Ping`."""
 
-    id: int
+    id: RequestId
 
 
 ToServer = (
