@@ -6,9 +6,6 @@ A tracee can die at any time, so every function that touches one may raise `Trac
 import errno
 import os
 
-import errno
-import os
-
 
 class SteppingError(Exception):
     """The root of all that this package raises."""

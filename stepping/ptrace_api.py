@@ -1,0 +1,275 @@
+"""ptrace(2) as functions of a thread id: the one module that makes ptrace requests and imports python-ptrace.
+
+Each request must come from the OS thread that traces *tid* (see `tracer_thread`), and, `seize`, `interrupt`
+and the waits aside, while *tid* is in a ptrace-stop. Whatever the caller got wrong in that respect looks to the
+kernel like a dead thread, so every function raises `TraceeGoneError` for ESRCH.
+
+Sizes are in bytes, register sets are in the kernel's own layout (`registers` decodes them).
+
+Source: ptrace(2), waitpid(2), linux/ptrace.h, elf.h (NT_*).
+"""
+
+import ctypes
+import errno
+import os
+from enum import IntEnum, IntFlag
+
+from ptrace.binding.func import ptrace as _request
+from ptrace.error import PtraceError
+
+from stepping.errors import PtraceRefusedError, SteppingError, TraceeGoneError
+
+
+class Option(IntFlag):
+    """PTRACE_O_*: which events stop a tracee, and what happens to it when its tracer dies."""
+
+    SYSGOOD = 1 << 0
+    FORK = 1 << 1
+    VFORK = 1 << 2
+    CLONE = 1 << 3
+    EXEC = 1 << 4
+    VFORK_DONE = 1 << 5
+    EXIT = 1 << 6
+    SECCOMP = 1 << 7
+    EXITKILL = 1 << 20
+    SUSPEND_SECCOMP = 1 << 21
+
+
+class RegisterSet(IntEnum):
+    """NT_*: which registers `getregset` and `setregset` carry."""
+
+    GENERAL = 1
+    FLOAT = 2
+    X86_XSTATE = 0x202
+    ARM_SYSTEM_CALL = 0x404
+
+
+#: What a new tracee's threads and children need so that none is missed.
+FOLLOW_THREADS = Option.SYSGOOD | Option.CLONE | Option.EXEC
+FOLLOW_ALL = FOLLOW_THREADS | Option.FORK | Option.VFORK
+
+_CONT, _SINGLESTEP, _DETACH, _SYSCALL = 7, 9, 17, 24
+_SETOPTIONS, _GETEVENTMSG, _GETSIGINFO, _SETSIGINFO = 0x4200, 0x4201, 0x4202, 0x4203
+_GETREGSET, _SETREGSET, _SEIZE, _INTERRUPT, _LISTEN = 0x4204, 0x4205, 0x4206, 0x4207, 0x4208
+_GETSIGMASK, _SETSIGMASK, _GET_SYSCALL_INFO = 0x420A, 0x420B, 0x420E
+
+_SIGINFO_BYTES = 128
+_SYSCALL_INFO_BYTES = 88
+_SIGMASK_BYTES = 8
+_WALL, _WNOTHREAD = 0x40000000, 0x20000000
+
+
+class _Iovec(ctypes.Structure):
+    _fields_ = (("base", ctypes.c_void_p), ("size", ctypes.c_size_t))
+
+
+def seize(tid: int, options: Option) -> None:
+    """Make *tid* a tracee of this thread, without stopping it.
+
+    Raises:
+        PtraceRefusedError: the kernel does not allow it.
+        TraceeGoneError: there is no such thread.
+    """
+    try:
+        _request(_SEIZE, tid, 0, int(options))
+    except PtraceError as error:
+        if error.errno in (errno.EPERM, errno.EIO):
+            raise PtraceRefusedError(tid, explain_refusal(tid)) from error
+        raise _translate(tid, error) from error
+
+
+def interrupt(tid: int) -> None:
+    """Ask *tid* to stop; it reports an event stop soon, or another stop first. Needs no stop."""
+    _simple(_INTERRUPT, tid)
+
+
+def listen(tid: int) -> None:
+    """Let *tid*, in a group-stop, stay stopped as its user wants, but report what happens to it."""
+    _simple(_LISTEN, tid)
+
+
+def cont(tid: int, signo: int = 0) -> None:
+    """Resume *tid*, delivering *signo* if it is in a signal-delivery-stop and that is not 0."""
+    _simple(_CONT, tid, signo)
+
+
+def syscall(tid: int, signo: int = 0) -> None:
+    """As `cont`, up to the next entry to or exit from a syscall."""
+    _simple(_SYSCALL, tid, signo)
+
+
+def singlestep(tid: int, signo: int = 0) -> None:
+    """As `cont`, for one instruction."""
+    _simple(_SINGLESTEP, tid, signo)
+
+
+def detach(tid: int, signo: int = 0) -> None:
+    """Stop tracing *tid* and resume it, or leave it stopped if its process is in a group-stop."""
+    _simple(_DETACH, tid, signo)
+
+
+def setoptions(tid: int, options: Option) -> None:
+    """Replace the options given to `seize`."""
+    _simple(_SETOPTIONS, tid, int(options))
+
+
+def geteventmsg(tid: int) -> int:
+    """Return the number that goes with an event stop: a new thread's id, an exit's raw status..."""
+    value = ctypes.c_ulong()
+    _with_buffer(_GETEVENTMSG, tid, 0, value)
+    return value.value
+
+
+def getsiginfo(tid: int) -> bytes:
+    """Return the siginfo_t of the signal that *tid* is stopped for (128 bytes).
+
+    Raises:
+        SteppingError: the stop is a group-stop, which has none.
+    """
+    buffer = ctypes.create_string_buffer(_SIGINFO_BYTES)
+    _with_buffer(_GETSIGINFO, tid, 0, buffer)
+    return buffer.raw
+
+
+def setsiginfo(tid: int, siginfo: bytes) -> None:
+    """Replace the siginfo_t of the signal that *tid* is stopped for."""
+    _with_buffer(_SETSIGINFO, tid, 0, ctypes.create_string_buffer(siginfo, _SIGINFO_BYTES))
+
+
+def getsigmask(tid: int) -> int:
+    """Return the set of blocked signals; bit *n* stands for signal *n* + 1."""
+    value = ctypes.c_uint64()
+    _with_buffer(_GETSIGMASK, tid, _SIGMASK_BYTES, value)
+    return value.value
+
+
+def setsigmask(tid: int, mask: int) -> None:
+    """Replace the set of blocked signals."""
+    _with_buffer(_SETSIGMASK, tid, _SIGMASK_BYTES, ctypes.c_uint64(mask))
+
+
+def get_syscall_info(tid: int) -> bytes:
+    """Return struct ptrace_syscall_info (88 bytes, unused ones 0) for a syscall or seccomp stop."""
+    buffer = ctypes.create_string_buffer(_SYSCALL_INFO_BYTES)
+    _with_buffer(_GET_SYSCALL_INFO, tid, _SYSCALL_INFO_BYTES, buffer)
+    return buffer.raw
+
+
+def getregset(tid: int, kind: RegisterSet = RegisterSet.GENERAL, size: int = 512) -> bytes:
+    """Return a register set, at most *size* bytes of it."""
+    buffer = ctypes.create_string_buffer(size)
+    vector = _Iovec(ctypes.addressof(buffer), size)
+    _with_buffer(_GETREGSET, tid, kind, vector)
+    return buffer.raw[: vector.size]
+
+
+def setregset(tid: int, data: bytes, kind: RegisterSet = RegisterSet.GENERAL) -> None:
+    """Replace a register set."""
+    buffer = ctypes.create_string_buffer(data, len(data))
+    _with_buffer(_SETREGSET, tid, kind, _Iovec(ctypes.addressof(buffer), len(data)))
+
+
+def wait(tid: int, *, block: bool = True) -> int | None:
+    """Wait for *tid* to report; return the raw wait status, or None if it has nothing to report yet.
+
+    Raises:
+        TraceeGoneError: it is no tracee or child of this thread.
+    """
+    return wait_any(tid, block=block)[1]
+
+
+def wait_any(tid: int = -1, *, block: bool = True) -> tuple[int, int | None]:
+    """Wait for any tracee or child of this thread; return its id and raw wait status.
+
+    Without *block*, (0, None) says that none has anything to report. Other threads' children are not seen.
+
+    Raises:
+        TraceeGoneError: this thread has neither tracees nor children.
+    """
+    try:
+        who, status = os.waitpid(tid, _WALL | _WNOTHREAD | (0 if block else os.WNOHANG))
+    except ChildProcessError as error:
+        raise TraceeGoneError(tid) from error
+    return (who, status) if who else (0, None)
+
+
+def explain_refusal(tid: int) -> str:
+    """Say in one line why the kernel may have refused to let this process trace *tid*, and what to do."""
+    fields = _status_fields(tid)
+    tracer = int(fields.get("TracerPid", "0"))
+    if tracer:
+        return f"it is already traced by process {tracer} ({_command(tracer)}); detach that first"
+    if fields.get("State", "").startswith(("Z", "X")):
+        return "it has already exited"
+    if int(fields.get("Tgid", "0")) == os.getpid():
+        return "it is this process itself"
+    if fields.get("Kthread") == "1" or not fields.get("VmSize"):
+        return "it is a kernel thread"
+    if _has_cap_sys_ptrace():
+        return "the kernel or a security module forbids it, although this process has CAP_SYS_PTRACE"
+    owner = fields.get("Uid", "").split()
+    if owner and any(uid != str(os.geteuid()) for uid in owner[:3]):
+        return f"it belongs to user {owner[0]}; CAP_SYS_PTRACE is needed (run ptserver as root or that user)"
+    scope = _yama_scope()
+    if scope == 1:
+        return (
+            "yama lets processes trace their own children only (ptrace_scope is 1); "
+            "run as root, or: sysctl kernel.yama.ptrace_scope=0"
+        )
+    if scope == 2:
+        return "yama demands CAP_SYS_PTRACE (ptrace_scope is 2); run ptserver as root"
+    if scope == 3:
+        return "yama forbids all tracing until the next boot (ptrace_scope is 3)"
+    return "it is not dumpable or a sandbox forbids ptrace; CAP_SYS_PTRACE is needed (run ptserver as root)"
+
+
+def _simple(request: int, tid: int, data: int = 0) -> None:
+    try:
+        _request(request, tid, 0, data)
+    except PtraceError as error:
+        raise _translate(tid, error) from error
+
+
+def _with_buffer(
+    request: int,
+    tid: int,
+    addr: int,
+    buffer: "ctypes.Structure | ctypes._SimpleCData[int] | ctypes.Array[ctypes.c_char]",
+) -> None:
+    try:
+        _request(request, tid, addr, ctypes.addressof(buffer))
+    except PtraceError as error:
+        raise _translate(tid, error) from error
+
+
+def _translate(tid: int, error: PtraceError) -> SteppingError:
+    if error.errno == errno.ESRCH:
+        return TraceeGoneError(tid)
+    if error.errno == errno.EPERM:
+        return PtraceRefusedError(tid, explain_refusal(tid))
+    return SteppingError(f"ptrace of thread {tid} failed: {os.strerror(error.errno)}")
+
+
+def _status_fields(tid: int) -> dict[str, str]:
+    try:
+        with open(f"/proc/{tid}/status", encoding="utf-8", errors="replace") as file:
+            lines = [line.partition(":") for line in file]
+    except OSError:
+        return {}
+    return {name: value.strip() for name, _, value in lines}
+
+
+def _command(pid: int) -> str:
+    return _status_fields(pid).get("Name", "unknown")
+
+
+def _has_cap_sys_ptrace() -> bool:
+    return bool(int(_status_fields(os.getpid()).get("CapEff", "0"), 16) >> 19 & 1)
+
+
+def _yama_scope() -> int:
+    try:
+        with open("/proc/sys/kernel/yama/ptrace_scope", encoding="ascii") as file:
+            return int(file.read())
+    except OSError:
+        return 0
