@@ -2,22 +2,37 @@
 
 A row of the table (see `table.py`) is one line:
 
-    name  amd64  arm64  class  wait  argument... -> result   [only NAME&MASK=VALUE]
+    name  amd64  arm64  class  wait  argument... -> result [bound] [only NAME&MASK=VALUE]
 
     amd64, arm64  the number on that architecture, or `-` where it does not exist
     class         one of `SyscallClass`
-    wait          `wait` if the call may sleep without bound, else `-`
+    wait          `wait` if the call may sleep without bound (for somebody else, not for a disk), else `-`
     argument      NAME:KIND[LENGTH;VALID]/DECODER
                   KIND     one of `ArgKind`
-                  LENGTH   how many bytes a buffer has: a number, an argument's name, `NAME*NUMBER`,
-                           or `*NAME` (the 32-bit number that the argument NAME points to);
-                           for iovecs: the argument that counts them
-                  VALID    how much of an out-buffer a successful call has filled (default: all):
-                           `ret`, `ret*NUMBER`, or `*NAME` (what NAME points to after the call)
+                  LENGTH   how many bytes a buffer has, known before the call (see below);
+                           for arrays of iovec and mmsghdr: how many elements;
+                           for `reqarg`: the argument that holds the request
+                  VALID    how much of an out-buffer a successful call has filled, known after the call
+                           (default: all of it); what exceeds LENGTH is cut
                   DECODER  the name under which the decoders know how to print it (default: by kind)
+    LENGTH, VALID [NUMBER+]TERM, where TERM is
+                  NUMBER           so many bytes
+                  NAME             the argument NAME, or `ret`, the call's result
+                  NAME*NUMBER      ... times a size
+                  NAME/8           a set of NAME bits, in whole 64-bit words (fd_set)
+                  *NAME[@OFFSET]   the unsigned 32-bit number that the pointer NAME points to
+                                   (OFFSET bytes further); NAME may be the argument itself
+                  A last `|NUMBER` gives the size on arm64 where it differs from that on amd64.
     result        `int`, `fd`, `bytes`, `ptr`, `none`
+    bound         the call is about the caller's own memory or threads, or its arguments hold addresses that the
+                  table does not describe: no other process can make it in the caller's stead by table alone
     only          the call concerns a resource only when (argument & MASK) == VALUE
                   (mmap of a file, clone of a process); otherwise it is a matter of memory or threads
+
+What holds for every row: an address of 0 means that the argument is absent, whatever its kind. A count that is
+negative as a 32-bit number means no bytes. A call that fails fills no `out` buffer; an `inout` buffer is carried
+back whether or not the call succeeds, and written where it changed (poll's revents, ppoll's remaining time,
+EOVERFLOW of name_to_handle_at).
 
 This package is the only place that knows these facts: the filter, the marshalling, the shadow, the trace
 decoders and the documentation all read it.
@@ -43,6 +58,7 @@ class SyscallClass(Enum):
     THREAD = "thread"  #: threads, futexes, scheduling
     SIGNAL = "signal"  #: handlers, masks, stacks
     TIME = "time"  #: clocks and sleeping
+    HOST = "host"  #: the machine that executes: its processors, randomness, accounting
 
     @property
     def is_resource(self) -> bool:
@@ -50,7 +66,9 @@ class SyscallClass(Enum):
         return self not in _OWN_CLASSES
 
 
-_OWN_CLASSES = frozenset({SyscallClass.MEMORY, SyscallClass.THREAD, SyscallClass.SIGNAL, SyscallClass.TIME})
+_OWN_CLASSES = frozenset(
+    {SyscallClass.MEMORY, SyscallClass.THREAD, SyscallClass.SIGNAL, SyscallClass.TIME, SyscallClass.HOST}
+)
 
 
 class ArgKind(Enum):
@@ -73,7 +91,10 @@ class ArgKind(Enum):
     IOV_OUT = "iovout"  #: array of struct iovec whose buffers are written
     MSG_IN = "msgin"  #: struct msghdr that is sent
     MSG_OUT = "msgout"  #: struct msghdr that is received into
-    REQUEST_ARG = "reqarg"  #: ioctl's and fcntl's third argument; its meaning depends on the second
+    MMSG_IN = "mmsgin"  #: array of struct mmsghdr that are sent
+    MMSG_OUT = "mmsgout"  #: array of struct mmsghdr that are received into
+    SIGSET_REF = "sigref"  #: pselect6's last: the address of {address, size} of a signal mask, which is read
+    REQUEST_ARG = "reqarg"  #: number or pointer, depending on another argument: see `requests.py`
 
     @property
     def is_pointer(self) -> bool:
@@ -96,15 +117,30 @@ class ResultKind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Length:
-    """A size in bytes (or a number of iovecs): ``arg * scale``, or the constant ``scale``.
+    """A size in bytes (or a number of elements): ``base + scale * V``, or the constant ``scale``.
 
-    arg: index of the argument that it depends on, `RESULT` for the call's result, None for a constant.
-    indirect: the argument is a pointer to a 32-bit number that holds the size.
+    arg: index of the argument that V is, `RESULT` for the call's result, None for a constant.
+    indirect: the argument is a pointer; V is the unsigned 32-bit number *offset* bytes after it.
+    bits: V counts bits; it is rounded up to whole 64-bit words.
+    scale_arm64: the scale on arm64, where it differs.
     """
 
     arg: int | None
     scale: int = 1
     indirect: bool = False
+    base: int = 0
+    offset: int = 0
+    bits: bool = False
+    scale_arm64: int | None = None
+
+    def of(self, value: int = 1, arch: Arch = "amd64") -> int:
+        """Return the size when V is *value* (any number for a constant); never negative."""
+        if self.bits:
+            value = (value + 63) // 64 * 8
+        scale = self.scale if arch == "amd64" or self.scale_arm64 is None else self.scale_arm64
+        if self.arg is None:
+            return scale
+        return max(self.base + scale * value, 0)
 
 
 #: `Length.arg` that stands for the result of the call.
@@ -141,4 +177,5 @@ class Syscall:
     may_wait: bool
     args: tuple[Arg, ...]
     result: ResultKind
+    bound: bool = False
     only_if: OnlyIf | None = None
