@@ -1,6 +1,106 @@
-"""The command line: parses, calls, prints."""
+"""The command line: finds the command, and turns every expected error into one line and an exit status."""
+
+import importlib
+import os
+import sys
+import traceback
+
+import click
+
+#: Where each command is; imported when it is used, so that none pays for another's libraries.
+_COMMANDS = {
+    "run": "ptserver.commands.run:run_command",
+    "serve": "ptserver.commands.serve:serve_command",
+    "build": "ptserver.commands.build:build_command",
+    "go": "ptserver.commands.go:go_command",
+}
+
+_EPILOG = """\b
+Exit status: that of the program, and a program that dies by a signal makes ptserver die by it. Before there is a
+program, and when a session breaks:
+  64   the command line, an address or a server's name is wrong
+  69   a server does not answer, or was lost
+  70   a server's own code failed, or ptserver has a mistake
+  76   the peer does not follow the protocol
+  77   the server, or the kernel, refuses
+  126  the program cannot be executed here
+  127  there is no such program
+"""
+
+
+class _Commands(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        target = _COMMANDS.get(cmd_name)
+        if target is None:
+            return None
+        module, _, name = target.partition(":")
+        command = getattr(importlib.import_module(module), name)
+        assert isinstance(command, click.Command)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in _COMMANDS and not args[0].startswith("-"):
+            import difflib
+
+            close = difflib.get_close_matches(args[0], _COMMANDS, 1)
+            hint = f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(_COMMANDS)}"
+            ctx.fail(f"no command {args[0]!r}{hint}")
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=_Commands, epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="ptserver")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def cli(debug: bool) -> None:
+    """Run Go programs under a split runtime: here, with a server that gives them what they ask of the world.
+
+    \b
+    ptserver run ./main                            natively
+    ptserver run --server localhost:11235 ./main   with the files and environment of a server
+    ptserver run --trace ./main                    with a log of its system calls
+    ptserver serve passthrough --listen :11235     be that server
+    ptserver build ./cmd/main                      a program that insists on a server
+    """
 
 
 def main() -> None:
-    """Run the `ptserver` command."""
-    raise SystemExit(0)
+    """Run the `ptserver` command and exit."""
+    debug = bool(os.environ.get("PTSERVER_DEBUG")) or "--debug" in sys.argv[1:2]
+    try:
+        status = cli.main(standalone_mode=False)
+    except click.UsageError as error:
+        error.show()
+        status = 64
+    except (click.exceptions.Abort, KeyboardInterrupt):
+        status = 130
+    except Exception as error:  # noqa: BLE001 - the one place where an error ends the program
+        status = _exit_status(error)
+        if status is None or debug:
+            traceback.print_exc()
+        print(f"ptserver: {error}", file=sys.stderr)
+    sys.exit(70 if status is None else status)
+
+
+def _exit_status(error: Exception) -> int | None:
+    """Return the status for an expected error, None for a mistake in ptserver."""
+    from goabi.errors import GoAbiError
+    from ptserver.errors import PtServerError
+    from stepping.errors import SteppingError
+
+    match error:
+        case PtServerError():
+            return error.exit_status
+        case SteppingError():
+            return 77
+        case GoAbiError():
+            return 126
+        case click.ClickException():
+            return 64
+        case OSError():
+            return 74
+    return None

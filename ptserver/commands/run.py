@@ -1,0 +1,48 @@
+"""`ptserver run`: execute a program, by itself, under a server, or traced."""
+
+import click
+
+
+@click.command(
+    "run",
+    context_settings={"ignore_unknown_options": False, "allow_interspersed_args": False},
+    no_args_is_help=True,
+)
+@click.option(
+    "--server",
+    metavar="NAME|MODULE:CLASS|ADDR",
+    default="passthrough",
+    show_default=True,
+    help="Who answers the program's calls: a server that comes with ptserver, a class of your own, or the address "
+    "of one that `ptserver serve` runs (HOST:PORT, [HOST]:PORT or unix:PATH).",
+)
+@click.option("--token-file", type=click.Path(dir_okay=False), help="File that holds the server's token.")
+@click.option("--argv0", metavar="NAME", help="What the program finds in argv[0], instead of PROGRAM.")
+@click.option("--stub", is_flag=True, hidden=True, help="The program's own stub calls: report as it would.")
+@click.argument("program")
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+@click.pass_context
+def run_command(
+    ctx: click.Context,
+    server: str,
+    token_file: str | None,
+    argv0: str | None,
+    stub: bool,
+    program: str,
+    arguments: tuple[str, ...],
+) -> None:
+    """Execute PROGRAM with ARGUMENTS.
+
+    Without --server it runs natively on this machine, as if started directly. With the name of a server, just the
+    calls which that server wants are taken. With an address, the program's files, standard streams, environment,
+    and working directory are those of the server; its memory, threads and timers stay here.
+
+    \b
+    ptserver run ./main -v
+    ptserver run --server fake_hosts ./main
+    ptserver run --server mymodule:MyServer ./main
+    ptserver run --server db1:11235 --token-file ~/.ptserver-token ./main
+    """
+    from ptserver.run import RunOptions, run
+
+    ctx.exit(run(RunOptions(program, arguments, server, argv0, token_file, stub)))

@@ -1,0 +1,362 @@
+"""The stub host: takes the calls of a running program from its listener and sees that each is answered.
+
+`Host` is the part that every kind of server shares: one poll loop on one thread over the listener, the program's
+pidfd, signals, timers, and what a subclass adds. `LocalHost` answers in this process, `RemoteHost` over a
+connection.
+
+Interrupted calls. A signal may interrupt a thread that waits for an answer; its notification is void then, and the
+kernel makes the thread repeat the call (SA_RESTART, which Go always sets) or fail with EINTR. The call may have
+been carried out meanwhile, and must not be twice: it is kept under its thread until the repeated call, recognised by
+thread, number, registers and place, takes it over, with its result if there is one already. A different call of
+the thread instead means that the old one is given up: `_abandon` cancels it.
+
+Not trusted: the program. Its memory is read once per call (`stepping.syscalls.marshal`).
+"""
+
+import contextlib
+import errno
+import heapq
+import itertools
+import os
+import select
+import signal
+import time
+from collections.abc import Callable
+
+from ptserver.host_signals import HostSignals, is_passed_on
+from ptserver.stub.hypercalls import (
+    REQUEST_MAX_BYTES,
+    STUB_ABI,
+    Hypercall,
+    MarkerError,
+    decode_marker,
+    encode_info,
+    encode_message,
+)
+from stepping.errors import MemoryFaultError, NotificationGoneError
+from stepping.launch import Launched
+from stepping.listener import Listener, Notification
+from stepping.syscalls import Arch, Syscall, by_number
+from stepping.syscalls.marshal import Args, BadArgumentError, Gathered, gather, scatter
+from stepping.tracee_memory import TraceeMemory
+
+
+class Process:
+    """A process of the program: its id and its memory."""
+
+    __slots__ = ("memory", "pid")
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.memory = TraceeMemory(pid)
+
+    def reopen(self) -> None:
+        """Take hold of the memory that the process has since an exec."""
+        fresh = TraceeMemory(self.pid)
+        self.memory.close()
+        self.memory = fresh
+
+
+class PendingCall:
+    """A call that was taken and not yet answered, or whose answer found nobody waiting.
+
+    row is None for a hypercall. answer: (value, errno, outs) once known; while the call still waits it has none.
+    """
+
+    __slots__ = (
+        "answer",
+        "args",
+        "gathered",
+        "id",
+        "ip",
+        "notification_id",
+        "nr",
+        "process",
+        "row",
+        "tid",
+    )
+
+    def __init__(
+        self, call_id: int, notification: Notification, process: Process, row: Syscall | None
+    ) -> None:
+        self.id = call_id
+        self.notification_id = notification.id
+        self.tid = notification.tid
+        self.nr = notification.nr
+        self.args: Args = notification[6:12]
+        self.ip = notification.ip
+        self.process = process
+        self.row = row
+        self.gathered = Gathered(self.args, {}, {}, {})
+        self.answer: tuple[int, int, dict[int, bytes]] | None = None
+
+    def is_repeated_by(self, notification: Notification) -> bool:
+        """Whether *notification* is this call again, restarted by the kernel after a signal."""
+        return self.nr == notification.nr and self.ip == notification.ip and self.args == notification[6:12]
+
+
+class Host:
+    """Runs the session of one launched program; see the module's text. Subclasses answer.
+
+    stub_info: what a program with the stub is told of its server, by the keys of `hypercalls.INFO_KEYS`; refusal:
+    if set, such a program is not let start, and panics with this text.
+    """
+
+    def __init__(self, launched: Launched, signals: HostSignals, arch: Arch) -> None:
+        assert launched.listener is not None
+        self.stub_info: dict[str, str] = {}
+        self.refusal = ""
+        self._watch_call: PendingCall | None = None
+        self.pid = launched.pid
+        self._pidfd = launched.pidfd
+        self._listener: Listener = launched.listener
+        self._signals = signals
+        self._rows = by_number(arch)
+        self._main = Process(launched.pid)
+        self._processes: dict[int, Process] = {launched.pid: self._main}
+        self._pending: dict[int, PendingCall] = {}
+        self._ids = itertools.count(1)
+        self._timers: list[tuple[float, int, Callable[[], None]]] = []
+        self._poll = select.poll()
+        self._handlers: dict[int, Callable[[], None]] = {}
+        self._wait_status: int | None = None
+        self._watch(self._listener.fileno(), self._on_call)
+        self._watch(self._pidfd, self._on_exit)
+        self._watch(signals.fileno(), self._on_signal)
+
+    def run(self) -> int:
+        """Serve the program until it is gone; return its wait status, as waitpid(2) gives it."""
+        while self._wait_status is None:
+            self._round()
+        assert self._wait_status is not None
+        return self._wait_status
+
+    def _round(self) -> None:
+        """Wait for something to happen, and deal with all that has."""
+        for fd, event in self._poll.poll(self._timeout_ms()):
+            handler = self._handlers.get(fd)
+            if event & select.POLLHUP and fd == self._listener.fileno():
+                self._unwatch(fd)  # no process of the program is left
+            elif handler is not None:
+                handler()
+        if self._timers:
+            self._fire_timers()
+        self._end_of_round()
+
+    def close(self) -> None:
+        """Kill the program if it still runs, and give up every descriptor."""
+        if self._wait_status is None:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+        self._listener.close()
+        os.close(self._pidfd)
+        for process in set(self._processes.values()):
+            process.memory.close()
+
+    # What subclasses provide.
+
+    def _serve(self, call: PendingCall) -> None:
+        """Answer *call*, now or later, by `_answer`, `_proceed` or the listener."""
+        raise NotImplementedError
+
+    def _abandon(self, call: PendingCall) -> None:
+        """Give up *call*: its thread was interrupted and does something else now."""
+
+    def _end_of_round(self) -> None:
+        """Do what waited for all events of one round."""
+
+    def _on_window_size(self) -> None:
+        """Hear that the user's terminal changed its size."""
+
+    # Calls.
+
+    def _on_call(self) -> None:
+        notification = self._listener.receive()
+        if notification is None:
+            return
+        tid = notification.tid
+        earlier = self._pending.get(tid)
+        if earlier is not None:
+            if earlier.is_repeated_by(notification):
+                earlier.notification_id = notification.id
+                if earlier.answer is not None:
+                    self._answer(earlier, *earlier.answer)
+                return
+            del self._pending[tid]
+            if earlier.answer is None:
+                self._abandon(earlier)
+        process = self._processes.get(tid) or self._find_process(tid)
+        row = self._rows.get(notification.nr)  # type: ignore[call-overload]
+        call = PendingCall(next(self._ids), notification, process, row)
+        self._pending[tid] = call
+        if row is None:
+            self._take_unknown(call)
+            return
+        try:
+            call.gathered = self._gather(row, call)
+        except BadArgumentError as error:
+            self._answer(call, 0, error.errno, {})
+            return
+        self._serve(call)
+
+    def _answer(self, call: PendingCall, value: int, error: int, outs: dict[int, bytes]) -> None:
+        """Let *call* return: fill its out-buffers (by argument index), then wake its thread."""
+        if outs:
+            try:
+                scatter(call.gathered, outs, call.process.memory)
+            except BadArgumentError as fault:
+                value, error = 0, fault.errno
+        try:
+            self._listener.answer(call.notification_id, value, error)
+        except NotificationGoneError:
+            call.answer = (value, error, outs)  # the repeated call gets it
+            return
+        self._forget(call)
+
+    def _proceed(self, call: PendingCall) -> None:
+        """Let the thread make *call* itself."""
+        with contextlib.suppress(NotificationGoneError):
+            self._listener.proceed(call.notification_id)
+        self._forget(call)
+
+    def _forget(self, call: PendingCall) -> None:
+        if self._pending.get(call.tid) is call:
+            del self._pending[call.tid]
+
+    def _gather(self, row: Syscall, call: PendingCall) -> Gathered:
+        try:
+            return gather(row, call.args, call.process.memory)
+        except BadArgumentError as error:
+            if error.errno != errno.EFAULT:
+                raise
+        # The fault is the program's, unless it has other memory since an exec, or its id is another process now.
+        self._processes.pop(call.tid, None)
+        call.process = self._find_process(call.tid)
+        with contextlib.suppress(OSError):
+            call.process.reopen()
+        return gather(row, call.args, call.process.memory)
+
+    def _take_unknown(self, call: PendingCall) -> None:
+        if call.nr == Hypercall.HELLO:
+            error = self._welcome_stub(call)
+            self._answer(call, 0, error, {})
+        elif call.nr == Hypercall.INFO:
+            address, size = call.args[:2]
+            text = encode_info(self.stub_info)
+            self._put(call, address, text[:size])
+            self._answer(call, len(text), 0, {})
+        elif call.nr == Hypercall.WATCH:
+            self._watch_call = call  # answered when the connection is lost
+        else:
+            self._answer(call, 0, errno.ENOSYS, {})
+
+    def _welcome_stub(self, call: PendingCall) -> int:
+        """Return the errno that answers the stub's HELLO, after writing its message."""
+        request, request_bytes, message, message_bytes = call.args[:4]
+        text = self.refusal
+        if not text:
+            try:
+                abi, _ = decode_marker(
+                    call.process.memory.read(request, min(request_bytes, REQUEST_MAX_BYTES))
+                )
+            except (MemoryFaultError, MarkerError):
+                abi = 0
+            if abi != STUB_ABI:
+                text = (
+                    f"remote: the stub speaks version {abi}, this ptserver {STUB_ABI}; build the program anew"
+                )
+        if not text:
+            return 0
+        self._put(call, message, encode_message(text, message_bytes))
+        return errno.ECONNREFUSED
+
+    def _put(self, call: PendingCall, address: int, data: bytes) -> None:
+        if data:
+            with contextlib.suppress(MemoryFaultError):
+                call.process.memory.write(address, data)
+
+    def _find_process(self, tid: int) -> Process:
+        """Return the process of thread *tid*; the main one if that is unknown because the thread just died."""
+        pid = _thread_group(tid) or self.pid
+        process = self._processes.get(pid)
+        if process is None:
+            try:
+                process = self._processes[pid] = Process(pid)
+            except OSError:
+                process = self._main
+        self._processes[tid] = process
+        return process
+
+    # Everything else that happens.
+
+    def _watch(self, fd: int, handler: Callable[[], None], events: int = select.POLLIN) -> None:
+        self._handlers[fd] = handler
+        self._poll.register(fd, events)
+
+    def _unwatch(self, fd: int) -> None:
+        if self._handlers.pop(fd, None) is not None:
+            self._poll.unregister(fd)
+
+    def _later(self, seconds: float, action: Callable[[], None]) -> None:
+        heapq.heappush(self._timers, (time.monotonic() + seconds, next(self._ids), action))
+
+    def _timeout_ms(self) -> float | None:
+        if not self._timers:
+            return None
+        return max(0.0, self._timers[0][0] - time.monotonic()) * 1000
+
+    def _fire_timers(self) -> None:
+        now = time.monotonic()
+        while self._timers and self._timers[0][0] <= now:
+            heapq.heappop(self._timers)[2]()
+
+    def _on_exit(self) -> None:
+        pid, status = os.waitpid(self.pid, os.WNOHANG)
+        if pid:
+            self._wait_status = status
+            self._unwatch(self._pidfd)
+
+    def _on_signal(self) -> None:
+        for signo, from_kernel in self._signals.receive():
+            if signo == signal.SIGCHLD:
+                self._follow_stop()
+            elif signo == signal.SIGWINCH:
+                self._on_window_size()
+            elif is_passed_on(signo) and not (from_kernel and self._shares_terminal()):
+                self._signal_program(signo)
+
+    def _shares_terminal(self) -> bool:
+        """Whether the program gets the signals of the user's terminal itself."""
+        return True
+
+    def _signal_program(self, signo: int) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._pidfd, signo)
+
+    def _follow_stop(self) -> None:
+        """Stop when the program was stopped, so that a shell sees its job stop, and continue it with us."""
+        try:
+            result = os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WNOHANG)
+        except ChildProcessError:
+            return
+        if result is not None:
+            os.kill(os.getpid(), signal.SIGSTOP)
+            self._signal_program(signal.SIGCONT)
+
+
+def _thread_group(tid: int) -> int | None:
+    try:
+        with open(f"/proc/{tid}/status", encoding="ascii", errors="replace") as file:
+            for line in file:
+                if line.startswith("Tgid:"):
+                    return int(line[5:])
+    except OSError:
+        pass
+    return None
+
+
+def exit_of(wait_status: int) -> tuple[int | None, int]:
+    """Return (exit status, or None if a signal killed it; that signal, or 0) of a *wait_status*."""
+    code = os.waitstatus_to_exitcode(wait_status)
+    return (code, 0) if code >= 0 else (None, -code)

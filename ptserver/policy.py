@@ -1,0 +1,71 @@
+"""Which syscalls of a program are taken, from what its server wants of them. Pure.
+
+A call is taken if the server names it, or if it reaches outside the program and the server provides the
+program's resources. Calls on the program's own memory, threads, signals and clocks stay with it unless named.
+"""
+
+from collections.abc import Mapping
+
+from ptserver.messages import Interest
+from ptserver.stub.hypercalls import FIRST_HYPERCALL, LAST_HYPERCALL
+from stepping.seccomp import Rule, Verdict
+from stepping.syscalls import SYSCALLS, Arch, Syscall, SyscallClass, Sysno
+
+#: Calls of resource classes that stay on the stub host all the same, because they are about the process there.
+HOST_CALLS: frozenset[str] = frozenset(
+    (
+        "exit exit_group gettid getpid getppid getpgid getpgrp getsid "  # the process is the host's
+        "kill tkill tgkill rt_sigqueueinfo rt_tgsigqueueinfo "  # reach no further: see `REACHES_SELF_ONLY`
+        "prctl arch_prctl seccomp rseq membarrier "
+        "getrandom getcpu getrusage times"
+    ).split()
+)
+
+#: Calls that name a process: allowed on the program itself, refused on others.
+REACHES_SELF_ONLY: frozenset[str] = frozenset("kill tgkill rt_sigqueueinfo rt_tgsigqueueinfo".split())
+
+#: Refused without asking, so that libraries fall back to the older call, which can be told apart by its flags.
+_DENIED = ("clone3",)
+
+
+def interest_in(row: Syscall, interest: Mapping[str, Interest], default: Interest) -> Interest:
+    """Return what a server that declares *interest* and *default* wants of *row*."""
+    named = interest.get(row.name)
+    if named is not None:
+        return named
+    if row.name in HOST_CALLS or not (row.klass.is_resource or row.only_if):
+        return "ignore"
+    return default
+
+
+def filter_rules(interest: Mapping[str, Interest], default: Interest, arch: Arch) -> list[Rule]:
+    """Return the rules of the filter that takes just what a server wants; empty if it wants nothing."""
+    rules: list[Rule] = []
+    for row in SYSCALLS.values():
+        if arch not in row.numbers or interest_in(row, interest, default) == "ignore":
+            continue
+        named = row.name in interest
+        rules.append(Rule(row.numbers[arch], Verdict.NOTIFY, None if named else row.only_if))
+    if default != "ignore":
+        rules += _host_rules(arch)
+    return rules
+
+
+def serves_time(interest: Mapping[str, Interest]) -> bool:
+    """Whether a clock call is taken, which the vDSO must not answer then."""
+    return any(SYSCALLS[name].klass is SyscallClass.TIME for name in interest if name in SYSCALLS)
+
+
+def hypercall_rules() -> list[Rule]:
+    """Return the rules that take the stub's hypercalls."""
+    return [Rule(Sysno(number), Verdict.NOTIFY) for number in range(FIRST_HYPERCALL, LAST_HYPERCALL + 1)]
+
+
+def _host_rules(arch: Arch) -> list[Rule]:
+    rules = [Rule(SYSCALLS[name].numbers[arch], Verdict.DENY) for name in _DENIED if name in SYSCALLS]
+    rules += [
+        Rule(SYSCALLS[name].numbers[arch], Verdict.NOTIFY)
+        for name in sorted(REACHES_SELF_ONLY)
+        if name in SYSCALLS
+    ]
+    return rules

@@ -1,0 +1,179 @@
+"""Starts a program, under a seccomp listener if it is given a filter.
+
+The child installs the filter on itself and then makes no call that a filter could stop but execve, so it cannot
+send the listener's descriptor: it leaves the number in a shared page, and the parent takes the descriptor with
+pidfd_getfd(2). A pipe that closes on exec tells the parent that the program runs.
+
+The program dies with the thread that launched it (PR_SET_PDEATHSIG): a program whose listener is gone would see
+its served calls fail, which no program expects. Launch from a thread that lives as long as the session.
+"""
+
+import ctypes
+import errno
+import mmap
+import os
+import select
+import signal
+import struct
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import NoReturn
+
+from stepping import seccomp
+from stepping.errors import SeccompRefusedError, SteppingError
+from stepping.listener import Listener
+from stepping.vdso import hide_vdso
+
+_PR_SET_PDEATHSIG = 1
+_PTRACE_TRACEME = 0
+_NR_PIDFD_GETFD = 438
+
+# The shared page: the child's state, then a number that belongs to it.
+_STARTING, _FILTERED, _TAKEN, _REFUSED, _EXEC_FAILED = range(5)
+_PAGE = struct.Struct("=qq")
+
+
+class ExecError(SteppingError):
+    """The kernel does not execute the program. `errno` says why."""
+
+    def __init__(self, path: str, number: int) -> None:
+        super().__init__(f"cannot execute {path}: {os.strerror(number)}")
+        self.path = path
+        self.errno = number
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """What to start and how.
+
+    path: the file; argv: its arguments with argv[0]; env: ``NAME=VALUE`` strings; bpf: a filter from
+    `seccomp.assemble`, or None; stdio: descriptors to become 0, 1 and 2; new_session: call setsid(2);
+    without_vdso: make clock reads real syscalls; blocked: the signals that it starts with blocked.
+    """
+
+    path: str
+    argv: list[bytes]
+    env: Sequence[bytes]
+    bpf: bytes | None = None
+    stdio: tuple[int, int, int] = (0, 1, 2)
+    new_session: bool = False
+    without_vdso: bool = False
+    blocked: Collection[int] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Launched:
+    """A running program, a child of this process. pidfd: readable when it has exited."""
+
+    pid: int
+    pidfd: int
+    listener: Listener | None
+
+
+def launch(program: Program) -> Launched:
+    """Start *program*; return when its first instruction is about to run.
+
+    Raises:
+        ExecError: the kernel refuses to execute the file.
+        SeccompRefusedError: the kernel refuses the filter.
+    """
+    page = mmap.mmap(-1, _PAGE.size)
+    exec_pipe, exec_pipe_child = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        _become(program, page)
+    os.close(exec_pipe_child)
+    pidfd = os.pidfd_open(pid)
+    listener = None
+    try:
+        if program.bpf is not None:
+            listener = Listener(_take_listener(page, pidfd))
+        _await_exec(program, page, listener, pid, exec_pipe)
+        if program.without_vdso:
+            hide_vdso(pid)
+    except BaseException:
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        os.close(pidfd)
+        if listener is not None:
+            listener.close()
+        raise
+    finally:
+        os.close(exec_pipe)
+        page.close()
+    return Launched(pid, pidfd, listener)
+
+
+def _take_listener(page: mmap.mmap, pidfd: int) -> int:
+    """Wait until the child has its filter; return the listener's descriptor as this process's own."""
+    while True:
+        state, number = _PAGE.unpack(page[:])
+        if state == _FILTERED:
+            break
+        if state == _REFUSED:
+            raise SeccompRefusedError(number)
+        if select.select([pidfd], [], [], 0.0001)[0]:
+            raise SeccompRefusedError(errno.ECANCELED)
+    libc = ctypes.CDLL(None, use_errno=True)
+    fd = libc.syscall(_NR_PIDFD_GETFD, pidfd, number, 0)
+    if fd < 0:
+        raise SeccompRefusedError(ctypes.get_errno())
+    page[:] = _PAGE.pack(_TAKEN, 0)
+    return int(fd)
+
+
+def _await_exec(
+    program: Program, page: mmap.mmap, listener: Listener | None, pid: int, exec_pipe: int
+) -> None:
+    """Let the child's own execve pass the filter; return once it has happened."""
+    watched = [exec_pipe] if listener is None else [exec_pipe, listener.fileno()]
+    while True:
+        readable = select.select(watched, [], [])[0]
+        if exec_pipe in readable:
+            break
+        # Nothing but the child's execve can be here: the program has not run yet.
+        notification = listener.receive() if listener is not None else None
+        if listener is not None and notification is not None:
+            listener.proceed(notification.id)
+    state, number = _PAGE.unpack(page[:])
+    if state == _EXEC_FAILED:
+        raise ExecError(program.path, number)
+
+
+def _become(program: Program, page: mmap.mmap) -> NoReturn:
+    """In the child: set it up and execute the program."""
+    try:
+        for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them, programs expect them
+            signal.signal(number, signal.SIG_DFL)
+        for target, source in enumerate(program.stdio):
+            if target != source:
+                os.dup2(source, target)
+        if program.new_session:
+            os.setsid()
+        libc = ctypes.CDLL(None)
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if program.without_vdso:
+            libc.ptrace(_PTRACE_TRACEME, 0, 0, 0)
+        signal.pthread_sigmask(signal.SIG_SETMASK, program.blocked)
+        if program.bpf is not None:
+            _install_filter(program.bpf, page)
+        os.execve(program.path, program.argv, _environment(program.env))
+    except OSError as error:
+        page[:] = _PAGE.pack(_EXEC_FAILED, error.errno or 0)
+    finally:
+        os._exit(127)
+
+
+def _install_filter(bpf: bytes, page: mmap.mmap) -> None:
+    try:
+        fd = seccomp.install(bpf, listener=True)
+    except SeccompRefusedError as error:
+        page[:] = _PAGE.pack(_REFUSED, error.errno)
+        os._exit(127)
+    page[:] = _PAGE.pack(_FILTERED, fd)
+    while _PAGE.unpack(page[:])[0] != _TAKEN:
+        os.sched_yield()
+
+
+def _environment(env: Sequence[bytes]) -> dict[bytes, bytes]:
+    return dict(entry.partition(b"=")[::2] for entry in env)
