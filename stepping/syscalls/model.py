@@ -38,9 +38,8 @@ This package is the only place that knows these facts: the filter, the marshalli
 decoders and the documentation all read it.
 """
 
-from dataclasses import dataclass
 from enum import Enum
-from typing import Literal, NewType
+from typing import Literal, NamedTuple, NewType
 
 Arch = Literal["amd64", "arm64"]
 Sysno = NewType("Sysno", int)
@@ -115,8 +114,7 @@ class ResultKind(Enum):
     NONE = "none"
 
 
-@dataclass(frozen=True, slots=True)
-class Length:
+class Length(NamedTuple):
     """A size in bytes (or a number of elements): ``base + scale * V``, or the constant ``scale``.
 
     arg: index of the argument that V is, `RESULT` for the call's result, None for a constant.
@@ -147,8 +145,7 @@ class Length:
 RESULT = -1
 
 
-@dataclass(frozen=True, slots=True)
-class Arg:
+class Arg(NamedTuple):
     """One argument of a syscall."""
 
     name: str
@@ -158,8 +155,7 @@ class Arg:
     decoder: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class OnlyIf:
+class OnlyIf(NamedTuple):
     """The call concerns a resource only when ``args[arg] & mask == value``."""
 
     arg: int
@@ -167,8 +163,7 @@ class OnlyIf:
     value: int
 
 
-@dataclass(frozen=True, slots=True)
-class Syscall:
+class Syscall(NamedTuple):
     """One row of the table. `numbers` maps an architecture to the call's number there."""
 
     name: str

@@ -1,7 +1,6 @@
 """Turns the rows of the table (grammar in `model.py`) into `Syscall` objects."""
 
 import re
-from dataclasses import dataclass
 
 from stepping.syscalls.model import (
     RESULT,
@@ -16,10 +15,9 @@ from stepping.syscalls.model import (
     Sysno,
 )
 
-_ARG = re.compile(
-    r"(?P<name>[a-z]\w*):(?P<kind>\w+)(?:\[(?P<length>[^;\]]+)(?:;(?P<valid>[^\]]+))?\])?(?:/(?P<decoder>\w+))?"
-)
-_LENGTH = re.compile(
+# Patterns, not compiled ones: compiling them takes as long as importing all else here.
+_ARG = r"(?P<name>[a-z]\w*):(?P<kind>\w+)(?:\[(?P<length>[^;\]]+)(?:;(?P<valid>[^\]]+))?\])?(?:/(?P<decoder>\w+))?"
+_LENGTH = (
     r"(?:(?P<base>\d+)\+)?"
     r"(?:(?P<size>\d+)|(?P<indirect>\*)?(?P<arg>[a-z]\w*)(?:@(?P<offset>\d+))?(?:\*(?P<scale>\d+)|(?P<bits>/8))?)"
     r"(?:\|(?P<arm64>\d+))?"
@@ -31,31 +29,30 @@ class TableError(ValueError):
     """A row of the table does not follow the grammar; a mistake in ptserver, never in its input."""
 
 
-@dataclass(frozen=True, slots=True)
-class RowText:
-    """A row that has not been parsed yet, but for its numbers."""
-
-    text: str
-    numbers: dict[Arch, Sysno]
-
-
-def index_rows(text: str) -> dict[str, RowText]:
+def index_rows(text: str) -> dict[str, str]:
     """Return the rows of *text* by name, in order, unparsed; blank lines and `#` comments are skipped.
 
     Raises:
-        TableError: a row has no numbers, or a name stands twice.
+        TableError: a name stands twice.
     """
-    rows: dict[str, RowText] = {}
-    for line in text.splitlines():
-        words = line.split(maxsplit=3)
-        if not words or words[0].startswith("#"):
-            continue
-        if len(words) < 3:
-            raise TableError(f"bad row {line!r}")
-        if words[0] in rows:
-            raise TableError(f"{words[0]} stands twice")
-        rows[words[0]] = RowText(line, _parse_numbers(line, words[1:3]))
+    lines = [line for line in text.splitlines() if line and line[0] != "#"]
+    rows = {line.partition(" ")[0]: line for line in lines}
+    if len(rows) < len(lines):
+        raise TableError("a name stands twice")
     return rows
+
+
+def parse_number(row: str, arch: Arch) -> Sysno | None:
+    """Return the number that one row gives the call on *arch*, if it has one there.
+
+    Raises:
+        TableError: the row does not follow the grammar.
+    """
+    number = row.split(None, 3)[1 + _ARCHES.index(arch)]
+    try:
+        return None if number == "-" else Sysno(int(number))
+    except ValueError as error:
+        raise TableError(f"bad row {row!r}: {error}") from error
 
 
 def parse_row(row: str) -> Syscall:
@@ -69,13 +66,16 @@ def parse_row(row: str) -> Syscall:
     tail, _, only = tail.partition(" only ")
     result, *marks = tail.split() or [""]
     try:
+        numbers = {
+            arch: Sysno(int(word)) for arch, word in zip(_ARCHES, words[1:], strict=False) if word != "-"
+        }
         name, _, _, klass, wait, *arg_words = words
         names = [word.partition(":")[0] for word in arg_words]
         if not arrow or len(set(names)) < len(names) or marks not in ([], ["bound"]):
             raise ValueError("no result, a name twice, or an unknown mark")
         return Syscall(
             name=name,
-            numbers=_parse_numbers(row, words[1:3]),
+            numbers=numbers,
             klass=SyscallClass(klass),
             may_wait={"wait": True, "-": False}[wait],
             args=tuple(_parse_arg(word, names) for word in arg_words),
@@ -87,17 +87,8 @@ def parse_row(row: str) -> Syscall:
         raise TableError(f"bad row {row!r}: {error}") from error
 
 
-def _parse_numbers(row: str, words: list[str]) -> dict[Arch, Sysno]:
-    try:
-        return {
-            arch: Sysno(int(number)) for arch, number in zip(_ARCHES, words, strict=True) if number != "-"
-        }
-    except ValueError as error:
-        raise TableError(f"bad row {row!r}: {error}") from error
-
-
 def _parse_arg(word: str, names: list[str]) -> Arg:
-    match = _ARG.fullmatch(word)
+    match = re.fullmatch(_ARG, word)
     if match is None:
         raise ValueError(f"bad argument {word!r}")
     length, valid = match["length"], match["valid"]
@@ -111,7 +102,7 @@ def _parse_arg(word: str, names: list[str]) -> Arg:
 
 
 def _parse_length(text: str, names: list[str]) -> Length:
-    match = _LENGTH.fullmatch(text)
+    match = re.fullmatch(_LENGTH, text)
     if match is None:
         raise ValueError(f"bad length {text!r}")
     arm64 = int(match["arm64"]) if match["arm64"] else None

@@ -10,7 +10,7 @@ Source: arch/x86/entry/syscalls/syscall_64.tbl, include/uapi/asm-generic/unistd.
 from collections.abc import Iterator, Mapping
 
 from stepping.syscalls.model import Arch, Syscall, Sysno
-from stepping.syscalls.parse import index_rows, parse_row
+from stepping.syscalls.parse import index_rows, parse_number, parse_row
 
 _ROWS = """
 # Files: reading and writing
@@ -449,7 +449,7 @@ class SyscallTable(Mapping[str, Syscall]):
         """
         row = self._rows.get(name)
         if row is None:
-            row = self._rows.setdefault(name, parse_row(self._lines[name].text))
+            row = self._rows.setdefault(name, parse_row(self._lines[name]))
         return row
 
     def __contains__(self, name: object) -> bool:
@@ -463,7 +463,8 @@ class SyscallTable(Mapping[str, Syscall]):
 
     def numbers(self, arch: Arch) -> dict[Sysno, str]:
         """Return the names of the calls that *arch* has, by number, without parsing any row."""
-        return {line.numbers[arch]: name for name, line in self._lines.items() if arch in line.numbers}
+        numbers = ((parse_number(line, arch), name) for name, line in self._lines.items())
+        return {number: name for number, name in numbers if number is not None}
 
 
 class NumberTable(Mapping[Sysno, Syscall]):
