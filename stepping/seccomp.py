@@ -103,16 +103,8 @@ def install(program: bytes, *, listener: bool) -> int:
         libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
         result = libc.syscall(number, _SET_MODE_FILTER, flags, header)
     if result < 0:
-        raise SeccompRefusedError(_what_is_missing(ctypes.get_errno()))
+        raise SeccompRefusedError(ctypes.get_errno())
     return int(result) if listener else -1
-
-
-def _what_is_missing(error: int) -> str:
-    if error in (errno.EINVAL, errno.ENOSYS):
-        return "the kernel must have seccomp listeners (Linux 5.0, CONFIG_SECCOMP_FILTER)"
-    if error == errno.EBUSY:
-        return "the process already has a listener; run it outside of the sandbox that installed it"
-    return f"{os.strerror(error)}; the sandbox or container around it must allow seccomp(2)"
 
 
 def _segments(rules: dict[int, Rule]) -> list[tuple[int, list[Instruction]]]:
