@@ -58,6 +58,8 @@ _SYSCALL_INFO_BYTES = 88
 _SIGMASK_BYTES = 8
 _WALL, _WNOTHREAD = 0x40000000, 0x20000000
 
+_libc = ctypes.CDLL(None, use_errno=True)
+
 
 class _Iovec(ctypes.Structure):
     _fields_ = (("base", ctypes.c_void_p), ("size", ctypes.c_size_t))
@@ -191,6 +193,17 @@ def wait_any(tid: int = -1, *, block: bool = True) -> tuple[int, int | None]:
     except ChildProcessError as error:
         raise TraceeGoneError(tid) from error
     return (who, status) if who else (0, None)
+
+
+def wait_any_interruptibly() -> tuple[int, int] | None:
+    """As `wait_any`, but a signal to this thread makes it return None, instead of being waited through."""
+    status = ctypes.c_int()
+    who = _libc.waitpid(-1, ctypes.byref(status), _WALL | _WNOTHREAD)
+    if who > 0:
+        return int(who), status.value
+    if ctypes.get_errno() == errno.EINTR:
+        return None
+    raise TraceeGoneError(-1)
 
 
 def explain_refusal(tid: int) -> str:

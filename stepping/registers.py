@@ -10,6 +10,7 @@ import struct
 from dataclasses import dataclass, field
 
 from stepping.errors import SteppingError
+from stepping.syscalls.model import Arch
 
 _U64 = 0xFFFF_FFFF_FFFF_FFFF
 
@@ -22,7 +23,7 @@ class RegisterLayout:
     syscall_instruction: its encoding.
     """
 
-    arch: str
+    arch: Arch
     names: tuple[str, ...]
     pc: str
     sp: str

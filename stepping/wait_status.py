@@ -87,8 +87,10 @@ def decode_wait_status(raw: int) -> WaitStatus:
     low, middle, event = raw & 0xFF, raw >> 8 & 0xFF, raw >> 16
     if low == 0x7F:
         return _decode_stop(middle, event, raw)
-    if low == 0:
+    if low & 0x7F == 0:
         return WaitStatus(WaitKind.EXITED, exit_status=middle)
+    if low & 0x7F == 0x7F:
+        raise ValueError(f"unknown wait status {raw:#x}")
     return WaitStatus(WaitKind.KILLED, signo=low & 0x7F, core_dumped=bool(low & 0x80))
 
 

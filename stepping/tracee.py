@@ -1,0 +1,174 @@
+"""One thread of the program under trace: its stop, its registers, and how it goes on.
+
+A tracee is either running (`status` is None) or stopped (`status` says why). Requests that need a stop raise
+`TraceeGoneError` if the thread died meanwhile, which only SIGKILL or the exit of its process can do.
+
+Signals and group-stops are the program's own: `resume` hands on the signal of a signal-delivery-stop, and
+answers a group-stop with `listen`, so that whoever just waits and resumes changes nothing of what the program
+and its user see.
+
+All methods are called on the OS thread that seized the tracee.
+
+Source: ptrace(2).
+"""
+
+import os
+from enum import Enum
+
+from stepping import ptrace_api
+from stepping.errors import SteppingError, TraceeGoneError
+from stepping.ptrace_api import Option
+from stepping.registers import NATIVE, RegisterLayout, Registers
+from stepping.wait_status import Event, WaitKind, WaitStatus, decode_wait_status
+
+
+class Resume(Enum):
+    """Up to where a tracee runs."""
+
+    FREE = "cont"
+    SYSCALL = "syscall"
+    STEP = "singlestep"
+
+
+_REQUESTS = {
+    Resume.FREE: ptrace_api.cont,
+    Resume.SYSCALL: ptrace_api.syscall,
+    Resume.STEP: ptrace_api.singlestep,
+}
+
+
+class Tracee:
+    """The thread *tid* of process *pid*, already seized by this OS thread.
+
+    layout: its general registers. status: why it is stopped, or None while it runs.
+    """
+
+    __slots__ = ("_held", "interrupted", "layout", "pid", "status", "tid")
+
+    def __init__(self, tid: int, pid: int, layout: RegisterLayout | None = None) -> None:
+        self.tid = tid
+        self.pid = pid
+        self.layout = layout or NATIVE[os.uname().machine]
+        self.status: WaitStatus | None = None
+        #: Whether an `interrupt` is still to be reported.
+        self.interrupted = False
+        self._held: tuple[int, bytes] | None = None
+
+    def __repr__(self) -> str:
+        return f"<Tracee {self.tid} of {self.pid}: {self.status or 'running'}>"
+
+    @classmethod
+    def seize(cls, tid: int, pid: int, options: Option) -> "Tracee":
+        """Start to trace a running thread.
+
+        Raises:
+            PtraceRefusedError: the kernel does not allow it.
+            TraceeGoneError: there is no such thread.
+        """
+        ptrace_api.seize(tid, options)
+        return cls(tid, pid)
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether it is in a ptrace-stop."""
+        return self.status is not None and self.status.is_stop
+
+    def interrupt(self) -> None:
+        """Ask it to stop; the stop, or another that came first, is reported by `wait`."""
+        if not self.interrupted:
+            ptrace_api.interrupt(self.tid)
+            self.interrupted = True
+
+    def wait(self, *, block: bool = True) -> WaitStatus | None:
+        """Wait for its next report and return it; None if it has none and *block* is false."""
+        raw = ptrace_api.wait(self.tid, block=block)
+        return None if raw is None else self.note(raw)
+
+    def note(self, raw: int) -> WaitStatus:
+        """Take in a report that somebody else waited for."""
+        status = decode_wait_status(raw)
+        self.status = status
+        if status.kind is WaitKind.EVENT and status.event is Event.STOP:
+            self.interrupted = False
+        elif self._held is not None and status.kind is WaitKind.SIGNAL_DELIVERY:
+            signo, siginfo = self._held
+            if signo == status.signo:
+                ptrace_api.setsiginfo(self.tid, siginfo)
+                self._held = None
+        return status
+
+    def resume(self, how: Resume = Resume.FREE, *, deliver: bool = True) -> None:
+        """Let it go on. Without *deliver*, the signal that it is stopped for is dropped."""
+        status = self.status
+        if status is None:
+            return
+        self.status = None
+        if status.kind is WaitKind.GROUP:
+            ptrace_api.listen(self.tid)
+        else:
+            _REQUESTS[how](self.tid, self._signal_of(status) if deliver else 0)
+
+    def detach(self) -> None:
+        """Let it go on untraced, with the signal that it is stopped for; in a group-stop it stays stopped."""
+        status = self.status
+        self.status = None
+        ptrace_api.detach(self.tid, self._signal_of(status) if status is not None else 0)
+
+    def read_registers(self) -> Registers:
+        """Return the general registers; valid until the next resume.
+
+        Raises:
+            SteppingError: the thread runs code of another architecture (32 bits).
+        """
+        return Registers.decode(self.layout, ptrace_api.getregset(self.tid, size=self.layout.codec.size))
+
+    def write_registers(self, registers: Registers) -> None:
+        """Replace the general registers."""
+        ptrace_api.setregset(self.tid, registers.encode())
+
+    def hold_signal(self) -> int:
+        """Return the signal that it is stopped for (else 0); when it is reported again, its sender is restored."""
+        if self.status is None or self.status.kind is not WaitKind.SIGNAL_DELIVERY:
+            return 0
+        self._held = (self.status.signo, ptrace_api.getsiginfo(self.tid))
+        return self.status.signo
+
+    def _signal_of(self, status: WaitStatus) -> int:
+        return status.signo if status.kind is WaitKind.SIGNAL_DELIVERY else 0
+
+
+def read_pid(tid: int) -> int:
+    """Return the process (thread group) that thread *tid* belongs to.
+
+    Raises:
+        TraceeGoneError: there is no such thread.
+    """
+    try:
+        with open(f"/proc/{tid}/status", encoding="utf-8", errors="replace") as file:
+            for line in file:
+                if line.startswith("Tgid:"):
+                    return int(line[5:])
+    except (FileNotFoundError, ProcessLookupError) as error:
+        raise TraceeGoneError(tid) from error
+    raise SteppingError(f"/proc/{tid}/status has no Tgid line")
+
+
+def read_tids(pid: int) -> list[int]:
+    """Return the threads of process *pid* now, lowest first.
+
+    Raises:
+        TraceeGoneError: there is no such process.
+    """
+    try:
+        return sorted(int(name) for name in os.listdir(f"/proc/{pid}/task"))
+    except (FileNotFoundError, ProcessLookupError) as error:
+        raise TraceeGoneError(pid) from error
+
+
+def read_state(tid: int) -> str:
+    """Return the letter of a thread's state (R, S, D, T, t, Z, X), or an empty string if it is gone."""
+    try:
+        with open(f"/proc/{tid}/stat", "rb") as file:
+            return file.read().rpartition(b") ")[2][:1].decode("ascii")
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
