@@ -163,14 +163,13 @@ def _build(
 
 def _key(source: Path, executable: Path, flags: Sequence[str], arch: str, cgo: bool, stub: bool) -> str:
     digest = hashlib.sha256(repr((full_version(executable), tuple(flags), arch, cgo, stub)).encode())
-    folders = [source]
+    files = [path for path in source.rglob("*") if path.is_file()]
     if stub:
-        folders.append(ROOT / "ptserver" / "stub")
-    for folder in folders:
-        for path in sorted(folder.rglob("*")):
-            if path.is_file() and "__pycache__" not in path.parts:
-                digest.update(repr((str(path.relative_to(folder)), path.stat().st_size)).encode())
-                digest.update(path.read_bytes())
+        folder = ROOT / "ptserver" / "stub"
+        files += [*folder.glob("*.go"), folder / "build.py", folder / "hypercalls.py"]
+    for path in sorted(files):
+        content = path.read_bytes()
+        digest.update(repr((str(path.relative_to(ROOT)), len(content))).encode() + content)
     return digest.hexdigest()[:16]
 
 

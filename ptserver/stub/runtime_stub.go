@@ -31,9 +31,7 @@ var remoteMessage [remoteMessageBytes]byte
 
 func init() {
 	flag := remoteTakeFlag()
-	request := remoteMarker // with the marker as the request the linker cannot drop it
-	errno := remoteHypercall(remoteHello, uintptr(unsafe.Pointer(unsafe.StringData(request))), uintptr(len(request)))
-	switch errno {
+	switch remoteAskServer() {
 	case 0:
 		systemstack(func() {
 			newm(remoteWatchThread, nil, -1)
@@ -43,6 +41,18 @@ func init() {
 	default:
 		panic(remoteMessageText("remote: the runtime server refused this program"))
 	}
+}
+
+// remoteAskServer says HELLO and returns its errno. As the server may take its time, the scheduler is told of the
+// call: it would interrupt a goroutine that seems to run for too long.
+//
+//go:nosplit
+func remoteAskServer() uintptr {
+	request := remoteMarker // with the marker as the request the linker cannot drop it
+	entersyscall()
+	errno := remoteHypercall(remoteHello, uintptr(unsafe.Pointer(unsafe.StringData(request))), uintptr(len(request)))
+	exitsyscall()
+	return errno
 }
 
 // remoteHypercall makes a hypercall whose message buffer is remoteMessage: HELLO with a request, WATCH without.
