@@ -76,19 +76,22 @@ class StubDouble:
         self._changed = threading.Condition()
         self._wake_read, self._wake_write = os.pipe()
         path = os.fspath(program)
+        # Standard input stays open and empty until the double is done with the program.
+        stdin, self._stdin_write = os.pipe()
         ours, theirs = socket.socketpair()
         launcher = [sys.executable, "-I", "-S", __file__, str(theirs.fileno())]
         with ours, theirs:
             self.process = subprocess.Popen(
                 [*launcher, path, argv0 or path, *arguments],
                 pass_fds=[theirs.fileno()],
-                stdin=subprocess.PIPE,
+                stdin=stdin,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 env=environment,
                 text=True,
             )
             theirs.close()
+            os.close(stdin)
             _, (self._listener,), _, _ = socket.recv_fds(ours, 1, 1)
         self._thread = threading.Thread(target=self._serve, daemon=True)
         self._thread.start()
@@ -104,6 +107,7 @@ class StubDouble:
         if self._listener >= 0:
             self.abandon()
         os.close(self._wake_read)
+        os.close(self._stdin_write)
 
     def abandon(self) -> None:
         """Close the listener, as a stub host's death does: hypercalls then end with ENOSYS."""
