@@ -1,0 +1,51 @@
+"""What holds for every test: no core files, no time limits on examples, and no process that outlives the run."""
+
+import os
+import resource
+import uuid
+from pathlib import Path
+
+import hypothesis
+import pytest
+
+#: An environment variable that every process started by a test inherits, so that leftovers can be found.
+MARK = "PTSERVER_TEST_RUN"
+
+hypothesis.settings.register_profile(
+    "ptserver", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("ptserver")
+
+
+def marked_processes(value: str) -> list[str]:
+    """Return "pid command line" of the processes, other than this one, whose environment has MARK=value."""
+    wanted = f"{MARK}={value}".encode()
+    found = []
+    for folder in Path("/proc").iterdir():
+        if not folder.name.isdigit() or int(folder.name) == os.getpid():
+            continue
+        try:
+            if wanted in (folder / "environ").read_bytes().split(b"\0"):
+                words = (folder / "cmdline").read_bytes().split(b"\0")
+                found.append(f"{folder.name} {b' '.join(words).decode(errors='replace')}")
+        except OSError:
+            pass  # it ended, or it is another user's
+    return found
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    os.environ[MARK] = uuid.uuid4().hex
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    left = marked_processes(os.environ[MARK])
+    if left:
+        print("\nprocesses left behind by the tests:", *left, sep="\n  ")
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.fixture(scope="session")
+def run_mark() -> str:
+    """The value of `MARK` in this run's processes."""
+    return os.environ[MARK]
