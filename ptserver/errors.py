@@ -57,3 +57,9 @@ class ProgramNotFoundError(LaunchError):
     """There is no such program."""
 
     exit_status = 127
+
+
+class TokenError(PtServerError):
+    """The file of a token cannot be read."""
+
+    exit_status = 66

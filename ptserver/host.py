@@ -21,9 +21,12 @@ import os
 import select
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Literal
 
 from ptserver.host_signals import HostSignals, is_passed_on
+from ptserver.messages import Interest
+from ptserver.policy import THREAD_CALLS
 from ptserver.stub.hypercalls import (
     REQUEST_MAX_BYTES,
     STUB_ABI,
@@ -39,6 +42,8 @@ from stepping.listener import Listener, Notification
 from stepping.syscalls import Arch, Syscall, by_number
 from stepping.syscalls.marshal import Args, BadArgumentError, Gathered, gather, scatter
 from stepping.tracee_memory import TraceeMemory
+
+ThreadChange = Literal["created", "exited"]
 
 
 class Process:
@@ -102,7 +107,9 @@ class Host:
     if set, such a program is not let start, and panics with this text.
     """
 
-    def __init__(self, launched: Launched, signals: HostSignals, arch: Arch) -> None:
+    def __init__(
+        self, launched: Launched, signals: HostSignals, arch: Arch, interest: Mapping[str, Interest]
+    ) -> None:
         assert launched.listener is not None
         self.stub_info: dict[str, str] = {}
         self.refusal = ""
@@ -112,6 +119,7 @@ class Host:
         self._listener: Listener = launched.listener
         self._signals = signals
         self._rows = by_number(arch)
+        self._served = interest.keys()
         self._main = Process(launched.pid)
         self._processes: dict[int, Process] = {launched.pid: self._main}
         self._pending: dict[int, PendingCall] = {}
@@ -151,7 +159,7 @@ class Host:
             os.waitpid(self.pid, 0)
         self._listener.close()
         os.close(self._pidfd)
-        for process in set(self._processes.values()):
+        for process in {self._main, *self._processes.values()}:
             process.memory.close()
 
     # What subclasses provide.
@@ -165,6 +173,9 @@ class Host:
 
     def _end_of_round(self) -> None:
         """Do what waited for all events of one round."""
+
+    def _on_thread(self, tid: int, event: ThreadChange) -> None:
+        """Hear that a thread was created, or is about to exit."""
 
     def _on_window_size(self) -> None:
         """Hear that the user's terminal changed its size."""
@@ -192,6 +203,11 @@ class Host:
         self._pending[tid] = call
         if row is None:
             self._take_unknown(call)
+            return
+        if row.name in THREAD_CALLS and row.name not in self._served:
+            if row.name == "exit":
+                self._thread_ended(tid)
+            self._proceed(call)
             return
         try:
             call.gathered = self._gather(row, call)
@@ -231,10 +247,13 @@ class Host:
             if error.errno != errno.EFAULT:
                 raise
         # The fault is the program's, unless it has other memory since an exec, or its id is another process now.
-        self._processes.pop(call.tid, None)
-        call.process = self._find_process(call.tid)
-        with contextlib.suppress(OSError):
-            call.process.reopen()
+        pid = _thread_group(call.tid) or self.pid
+        if pid != call.process.pid:
+            self._processes.pop(call.tid, None)
+            call.process = self._find_process(call.tid)
+        else:
+            with contextlib.suppress(OSError):
+                call.process.reopen()
         return gather(row, call.args, call.process.memory)
 
     def _take_unknown(self, call: PendingCall) -> None:
@@ -286,7 +305,12 @@ class Host:
             except OSError:
                 process = self._main
         self._processes[tid] = process
+        self._on_thread(tid, "created")
         return process
+
+    def _thread_ended(self, tid: int) -> None:
+        self._processes.pop(tid, None)
+        self._on_thread(tid, "exited")
 
     # Everything else that happens.
 

@@ -18,7 +18,7 @@ from collections.abc import Callable
 
 from ptserver.call import Call
 from ptserver.errors import PtServerError
-from ptserver.host import Host, PendingCall, exit_of
+from ptserver.host import Host, PendingCall, ThreadChange, exit_of
 from ptserver.host_signals import HostSignals
 from ptserver.outcomes import Delay, Done, Fail, OpenBytes, Outcome, Proceed, Return
 from ptserver.proxy import Executed, closes_on_exec, execute_for
@@ -44,10 +44,10 @@ class LocalHost(Host):
         server: RuntimeServer,
         session: Session,
     ) -> None:
-        super().__init__(launched, signals, arch)
+        interest = server.declared_interest()
+        super().__init__(launched, signals, arch, interest)
         self._server = server
         self._session = session
-        interest = server.declared_interest()
         self._methods: dict[str, Callable[[Call], Outcome | None]] = {
             name: getattr(server, name, server.observe) for name in interest
         }
@@ -60,12 +60,16 @@ class LocalHost(Host):
         Raises:
             ServerMistakeError: the server failed; the program still runs.
         """
+        self._server.session_started(self._session)
         try:
             status = super().run()
             self._server.exited(self._session, *exit_of(status))
         finally:
             self._server.session_ended(self._session)
         return status
+
+    def _on_thread(self, tid: int, event: ThreadChange) -> None:
+        self._server.thread_event(self._session, tid, event)
 
     def serve_the_rest(self) -> None:
         """Serve the processes that outlived the program's first one, until none is left.

@@ -24,6 +24,9 @@ HOST_CALLS: frozenset[str] = frozenset(
 #: Calls that name a process: allowed on the program itself, refused on others.
 REACHES_SELF_ONLY: frozenset[str] = frozenset("kill tgkill rt_sigqueueinfo rt_tgsigqueueinfo".split())
 
+#: Calls that every new thread makes first, in Go's runtime and in C libraries, and the one that ends it.
+THREAD_CALLS: frozenset[str] = frozenset("sigaltstack set_robust_list exit".split())
+
 #: Refused without asking, so that libraries fall back to the older call, which can be told apart by its flags.
 _DENIED = ("clone3",)
 
@@ -53,7 +56,7 @@ def filter_rules(interest: Mapping[str, Interest], default: Interest, arch: Arch
 
 def serves_time(interest: Mapping[str, Interest]) -> bool:
     """Whether a clock call is taken, which the vDSO must not answer then."""
-    return any(SYSCALLS[name].klass is SyscallClass.TIME for name in interest if name in SYSCALLS)
+    return any(SYSCALLS[name].klass is SyscallClass.TIME for name in interest)
 
 
 def hypercall_rules() -> list[Rule]:
@@ -61,11 +64,11 @@ def hypercall_rules() -> list[Rule]:
     return [Rule(Sysno(number), Verdict.NOTIFY) for number in range(FIRST_HYPERCALL, LAST_HYPERCALL + 1)]
 
 
+def thread_rules(arch: Arch) -> list[Rule]:
+    """Return the rules that show when threads begin and end."""
+    return [Rule(SYSCALLS[name].numbers[arch], Verdict.NOTIFY) for name in sorted(THREAD_CALLS)]
+
+
 def _host_rules(arch: Arch) -> list[Rule]:
-    rules = [Rule(SYSCALLS[name].numbers[arch], Verdict.DENY) for name in _DENIED if name in SYSCALLS]
-    rules += [
-        Rule(SYSCALLS[name].numbers[arch], Verdict.NOTIFY)
-        for name in sorted(REACHES_SELF_ONLY)
-        if name in SYSCALLS
-    ]
-    return rules
+    rules = [Rule(SYSCALLS[name].numbers[arch], Verdict.DENY) for name in _DENIED]
+    return rules + [Rule(SYSCALLS[name].numbers[arch], Verdict.NOTIFY) for name in sorted(REACHES_SELF_ONLY)]

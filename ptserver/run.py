@@ -1,23 +1,35 @@
 """`ptserver run`, behind its command line: chooses who serves a program, runs it, and ends as it ended."""
 
+import contextlib
 import os
-import re
+import signal
 import sys
 from dataclasses import dataclass
 
+from goabi.elf_header import ElfHeader
+from ptserver.errors import (
+    ConnectError,
+    ConnectionLostError,
+    LaunchError,
+    ProtocolError,
+    RefusedError,
+    TokenError,
+)
 from ptserver.host import exit_of
 from ptserver.host_signals import HostSignals, die_by
 from ptserver.machine import native_arch, this_machine, version
+from ptserver.messages import CODECS, PROTOCOL_VERSION, Hello, StreamId
 from ptserver.messages import Program as ProgramFacts
-from ptserver.policy import filter_rules, hypercall_rules, serves_time
+from ptserver.policy import filter_rules, hypercall_rules, serves_time, thread_rules
 from ptserver.program import find_program
+from ptserver.server import RuntimeServer
 from ptserver.servers import load
 from ptserver.session import Session
+from ptserver.stub.hypercalls import DEFAULT_GOOSREMOTE
 from ptserver.stub.marker import StubInfo, find_stub_marker
+from ptserver.transport import is_address
 from stepping.launch import Program, launch
 from stepping.seccomp import assemble
-
-_ADDRESS = re.compile(r"unix:.+|.*:\d+")
 
 
 @dataclass(frozen=True)
@@ -41,53 +53,65 @@ class RunOptions:
         return [os.fsencode(word) for word in (self.argv0 or self.program, *self.arguments)]
 
 
-def is_address(server: str) -> bool:
-    """Whether *server* is where a server is, rather than its name or class."""
-    return _ADDRESS.fullmatch(server) is not None
-
-
 def run(options: RunOptions) -> int:
     """Run the program; return the exit status for this process. Dies by the signal that the program died by.
 
     Raises:
         PtServerError, SteppingError: it cannot be run; one line says why.
     """
-    path, _ = find_program(options.program)
-    stub = find_stub_marker(path)
+    path, header = find_program(options.program)
+    stub = find_stub_marker(path, header)
+    if is_address(options.server):
+        return _run_remotely(options, path, header, stub)
     if options.server == "passthrough" and stub is None:
         os.execve(path, options.argv, os.environb)
     return _run_locally(options, path, stub)
 
 
 def _run_locally(options: RunOptions, path: str, stub: StubInfo | None) -> int:
-    """Run under a server in this process, or without any for a program whose stub wants a host."""
+    """Run under a server in this process; for a program whose stub wants a host that may be `passthrough`."""
+    server_class = load(options.server)
+    refusal = ""
+    if stub is not None and stub.goosremote != server_class.abstraction:
+        refusal = (
+            f"remote: the program wants a server for GOOSREMOTE={stub.goosremote}, "
+            f"{server_class.display_name()} is one for {server_class.abstraction}"
+        )
+    return _host_locally(options, path, server_class, stub is not None, refusal)
+
+
+def _host_locally(
+    options: RunOptions, path: str, server_class: type[RuntimeServer], has_stub: bool, refusal: str
+) -> int:
     from ptserver.local_host import LocalHost
 
-    server_class = load(options.server)
     interest = server_class.declared_interest()
     arch = native_arch()
+    rules = [*filter_rules(interest, "ignore", arch), *hypercall_rules()]
+    if server_class.thread_event is not RuntimeServer.thread_event:
+        rules += thread_rules(arch)
     signals = HostSignals()
     launched = launch(
         Program(
             path=path,
             argv=options.argv,
             env=[name + b"=" + value for name, value in os.environb.items()],
-            bpf=assemble([*filter_rules(interest, "ignore", arch), *hypercall_rules()], arch),
+            bpf=assemble(rules, arch),
             without_vdso=serves_time(interest),
             blocked=signals.original_mask,
         )
     )
-    server = server_class()
     session = Session(
         id=str(launched.pid),
-        program=ProgramFacts(path, tuple(map(os.fsdecode, options.argv)), stub=stub is not None),
+        program=ProgramFacts.shown(path, options.argv, stub=has_stub),
         machine=this_machine(),
         resources="host",
-        log=lambda text: print(f"ptserver: {text}", file=sys.stderr),
+        log=_log,
         send_signal=lambda signo: os.kill(launched.pid, signo),
         keep_descriptor=lambda fd: fd,
     )
-    host = LocalHost(launched, signals, arch, server, session)
+    host = LocalHost(launched, signals, arch, server_class(), session)
+    host.refusal = refusal
     host.stub_info = {
         "name": server_class.display_name(),
         "version": version(),
@@ -95,17 +119,98 @@ def _run_locally(options: RunOptions, path: str, stub: StubInfo | None) -> int:
         "host": session.machine.hostname,
         "goosremote": server_class.abstraction,
     }
-    if stub is not None and stub.goosremote != server_class.abstraction:
-        host.refusal = (
-            f"remote: the program wants a server for GOOSREMOTE={stub.goosremote}, "
-            f"{server_class.display_name()} is one for {server_class.abstraction}"
-        )
     try:
         status = host.run()
         host.serve_the_rest()
     finally:
         host.close()
     return end_as(status)
+
+
+def _run_remotely(options: RunOptions, path: str, header: ElfHeader, stub: StubInfo | None) -> int:
+    """Run under the server at an address."""
+    from ptserver.connection import client_handshake
+    from ptserver.remote_host import RemoteHost
+    from ptserver.terminal import RawTerminal, user_terminal
+    from ptserver.transport import connect
+
+    if header.interpreter is not None:
+        raise LaunchError(
+            f"{path} is dynamically linked: with the files of a server only static programs run so far; "
+            "build Go programs with CGO_ENABLED=0"
+        )
+    terminal = user_terminal()
+    hello = Hello(
+        versions=(PROTOCOL_VERSION,),
+        codecs=CODECS,
+        software=f"ptserver {version()}",
+        machine=this_machine(),
+        program=ProgramFacts.shown(
+            path,
+            options.argv,
+            abstraction=stub.goosremote if stub else DEFAULT_GOOSREMOTE,
+            stub=stub is not None,
+        ),
+        token=read_token(options.token_file),
+        streams=_open_streams(),
+        terminal=terminal,
+    )
+    try:
+        welcome, connection = client_handshake(connect(options.server), hello)
+    except (ConnectError, ConnectionLostError, ProtocolError, RefusedError) as error:
+        if options.stub:
+            return _host_locally(options, path, load("passthrough"), True, f"remote: {error}")
+        raise
+    arch = native_arch()
+    rules = filter_rules(welcome.interest, welcome.default_interest, arch)
+    signals = HostSignals()
+    carried = welcome.resources == "server"
+    null = os.open(os.devnull, os.O_RDWR)
+    launched = launch(
+        Program(
+            path=path,
+            argv=options.argv,
+            env=welcome.environment or [name + b"=" + value for name, value in os.environb.items()],
+            bpf=assemble([*rules, *hypercall_rules(), *thread_rules(arch)], arch),
+            stdio=(null, null, null) if carried else (0, 1, 2),
+            new_session=carried,
+            without_vdso=serves_time(welcome.interest),
+            blocked=signals.original_mask,
+        )
+    )
+    os.close(null)
+    streams = hello.streams if carried else ()
+    host = RemoteHost(launched, signals, arch, welcome, connection, streams, has_stub=stub is not None)
+    host.stub_info = {
+        "name": welcome.server,
+        "version": welcome.software,
+        "session": welcome.session,
+        "host": welcome.host,
+        "goosremote": welcome.abstraction,
+    }
+    try:
+        with RawTerminal() if terminal is not None and carried else contextlib.nullcontext():
+            status = host.run()
+    finally:
+        host.close()
+    if host.lost is not None and exit_of(status)[1] == signal.SIGKILL:
+        raise ConnectionLostError(f"lost connection to runtime server {options.server}: {host.lost}")
+    return end_as(status)
+
+
+def read_token(path: str | None) -> str:
+    """Return the token in the file *path*, "" without one.
+
+    Raises:
+        TokenError: the file cannot be read.
+    """
+    if path is None:
+        return ""
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.read().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise TokenError(f"cannot read the token file {path}: {error}") from error
 
 
 def end_as(wait_status: int) -> int:
@@ -116,3 +221,13 @@ def end_as(wait_status: int) -> int:
         die_by(signo)
         return 128 + signo  # not reached, unless the signal is one that cannot kill this process
     return status
+
+
+def _open_streams() -> tuple[StreamId, ...]:
+    """Return which of the standard streams this process has."""
+    numbers: tuple[StreamId, ...] = (0, 1, 2)
+    return tuple(number for number in numbers if os.path.exists(f"/proc/self/fd/{number}"))
+
+
+def _log(text: str) -> None:
+    print(f"ptserver: {text}", file=sys.stderr)

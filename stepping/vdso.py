@@ -7,7 +7,7 @@ Source: elf.h (AT_*), getauxval(3), vdso(7).
 import os
 import struct
 
-from stepping import ptrace_api
+from stepping.ptrace_api import detach
 from stepping.tracee_memory import TraceeMemory
 
 _AT_NULL, _AT_IGNORE, _AT_SYSINFO_EHDR = 0, 1, 33
@@ -37,7 +37,7 @@ def hide_vdso(pid: int) -> None:
             address += 2 * _WORD
     finally:
         memory.close()
-    ptrace_api.detach(pid)
+    detach(pid)
 
 
 def _stack_pointer(pid: int) -> int:

@@ -1,0 +1,277 @@
+"""The stub host whose server is behind a connection: the program's calls travel, their results come back.
+
+Where the program's resources are the server's, its standard streams are carried too, and the terminal's keys and
+size; its descriptors here are only /dev/null.
+
+A lost connection. A program with the stub hears of it (`hypercalls.WATCH`) and ends itself as a Go panic does, with
+the traces of all goroutines, for which its writes to descriptor 2 go to this process's standard error; its other
+calls are left waiting. Any other program is killed.
+
+Not trusted: the server. Its results reach the memory of the program only where a call of the program offered room,
+and nothing else of this machine.
+"""
+
+import contextlib
+import errno
+import os
+import select
+import signal
+from collections.abc import Callable, Collection, Mapping
+from typing import TypeVar
+
+from ptserver.connection import Connection
+from ptserver.errors import ConnectionLostError, ProtocolError
+from ptserver.host import Host, PendingCall, ThreadChange, exit_of
+from ptserver.host_signals import HostSignals
+from ptserver.messages import (
+    Cancel,
+    Exited,
+    Goodbye,
+    Observed,
+    Ping,
+    Pong,
+    Refused,
+    Result,
+    Signal,
+    StreamCredit,
+    StreamData,
+    StreamEnd,
+    StreamId,
+    Syscall,
+    ThreadEvent,
+    ToHost,
+    Welcome,
+    WindowSize,
+)
+from ptserver.policy import REACHES_SELF_ONLY, interest_in
+from ptserver.streams import IncomingStream, OutgoingStream
+from ptserver.stub.hypercalls import MESSAGE_BYTES, encode_message
+from ptserver.terminal import user_terminal
+from stepping.launch import Launched
+from stepping.syscalls import Arch
+
+_Stream = TypeVar("_Stream")
+
+_STDERR = 2
+#: How long a program with the stub may take to print its goroutines after the connection was lost.
+_PANIC_SECONDS = 10.0
+#: How long the server may take to deliver the program's last output.
+_GOODBYE_SECONDS = 30.0
+
+
+class RemoteHost(Host):
+    """Serves a program over *connection*, after *welcome*; see the module's text.
+
+    streams: the numbers of the standard streams that are carried. lost: why the connection was lost, or None.
+    """
+
+    def __init__(
+        self,
+        launched: Launched,
+        signals: HostSignals,
+        arch: Arch,
+        welcome: Welcome,
+        connection: Connection[ToHost],
+        streams: Collection[StreamId],
+        *,
+        has_stub: bool,
+    ) -> None:
+        super().__init__(launched, signals, arch, welcome.interest)
+        self.lost: str | None = None
+        self._welcome = welcome
+        self._connection = connection
+        self._has_stub = has_stub
+        self._in_flight: dict[int, PendingCall | None] = {}  # None: cancelled, an answer will still come
+        self._observed = frozenset(
+            row.name
+            for row in self._rows.values()
+            if interest_in(row, welcome.interest, welcome.default_interest) == "observe"
+        )
+        self._goodbye = False
+        self._congested = False
+        self._outgoing: dict[int, OutgoingStream] = {}
+        self._incoming: dict[int, IncomingStream] = {}
+        self._polled: dict[int, int] = {}  # events asked for, by descriptor
+        self._watch(connection.fileno(), self._on_ready)
+        if 0 in streams:
+            self._outgoing[0] = OutgoingStream(0, 0, connection.send, owned=False)
+        for number in (1, 2):
+            if number in streams:
+                self._incoming[number] = IncomingStream(number, number, connection.send, owned=False)
+
+    def run(self) -> int:
+        """Serve the program until it is gone and its output is delivered; return its wait status."""
+        self._end_of_round()
+        status = super().run()
+        if self.lost is None:
+            self._connection.send(Exited(*exit_of(status)))
+            self._later(_GOODBYE_SECONDS, lambda: self._lose("the server did not end the session in time"))
+        while self.lost is None and not self._goodbye:
+            self._end_of_round()
+            self._round()
+        while any(stream.wants_write for stream in self._incoming.values()):
+            self._end_of_round()
+            self._round()
+        return status
+
+    def close(self) -> None:
+        """Kill the program if it still runs, and give up every descriptor."""
+        self._connection.close()
+        super().close()
+
+    # Calls of the program.
+
+    def _serve(self, call: PendingCall) -> None:
+        row = call.row
+        assert row is not None
+        if row.name in REACHES_SELF_ONLY and row.name not in self._served:
+            self._serve_signal_to_self(call)
+        elif self.lost is not None:
+            self._serve_last_words(call)
+        elif row.name in self._observed:
+            args, ins, _, _ = call.gathered
+            self._connection.send(Observed(call.tid, call.process.pid, row.name, args, ins))
+            self._proceed(call)
+        else:
+            args, ins, outs, _ = call.gathered
+            self._in_flight[call.id] = call
+            self._connection.send(Syscall(call.id, call.tid, call.process.pid, row.name, args, ins, outs))
+
+    def _abandon(self, call: PendingCall) -> None:
+        if self.lost is None and self._in_flight.get(call.id) is call:
+            self._in_flight[call.id] = None
+            self._connection.send(Cancel(call.id))
+
+    def _serve_signal_to_self(self, call: PendingCall) -> None:
+        """Let the program signal itself (its own process, or its group, in which it is alone), nobody else."""
+        target = call.args[0] & 0xFFFFFFFF
+        if target in (self.pid, 0, (1 << 32) - self.pid):
+            self._proceed(call)
+        else:
+            self._answer(call, 0, errno.ESRCH, {})
+
+    def _serve_last_words(self, call: PendingCall) -> None:
+        """After the connection was lost: print what goes to standard error, let everything else wait."""
+        assert call.row is not None
+        if call.row.name == "write" and call.args[0] == _STDERR:
+            with contextlib.suppress(OSError):
+                os.write(_STDERR, call.gathered.ins.get(1, b""))
+            self._answer(call, call.gathered.args[2], 0, {})
+
+    # Messages of the server.
+
+    def _on_ready(self) -> None:
+        try:
+            for message in self._connection.receive():
+                self._take(message)
+        except (ConnectionLostError, ProtocolError) as error:
+            self._lose(str(error))
+
+    def _take(self, message: ToHost) -> None:
+        if type(message) is Result:
+            self._take_result(message)
+            return
+        match message:
+            case StreamData():
+                self._stream(self._incoming, message.stream).receive(message.data)
+            case StreamCredit():
+                self._stream(self._outgoing, message.stream).add_credit(message.size)
+            case StreamEnd():
+                if message.stream in self._outgoing:
+                    self._outgoing[message.stream].stop()
+                else:
+                    self._stream(self._incoming, message.stream).end()
+            case Signal():
+                self._signal_program(message.signo)
+            case Ping():
+                self._connection.send(Pong(message.id))
+            case Goodbye():
+                self._goodbye = True
+            case Refused():
+                raise ConnectionLostError(f"the server ended the session: {message.message}")
+            case Pong():
+                pass
+            case _:
+                raise ProtocolError(f"the server sent {type(message).__name__} in mid-session")
+
+    def _take_result(self, result: Result) -> None:
+        try:
+            call = self._in_flight.pop(result.id)
+        except KeyError:
+            raise ProtocolError(f"the server answered call {result.id}, which nobody made") from None
+        if call is None:
+            return
+        if not result.proceed:
+            self._answer(call, result.value, result.errno, result.outs)
+        elif self._welcome.resources == "host":
+            self._proceed(call)
+        else:
+            raise ProtocolError(
+                "the server sent a call back to the host, but has the program's resources itself"
+            )
+
+    @staticmethod
+    def _stream(streams: Mapping[int, _Stream], number: int) -> _Stream:
+        if number not in streams:
+            raise ProtocolError(f"the server spoke of stream {number}, which is not carried that way")
+        return streams[number]
+
+    def _lose(self, reason: str) -> None:
+        """Go on without the server: only to the end of the program."""
+        if self.lost is not None:
+            return
+        self.lost = reason
+        self._unwatch(self._connection.fileno())
+        for stream in self._outgoing.values():
+            stream.stop()
+        if self._wait_status is not None:
+            return
+        if not self._has_stub or self._watch_call is None:
+            self._signal_program(signal.SIGKILL)
+            return
+        address, size = self._watch_call.args[:2]
+        self._put(self._watch_call, address, encode_message(reason, min(size, MESSAGE_BYTES)))
+        self._answer(self._watch_call, 0, 0, {})
+        self._later(_PANIC_SECONDS, lambda: self._signal_program(signal.SIGKILL))
+
+    # Everything else that happens.
+
+    def _on_thread(self, tid: int, event: ThreadChange) -> None:
+        if self.lost is None:
+            self._connection.send(ThreadEvent(tid, event))
+
+    def _on_window_size(self) -> None:
+        terminal = user_terminal()
+        if terminal is not None and self.lost is None:
+            self._connection.send(WindowSize(terminal.rows, terminal.columns))
+
+    def _shares_terminal(self) -> bool:
+        return False
+
+    def _end_of_round(self) -> None:
+        """Send what is to be sent, and ask for the events that matter now."""
+        connection = self._connection
+        if self.lost is None:
+            sent = connection.flush()
+            self._ask(
+                connection.fileno(), select.POLLIN if sent else select.POLLIN | select.POLLOUT, self._on_ready
+            )
+            if connection.congested != self._congested:
+                self._congested = connection.congested
+                if self._congested:
+                    self._unwatch(self._listener.fileno())
+                else:
+                    self._watch(self._listener.fileno(), self._on_call)
+        for outgoing in self._outgoing.values():
+            self._ask(outgoing.fd, select.POLLIN if outgoing.wants_read else 0, outgoing.on_readable)
+        for incoming in self._incoming.values():
+            self._ask(incoming.fd, select.POLLOUT if incoming.wants_write else 0, incoming.on_writable)
+
+    def _ask(self, fd: int, events: int, handler: Callable[[], None]) -> None:
+        """Have *handler* called for *events* of *fd*, for none if 0."""
+        if self._polled.get(fd, 0) == events:
+            return
+        self._polled[fd] = events
+        self._unwatch(fd)
+        if events:
+            self._watch(fd, handler, events)
