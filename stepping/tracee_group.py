@@ -80,7 +80,11 @@ class TraceeGroup:
         Raises:
             TraceeGoneError: no thread is left.
         """
-        tid, raw = ptrace_api.wait_any(block=block)
+        try:
+            tid, raw = ptrace_api.wait_any(block=block)
+        except TraceeGoneError as error:
+            self.tracees.clear()
+            raise TraceeGoneError(self.pid) from error
         return None if raw is None else self._note(tid, raw)
 
     def stop_all(self, timeout_s: float = STOP_TIMEOUT_S) -> None:
