@@ -39,7 +39,7 @@ from ptserver.stub.hypercalls import (
 from stepping.errors import MemoryFaultError, NotificationGoneError
 from stepping.launch import Launched
 from stepping.listener import Listener, Notification
-from stepping.syscalls import Arch, Syscall, by_number
+from stepping.syscalls import Arch, Syscall, Sysno, by_number
 from stepping.syscalls.marshal import Args, BadArgumentError, Gathered, gather, scatter
 from stepping.tracee_memory import TraceeMemory
 
@@ -60,6 +60,9 @@ class Process:
         fresh = TraceeMemory(self.pid)
         self.memory.close()
         self.memory = fresh
+
+
+_NOT_GATHERED = Gathered((0, 0, 0, 0, 0, 0), {}, {}, {})
 
 
 class PendingCall:
@@ -85,19 +88,17 @@ class PendingCall:
         self, call_id: int, notification: Notification, process: Process, row: Syscall | None
     ) -> None:
         self.id = call_id
-        self.notification_id = notification.id
-        self.tid = notification.tid
-        self.nr = notification.nr
-        self.args: Args = notification[6:12]
-        self.ip = notification.ip
+        self.notification_id, self.tid, _, self.nr, _, self.ip, a0, a1, a2, a3, a4, a5 = notification
+        self.args: Args = (a0, a1, a2, a3, a4, a5)
         self.process = process
         self.row = row
-        self.gathered = Gathered(self.args, {}, {}, {})
+        self.gathered = _NOT_GATHERED
         self.answer: tuple[int, int, dict[int, bytes]] | None = None
 
     def is_repeated_by(self, notification: Notification) -> bool:
         """Whether *notification* is this call again, restarted by the kernel after a signal."""
-        return self.nr == notification.nr and self.ip == notification.ip and self.args == notification[6:12]
+        _, _, _, nr, _, ip, *args = notification
+        return self.nr == nr and self.ip == ip and self.args == tuple(args)
 
 
 class Host:
@@ -119,6 +120,7 @@ class Host:
         self._listener: Listener = launched.listener
         self._signals = signals
         self._rows = by_number(arch)
+        self._seen_rows: dict[int, Syscall] = {}  # those of _rows that were used, at the speed of a dict
         self._served = interest.keys()
         self._main = Process(launched.pid)
         self._processes: dict[int, Process] = {launched.pid: self._main}
@@ -136,17 +138,15 @@ class Host:
         """Serve the program until it is gone; return its wait status, as waitpid(2) gives it."""
         while self._wait_status is None:
             self._round()
-        assert self._wait_status is not None
         return self._wait_status
 
     def _round(self) -> None:
         """Wait for something to happen, and deal with all that has."""
-        for fd, event in self._poll.poll(self._timeout_ms()):
-            handler = self._handlers.get(fd)
+        for fd, event in self._poll.poll(self._timeout_ms() if self._timers else None):
             if event & select.POLLHUP and fd == self._listener.fileno():
                 self._unwatch(fd)  # no process of the program is left
-            elif handler is not None:
-                handler()
+            elif fd in self._handlers:
+                self._handlers[fd]()
         if self._timers:
             self._fire_timers()
         self._end_of_round()
@@ -186,11 +186,11 @@ class Host:
         notification = self._listener.receive()
         if notification is None:
             return
-        tid = notification.tid
+        tid = notification[1]
         earlier = self._pending.get(tid)
         if earlier is not None:
             if earlier.is_repeated_by(notification):
-                earlier.notification_id = notification.id
+                earlier.notification_id = notification[0]
                 if earlier.answer is not None:
                     self._answer(earlier, *earlier.answer)
                 return
@@ -198,7 +198,12 @@ class Host:
             if earlier.answer is None:
                 self._abandon(earlier)
         process = self._processes.get(tid) or self._find_process(tid)
-        row = self._rows.get(notification.nr)  # type: ignore[call-overload]
+        number = notification[3]
+        row = self._seen_rows.get(number)
+        if row is None:
+            row = self._rows.get(Sysno(number))
+            if row is not None:
+                self._seen_rows[number] = row
         call = PendingCall(next(self._ids), notification, process, row)
         self._pending[tid] = call
         if row is None:
@@ -232,8 +237,10 @@ class Host:
 
     def _proceed(self, call: PendingCall) -> None:
         """Let the thread make *call* itself."""
-        with contextlib.suppress(NotificationGoneError):
+        try:
             self._listener.proceed(call.notification_id)
+        except NotificationGoneError:
+            pass  # the thread begins anew
         self._forget(call)
 
     def _forget(self, call: PendingCall) -> None:
@@ -325,9 +332,7 @@ class Host:
     def _later(self, seconds: float, action: Callable[[], None]) -> None:
         heapq.heappush(self._timers, (time.monotonic() + seconds, next(self._ids), action))
 
-    def _timeout_ms(self) -> float | None:
-        if not self._timers:
-            return None
+    def _timeout_ms(self) -> float:
         return max(0.0, self._timers[0][0] - time.monotonic()) * 1000
 
     def _fire_timers(self) -> None:

@@ -134,7 +134,7 @@ def _await_exec(
         # Nothing but the child's execve can be here: the program has not run yet.
         notification = listener.receive() if listener is not None else None
         if listener is not None and notification is not None:
-            listener.proceed(notification.id)
+            listener.proceed(notification[0])
     state, number = _PAGE.unpack(page[:])
     if state == _EXEC_FAILED:
         raise ExecError(program.path, number)

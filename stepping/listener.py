@@ -15,7 +15,6 @@ import errno
 import fcntl
 import os
 import struct
-from typing import NamedTuple
 
 from stepping.errors import NotificationGoneError
 
@@ -34,21 +33,9 @@ _ADD = struct.Struct("=QIIII")
 _ZERO = bytes(_NOTIFICATION.size)
 
 
-class Notification(NamedTuple):
-    """A call that waits. id: its name at the listener; ip: the instruction after the syscall; a0 to a5: arguments."""
-
-    id: int
-    tid: int
-    flags: int
-    nr: int
-    arch: int
-    ip: int
-    a0: int
-    a1: int
-    a2: int
-    a3: int
-    a4: int
-    a5: int
+#: A call that waits: its id at the listener, the thread's id, flags, the call's number, the architecture
+#: (AUDIT_ARCH_*), the address after the syscall instruction, and its six arguments. A plain tuple, for speed.
+Notification = tuple[int, int, int, int, int, int, int, int, int, int, int, int]
 
 
 class Listener:
@@ -56,8 +43,6 @@ class Listener:
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
-        self._buffer = bytearray(_NOTIFICATION.size)
-        self._response = bytearray(_RESPONSE.size)
         try:
             fcntl.ioctl(fd, _SET_FLAGS, _SYNC_WAKE_UP)
         except OSError:
@@ -69,14 +54,13 @@ class Listener:
 
     def receive(self) -> Notification | None:
         """Return the next call; blocks if none waits. None if its thread was interrupted meanwhile."""
-        self._buffer[:] = _ZERO
         try:
-            fcntl.ioctl(self._fd, _RECEIVE, self._buffer)
+            data = fcntl.ioctl(self._fd, _RECEIVE, _ZERO)
         except OSError as error:
             if error.errno in (errno.ENOENT, errno.EINTR):
                 return None
             raise
-        return Notification._make(_NOTIFICATION.unpack(self._buffer))
+        return _NOTIFICATION.unpack(data)
 
     def answer(self, notification_id: int, value: int, error: int = 0) -> None:
         """Let the call return *value* (signed 64-bit), or fail with errno *error* if that is not 0.
@@ -84,8 +68,7 @@ class Listener:
         Raises:
             NotificationGoneError: the thread no longer waits.
         """
-        _RESPONSE.pack_into(self._response, 0, notification_id, value, -error, 0)
-        self._send()
+        self._send(_RESPONSE.pack(notification_id, value, -error, 0))
 
     def proceed(self, notification_id: int) -> None:
         """Let the thread make its call itself. What its pointers lead to may have changed since it was read.
@@ -93,8 +76,7 @@ class Listener:
         Raises:
             NotificationGoneError: the thread no longer waits.
         """
-        _RESPONSE.pack_into(self._response, 0, notification_id, 0, 0, _FLAG_CONTINUE)
-        self._send()
+        self._send(_RESPONSE.pack(notification_id, 0, 0, _FLAG_CONTINUE))
 
     def is_waiting(self, notification_id: int) -> bool:
         """Whether the call still waits, so that what its thread's id names is still that thread."""
@@ -130,9 +112,9 @@ class Listener:
         except OSError as error:
             raise _translate(error) from error
 
-    def _send(self) -> None:
+    def _send(self, response: bytes) -> None:
         try:
-            fcntl.ioctl(self._fd, _SEND, self._response)
+            fcntl.ioctl(self._fd, _SEND, response)
         except OSError as error:
             raise _translate(error) from error
 

@@ -1,27 +1,39 @@
 """Carries a call's arguments out of a program's memory, and what the call filled back into it.
 
-The table says which arguments point to what; nothing here knows a single call. Everything is read exactly
-once: whoever acts on a call acts on the copy, so a program gains nothing by changing its memory meanwhile.
+The table says which arguments point to what; nothing here knows a single call. A row is compiled, at its first
+use, into one step per pointer that is followed, because this runs for every call that is taken.
+
+Everything is read exactly once: whoever acts on a call acts on the copy, so a program gains nothing by changing
+its memory meanwhile.
 
 Not trusted: the program (any pointer, any length) and the answer (outs that were not offered, or longer).
+Socket messages (msghdr) are not carried: they are in neither ins nor outs.
 """
 
 import errno
 import struct
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 from stepping.errors import MemoryFaultError
-from stepping.syscalls.model import Arg, ArgKind, Length, Syscall
+from stepping.syscalls.model import Arch, Arg, ArgKind, Length, Syscall
+from stepping.syscalls.requests import request_argument
 
 #: The most bytes that one buffer of a call carries; a longer transfer becomes a short one, as the kernel's own
 #: calls may be short.
 MAX_TRANSFER_BYTES = 8 << 20
 
 _MAX_STRING_BYTES = 4096  # PATH_MAX
-_MAX_STRINGS_BYTES = 2 << 20  # ARG_MAX of a default stack limit
+_MAX_ARGUMENT_BYTES = 32 * 4096  # MAX_ARG_STRLEN
+_MAX_ARGUMENTS_BYTES = 2 << 20  # ARG_MAX at the default stack limit
 _MAX_IOVECS = 1024  # UIO_MAXIOV
 
+_U32 = struct.Struct("=I")
+_U64 = struct.Struct("=Q")
+_IOVEC = struct.Struct("=QQ")
+
 Args = tuple[int, int, int, int, int, int]
+Vector = list[tuple[int, int]]
 
 
 class ProgramMemory(Protocol):
@@ -56,35 +68,35 @@ class Gathered(NamedTuple):
     args: Args
     ins: dict[int, bytes]
     outs: dict[int, int]
-    iovecs: dict[int, list[tuple[int, int]]]
+    iovecs: dict[int, Vector]
 
 
-_POINTERS: dict[str, tuple[tuple[int, Arg], ...]] = {}
+_Step = Callable[[Gathered, ProgramMemory], Gathered]
+_steps: dict[tuple[str, Arch], tuple[_Step, ...]] = {}
 
 
-def gather(row: Syscall, args: Args, memory: ProgramMemory) -> Gathered:
+def gather(row: Syscall, args: Args, memory: ProgramMemory, arch: Arch = "amd64") -> Gathered:
     """Copy what the call *row* with registers *args* reads from *memory*.
 
-    A null pointer is in neither ins nor outs.
+    A null pointer is in neither ins nor outs. arch: whose struct sizes the program uses.
 
     Raises:
         BadArgumentError: an unreadable pointer (EFAULT), an overlong string (ENAMETOOLONG) or vector (EINVAL).
     """
-    pointers = _POINTERS.get(row.name)
-    if pointers is None:
-        pointers = tuple((i, arg) for i, arg in enumerate(row.args) if _is_followed(arg.kind))
-        _POINTERS[row.name] = pointers
-    gathered = Gathered(args, {}, {}, {})
+    key = row.name, arch
+    steps = _steps.get(key)
+    if steps is None:
+        steps = _steps[key] = _compile(row, arch)
+    call = Gathered(args, {}, {}, {})
     try:
-        for index, arg in pointers:
-            if args[index]:
-                gathered = _gather_one(row, gathered, index, arg, memory)
+        for step in steps:
+            call = step(call, memory)
     except MemoryFaultError as error:
         raise BadArgumentError(errno.EFAULT) from error
-    return gathered
+    return call
 
 
-def scatter(gathered: Gathered, outs: dict[int, bytes], memory: ProgramMemory) -> None:
+def scatter(call: Gathered, outs: dict[int, bytes], memory: ProgramMemory) -> None:
     """Write *outs*, the bytes that the call filled, by argument index, to where its pointers lead.
 
     Bytes beyond what was offered, and arguments that offered nothing, are not written.
@@ -94,90 +106,186 @@ def scatter(gathered: Gathered, outs: dict[int, bytes], memory: ProgramMemory) -
     """
     try:
         for index, data in outs.items():
-            room = gathered.outs.get(index, 0)
-            if index in gathered.iovecs:
-                _scatter_iovec(gathered.iovecs[index], data[:room], memory)
-            elif room:
-                memory.write(gathered.args[index], data if len(data) <= room else data[:room])
+            room = call.outs.get(index, 0)
+            if index in call.iovecs:
+                _scatter_vector(call.iovecs[index], data[:room], memory)
+            elif room and data != call.ins.get(index):  # an inout buffer is written where it changed
+                memory.write(call.args[index], data if len(data) <= room else data[:room])
     except MemoryFaultError as error:
         raise BadArgumentError(errno.EFAULT) from error
 
 
-def length_of(row: Syscall, length: Length | None, args: Args, memory: ProgramMemory) -> int:
-    """Return the size in bytes (or number of items) that *length* stands for in this call, never negative.
-
-    Raises:
-        MemoryFaultError: an indirect length cannot be read.
-    """
-    if length is None:
-        return 0
-    if length.arg is None:
-        return length.scale
-    value = args[length.arg]
-    if length.indirect:
-        value = struct.unpack("=I", memory.read(value, 4))[0] if value else 0
-    elif row.args[length.arg].kind in (ArgKind.INT, ArgKind.UINT):
-        value &= 0xFFFFFFFF
-        if value >> 31 and row.args[length.arg].kind is ArgKind.INT:
-            return 0
-    return value * length.scale
+def _compile(row: Syscall, arch: Arch) -> tuple[_Step, ...]:
+    """Return a step for each argument of *row* that is followed; none for those that are just addresses."""
+    steps = []
+    for index, arg in enumerate(row.args):
+        make = _MAKERS.get(arg.kind)
+        if make is not None:
+            steps.append(make(row, index, arg, arch))
+    return tuple(steps)
 
 
-def _is_followed(kind: ArgKind) -> bool:
-    return kind.is_pointer and kind is not ArgKind.PTR
+def _out(row: Syscall, index: int, arg: Arg, arch: Arch) -> _Step:
+    size_of = _size_of(row, arg.length, arch)
 
-
-def _gather_one(row: Syscall, call: Gathered, index: int, arg: Arg, memory: ProgramMemory) -> Gathered:
-    address = call.args[index]
-    match arg.kind:
-        case ArgKind.OUT:
-            call, size = _bounded_length(row, call, arg, memory)
+    def step(call: Gathered, memory: ProgramMemory) -> Gathered:
+        if call.args[index]:
+            size = size_of(call.args, memory)
+            if size > MAX_TRANSFER_BYTES:
+                call, size = _shortened(call, arg.length, arch)
             call.outs[index] = size
-        case ArgKind.IN:
-            call, size = _bounded_length(row, call, arg, memory)
+        return call
+
+    return step
+
+
+def _in(row: Syscall, index: int, arg: Arg, arch: Arch) -> _Step:
+    size_of = _size_of(row, arg.length, arch)
+    returns = arg.kind is ArgKind.INOUT
+
+    def step(call: Gathered, memory: ProgramMemory) -> Gathered:
+        address = call.args[index]
+        if address:
+            size = size_of(call.args, memory)
+            if size > MAX_TRANSFER_BYTES:
+                call, size = _shortened(call, arg.length, arch)
             call.ins[index] = memory.read(address, size)
-        case ArgKind.PATH | ArgKind.STR:
+            if returns:
+                call.outs[index] = size
+        return call
+
+    return step
+
+
+def _string(row: Syscall, index: int, arg: Arg, arch: Arch) -> _Step:
+    def step(call: Gathered, memory: ProgramMemory) -> Gathered:
+        address = call.args[index]
+        if address:
             try:
                 call.ins[index] = memory.read_string(address, _MAX_STRING_BYTES)
             except ValueError as error:
                 raise BadArgumentError(errno.ENAMETOOLONG) from error
-        case ArgKind.INOUT:
-            call, size = _bounded_length(row, call, arg, memory)
-            call.ins[index] = memory.read(address, size)
-            call.outs[index] = size
-        case ArgKind.IOV_IN | ArgKind.IOV_OUT:
-            vector = _read_iovec(address, length_of(row, arg.length, call.args, memory), memory)
-            if arg.kind is ArgKind.IOV_IN:
-                call.ins[index] = b"".join(memory.read(base, size) for base, size in vector)
+        return call
+
+    return step
+
+
+def _strings(row: Syscall, index: int, arg: Arg, arch: Arch) -> _Step:
+    def step(call: Gathered, memory: ProgramMemory) -> Gathered:
+        address = call.args[index]
+        if address:
+            call.ins[index] = b"\0".join(_read_strings(address, memory))
+        return call
+
+    return step
+
+
+def _vector(row: Syscall, index: int, arg: Arg, arch: Arch) -> _Step:
+    count_of = _size_of(row, arg.length, arch)
+    is_read = arg.kind is ArgKind.IOV_IN
+
+    def step(call: Gathered, memory: ProgramMemory) -> Gathered:
+        address = call.args[index]
+        if address:
+            vector = _read_vector(address, count_of(call.args, memory), memory)
+            if is_read:
+                call.ins[index] = b"".join([memory.read(base, size) for base, size in vector])
             else:
                 call.outs[index] = sum(size for _, size in vector)
                 call.iovecs[index] = vector
-        case ArgKind.STRV:
-            call.ins[index] = b"\0".join(_read_strings(address, memory))
-        case ArgKind.REQUEST_ARG:
-            _gather_request_argument(row, call, index, memory)
-    return call
+        return call
+
+    return step
 
 
-def _bounded_length(row: Syscall, call: Gathered, arg: Arg, memory: ProgramMemory) -> tuple[Gathered, int]:
-    size = length_of(row, arg.length, call.args, memory)
-    if size <= MAX_TRANSFER_BYTES:
-        return call, size
-    length = arg.length
-    if length is None or length.arg is None or length.indirect:
+def _signal_set(row: Syscall, index: int, arg: Arg, arch: Arch) -> _Step:
+    def step(call: Gathered, memory: ProgramMemory) -> Gathered:
+        address = call.args[index]
+        if address:
+            target, size = _IOVEC.unpack(memory.read(address, _IOVEC.size))
+            if target:
+                call.ins[index] = memory.read(target, min(size, 128))
+        return call
+
+    return step
+
+
+def _request_argument(row: Syscall, index: int, arg: Arg, arch: Arch) -> _Step:
+    assert arg.length is not None
+    request_index = arg.length.arg
+    assert request_index is not None
+
+    def step(call: Gathered, memory: ProgramMemory) -> Gathered:
+        address = call.args[index]
+        sizes = request_argument(row.name, call.args[request_index] & 0xFFFFFFFF)
+        if address and sizes is not None:
+            in_bytes, out_bytes = sizes
+            if in_bytes:
+                call.ins[index] = memory.read(address, in_bytes)
+            if out_bytes:
+                call.outs[index] = out_bytes
+        return call
+
+    return step
+
+
+_MAKERS: dict[ArgKind, Callable[[Syscall, int, Arg, Arch], _Step]] = {
+    ArgKind.OUT: _out,
+    ArgKind.IN: _in,
+    ArgKind.INOUT: _in,
+    ArgKind.PATH: _string,
+    ArgKind.STR: _string,
+    ArgKind.STRV: _strings,
+    ArgKind.IOV_IN: _vector,
+    ArgKind.IOV_OUT: _vector,
+    ArgKind.SIGSET_REF: _signal_set,
+    ArgKind.REQUEST_ARG: _request_argument,
+}
+
+
+def _size_of(row: Syscall, length: Length | None, arch: Arch) -> Callable[[Args, ProgramMemory], int]:
+    """Return a function from registers to the size (or count) that *length* stands for, never negative."""
+    if length is None:
+        return lambda args, memory: 0
+    of, arg, offset = length.of, length.arg, length.offset
+    if arg is None:
+        constant = of(1, arch)
+        return lambda args, memory: constant
+    if length.indirect:
+
+        def indirect(args: Args, memory: ProgramMemory) -> int:
+            address = args[arg]
+            return of(_U32.unpack(memory.read(address + offset, 4))[0], arch) if address else 0
+
+        return indirect
+    if row.args[arg].kind not in (ArgKind.INT, ArgKind.UINT):
+        if length == Length(arg):
+            return lambda args, memory: args[arg]
+        return lambda args, memory: of(args[arg], arch)
+
+    def narrow(args: Args, memory: ProgramMemory) -> int:
+        value = args[arg] & 0xFFFFFFFF
+        return 0 if value >> 31 else of(value, arch)
+
+    return narrow
+
+
+def _shortened(call: Gathered, length: Length | None, arch: Arch) -> tuple[Gathered, int]:
+    """Return *call* with the register that *length* depends on cut, so that the buffer is not too large."""
+    if length is None or length.arg is None or length.indirect or length.bits:
         return call, MAX_TRANSFER_BYTES
-    items = MAX_TRANSFER_BYTES // length.scale
+    items = (MAX_TRANSFER_BYTES - length.base) // length.scale
     a0, a1, a2, a3, a4, a5 = (items if i == length.arg else value for i, value in enumerate(call.args))
-    return call._replace(args=(a0, a1, a2, a3, a4, a5)), items * length.scale
+    return call._replace(args=(a0, a1, a2, a3, a4, a5)), length.of(items, arch)
 
 
-def _read_iovec(address: int, count: int, memory: ProgramMemory) -> list[tuple[int, int]]:
+def _read_vector(address: int, count: int, memory: ProgramMemory) -> Vector:
     """Return (base, size) of the buffers, in total at most `MAX_TRANSFER_BYTES`, empty ones left out."""
     if count > _MAX_IOVECS:
         raise BadArgumentError(errno.EINVAL)
-    vector = []
+    vector: Vector = []
     room = MAX_TRANSFER_BYTES
-    for base, size in struct.iter_unpack("=QQ", memory.read(address, 16 * count)):
+    for base, size in _IOVEC.iter_unpack(memory.read(address, _IOVEC.size * count)):
         if size >> 63:
             raise BadArgumentError(errno.EINVAL)
         if size and room:
@@ -186,7 +294,7 @@ def _read_iovec(address: int, count: int, memory: ProgramMemory) -> list[tuple[i
     return vector
 
 
-def _scatter_iovec(vector: list[tuple[int, int]], data: bytes, memory: ProgramMemory) -> None:
+def _scatter_vector(vector: Vector, data: bytes, memory: ProgramMemory) -> None:
     done = 0
     for base, size in vector:
         if done >= len(data):
@@ -199,26 +307,13 @@ def _read_strings(address: int, memory: ProgramMemory) -> list[bytes]:
     strings: list[bytes] = []
     total = 0
     while True:
-        (pointer,) = struct.unpack("=Q", memory.read(address + 8 * len(strings), 8))
+        (pointer,) = _U64.unpack(memory.read(address + _U64.size * len(strings), _U64.size))
         if not pointer:
             return strings
         try:
-            strings.append(memory.read_string(pointer, 32 * _MAX_STRING_BYTES))  # MAX_ARG_STRLEN
+            strings.append(memory.read_string(pointer, _MAX_ARGUMENT_BYTES))
         except ValueError as error:
             raise BadArgumentError(errno.E2BIG) from error
-        total += len(strings[-1]) + 9
-        if total > _MAX_STRINGS_BYTES:
+        total += len(strings[-1]) + 1 + _U64.size
+        if total > _MAX_ARGUMENTS_BYTES:
             raise BadArgumentError(errno.E2BIG)
-
-
-def _gather_request_argument(row: Syscall, call: Gathered, index: int, memory: ProgramMemory) -> None:
-    from stepping.syscalls.requests import request_argument
-
-    sizes = request_argument(row.name, call.args[1] & 0xFFFFFFFF)
-    if sizes is None:
-        return
-    in_bytes, out_bytes = sizes
-    if in_bytes:
-        call.ins[index] = memory.read(call.args[index], in_bytes)
-    if out_bytes:
-        call.outs[index] = out_bytes
