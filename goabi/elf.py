@@ -145,6 +145,11 @@ class ElfFile:
         """The file's bytes of a segment, unrelocated. A copy: ask for small ones, or use `find_in_segment`."""
         return self._map[segment.offset : segment.offset + segment.filesz]
 
+    def segment_slice(self, segment: ProgramHeader, offset: int, size: int) -> bytes:
+        """Up to `size` of a segment's file bytes from `offset` on; fewer only where the file is cut short."""
+        start = segment.offset + offset
+        return self._map[start : min(start + size, segment.offset + segment.filesz)]
+
     def find_in_segment(
         self, segment: ProgramHeader, needle: bytes, align: int, start: int = 0
     ) -> int | None:

@@ -32,16 +32,16 @@ _INJECTED = frozenset({"runtime.sigpanic", "runtime.asyncPreempt", "runtime.debu
 _CGO_CALLBACK = "runtime.cgocallback"
 
 # From the handler's frame to the interrupted registers, and their names as they lie there.
-_AMD64_UCONTEXT = 0
-_AMD64_GREGS = 40
 _AMD64_NAMES = (
     *("r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15"),
     *("rdi", "rsi", "rbp", "rbx", "rdx", "rax", "rcx", "rsp", "rip"),
 )
-_ARM64_UCONTEXT = 128
-_ARM64_REGS = 176 + 8
 _ARM64_NAMES = (*(f"x{number}" for number in range(31)), "sp", "pc")
-_SIGNAL_NAMES: dict[str, tuple[str, ...]] = {"amd64": _AMD64_NAMES, "arm64": _ARM64_NAMES}
+_SIGNAL_FRAMES: dict[str, tuple[int, tuple[str, ...]]] = {
+    "amd64": (40, _AMD64_NAMES),  # ucontext; its mcontext
+    "arm64": (128 + 176 + 8, _ARM64_NAMES),  # siginfo, ucontext; the fault's address in its mcontext
+}
+_FOREIGN_FRAME_BYTES = 1 << 20
 
 
 class Frame(NamedTuple):
@@ -70,11 +70,6 @@ class Stack(NamedTuple):
     def is_complete(self) -> bool:
         """Whether the outermost frame was reached."""
         return not self.problem
-
-
-class _PcInfo(NamedTuple):
-    function: Function
-    delta: int | None
 
 
 class _Window:
@@ -112,11 +107,10 @@ class Unwinder:
         self, runtime: GoRuntime, registers_of: Callable[[int], Registers | None] | None = None
     ) -> None:
         self._runtime = runtime
-        self._arch = runtime.binary.arch
         self._functions = runtime.binary.functions
         self._bias = runtime.bias
         self._registers_of = registers_of
-        self._pcs: dict[int, _PcInfo | None] = {}
+        self._pcs: dict[int, PcInfo | None] = {}
 
     # -- what to unwind ---------------------------------------------------------------------------------------
 
@@ -130,7 +124,7 @@ class Unwinder:
             return self._unwind_running(goroutine, max_frames)
         else:
             start = (goroutine.sched_pc, goroutine.sched_sp, goroutine.sched_bp, goroutine.sched_lr)
-        return self._walk(*start, goroutine=goroutine, m=None, exact=False, max_frames=max_frames)
+        return self._walk(_Walk(self, self._runtime, goroutine).start_at(*start), max_frames)
 
     def _unwind_running(self, goroutine: Goroutine, max_frames: int) -> Stack:
         if self._registers_of is None or not goroutine.m:
@@ -146,29 +140,16 @@ class Unwinder:
 
     def unwind_thread(self, m: M, registers: Registers, max_frames: int = DEFAULT_MAX_FRAMES) -> Stack:
         """The stack of an M's thread that is stopped with these registers, on into the goroutine that it runs."""
-        arch = self._arch
+        arch = self._runtime.binary.arch
         pc, sp, fp = registers[arch.pc], registers[arch.sp], registers[arch.fp]
-        goroutine = self._goroutine_at(m, sp)
-        if m.vdso_sp and m.vdso_pc and self._pc_info(pc) is None:
-            # In the kernel's page of code; the runtime noted whence it was called.
-            pc, sp = m.vdso_pc, m.vdso_sp
-            exact = False
-        else:
-            exact = True
         lr = registers.get(arch.lr, 0) if arch.lr else 0
-        return self._walk(pc, sp, fp, lr, goroutine=goroutine, m=m, exact=exact, max_frames=max_frames)
-
-    def _goroutine_at(self, m: M, sp: int) -> Goroutine | None:
-        """Which of the M's stacks `sp` is on."""
-        for addr in (m.curg, m.g0, m.gsignal):
-            if addr:
-                try:
-                    goroutine = self._runtime.read_goroutine(addr)
-                except (MemoryFaultError, RuntimeDataError):
-                    continue
-                if goroutine.stack_lo < sp <= goroutine.stack_hi:
-                    return goroutine
-        return None
+        goroutine = self.goroutine_at(m, sp)
+        # In the kernel's page of code: the runtime noted whence it was called.
+        in_vdso = bool(m.vdso_sp and m.vdso_pc) and self.pc_info(pc) is None
+        if in_vdso:
+            pc, sp = m.vdso_pc, m.vdso_sp
+        walk = _Walk(self, self._runtime, goroutine, m, exact=not in_vdso).start_at(pc, sp, fp, lr)
+        return self._walk(walk, max_frames)
 
     def iter_source_frames(self, stack: Stack) -> Iterator[SourceFrame]:
         """The stack as the source has it, innermost first: inlined calls are frames of their own."""
@@ -181,9 +162,9 @@ class Unwinder:
                 pc, is_return_address=not frame.exact and pc > frame.function.entry
             )
 
-    # -- the walk ---------------------------------------------------------------------------------------------
+    # -- what a walk asks -------------------------------------------------------------------------------------
 
-    def _pc_info(self, pc: int) -> _PcInfo | None:
+    def pc_info(self, pc: int) -> "PcInfo | None":
         """What the tables say of a pc of the process; None outside of Go's text."""
         try:
             return self._pcs[pc]
@@ -191,152 +172,201 @@ class Unwinder:
             pass
         function = self._functions.find_function(pc - self._bias)
         delta = None if function is None else self._functions.sp_delta(function, pc - self._bias)
-        info = None if function is None else _PcInfo(function, delta)
+        info = None if function is None else PcInfo(function, delta)
         if len(self._pcs) >= _CACHE_LIMIT:
             self._pcs.clear()
         self._pcs[pc] = info
         return info
 
-    def _walk(
-        self,
-        pc: int,
-        sp: int,
-        fp: int,
-        lr: int,
-        *,
-        goroutine: Goroutine | None,
-        m: M | None,
-        exact: bool,
-        max_frames: int,
-    ) -> Stack:
-        frames: list[Frame] = []
+    def goroutine_at(self, m: M, sp: int) -> Goroutine | None:
+        """Which of the M's stacks `sp` is on: its goroutine's, its own or its signals'."""
+        for addr in (m.curg, m.g0, m.gsignal):
+            if addr:
+                try:
+                    goroutine = self._runtime.read_goroutine(addr)
+                except (MemoryFaultError, RuntimeDataError):
+                    continue
+                if goroutine.stack_lo < sp <= goroutine.stack_hi:
+                    return goroutine
+        return None
+
+    def _walk(self, walk: "_Walk", max_frames: int) -> Stack:
         try:
-            problem = self._walk_into(frames, pc, sp, fp, lr, goroutine, m, exact, max_frames)
+            problem = walk.run(max_frames)
         except (MemoryFaultError, PclntabError, RuntimeDataError) as error:
             problem = str(error)
-        return Stack(tuple(frames), problem)
+        return Stack(tuple(walk.frames), problem)
 
-    def _walk_into(
+
+class PcInfo(NamedTuple):
+    """A pc's function, and how far the stack pointer has moved there; None where the tables are silent."""
+
+    function: Function
+    delta: int | None
+
+
+class _StackEnd(Exception):
+    """The walk is over; the argument says why it is not complete, "" when it is."""
+
+
+class _Walk:
+    """One walk: where it is, and the frames so far. `m` is kept only while its system stack may be crossed."""
+
+    def __init__(
         self,
-        frames: list[Frame],
-        pc: int,
-        sp: int,
-        fp: int,
-        lr: int,
+        unwinder: Unwinder,
+        runtime: GoRuntime,
         goroutine: Goroutine | None,
-        m: M | None,
-        exact: bool,
-        max_frames: int,
-    ) -> str:
-        uses_lr = self._arch.uses_lr
-        window = _Window(self._runtime)
-        high = goroutine.stack_hi if goroutine is not None else 0
-        g_addr = goroutine.addr if goroutine is not None else 0
-        if sp < high:
-            window.load(sp, high)
-        innermost = True
-        if pc == 0:  # a call of a nil function: begin at the caller
-            pc = lr if uses_lr else window.word(sp)
-            sp, lr, exact = (sp, 0, False) if uses_lr else (sp + 8, 0, False)
-        while len(frames) < max_frames:
-            info = self._pc_info(pc)
-            if info is None or info.delta is None:
-                # Foreign code: only its frame pointer can lead back.
-                frames.append(Frame(pc, sp, fp, info.function if info else None, g_addr, exact))
-                if not sp < fp < (high or sp + (1 << 20)) or fp % 8:
-                    return (
-                        f"no Go function is known at {pc:#x}"
-                        if info is None
-                        else "a function without a table"
-                    )
-                pc, sp, fp, lr = window.word(fp + 8), fp + 16, window.word(fp), 0
-                exact = innermost = False
-                continue
-            function, delta = info.function, info.delta
-            name = function.name
-            crossing = m is not None and g_addr == m.g0 and m.curg != 0
-            if crossing and m is not None and (name in _MORESTACK or name == _MCALL):
-                # These do not return: the goroutine goes on where it was saved.
-                frames.append(Frame(pc, sp, sp, function, g_addr, exact))
-                saved = self._runtime.read_goroutine(m.curg)
-                pc, sp, fp, lr = saved.sched_pc, saved.sched_sp, saved.sched_bp, saved.sched_lr
-                high, g_addr, exact, innermost, m = saved.stack_hi, saved.addr, False, False, None
-                if not pc or not sp:
-                    return "the goroutine was being switched"
-                window.load(sp, high)
-                continue
-            crossed = crossing and m is not None and name == _SYSTEMSTACK and not (uses_lr and delta == 0)
-            if crossed and m is not None:
-                saved = self._runtime.read_goroutine(m.curg)
-                frame_sp, sp = sp, saved.sched_sp
-                high, g_addr, m = saved.stack_hi, saved.addr, None
-                if not sp:
-                    return "the goroutine was being switched"
-                window.load(sp, high)
-            else:
-                frame_sp = sp
-            cfa = sp + delta + (0 if uses_lr else 8)
-            frames.append(Frame(pc, frame_sp, cfa, function, g_addr, exact))
-            if name in _SIGNAL_HANDLERS:
-                registers = self._interrupted_registers(cfa)
-                arch = self._arch
-                pc, sp, fp = registers[arch.pc], registers[arch.sp], registers[arch.fp]
-                lr = registers[arch.lr] if arch.lr else 0
-                interrupted = self._goroutine_at(m, sp) if m is not None else None
-                high, g_addr = (interrupted.stack_hi, interrupted.addr) if interrupted else (0, 0)
-                exact = innermost = True
-                continue
-            if function.is_top_frame:
-                return ""
-            if (
-                function.writes_sp
-                and not crossed
-                and name != _CGO_CALLBACK
-                and not (innermost and goroutine and goroutine.syscall_sp)
-            ):
-                return f"{name} changes stacks"
-            if not uses_lr:
-                caller = window.word(cfa - 8)
-            elif (innermost and sp < cfa) or lr == 0:
-                caller = window.word(sp)
-            else:
-                caller = lr
-            if not caller:
-                return "the stack ends without an outermost frame"
-            if caller == pc and cfa == sp:
-                return "the stack leads in a circle"
-            if high and cfa > high:
-                return "the stack leads out of its bounds"
-            fp = self._caller_fp(window, sp, cfa, delta, fp)
-            pc, sp, lr = caller, cfa, 0
-            exact, innermost = name in _INJECTED, False
-            if uses_lr and exact:
-                # The signal handler saved the link register on the stack before it made the call up.
-                saved_lr = window.word(sp)
-                sp += 16
-                after = self._pc_info(pc)
-                if after is None:
-                    pc = saved_lr
-                elif after.delta == 0:
-                    lr = saved_lr
+        m: M | None = None,
+        *,
+        exact: bool = False,
+    ) -> None:
+        self._unwinder = unwinder
+        self._runtime = runtime
+        self._uses_lr = runtime.binary.arch.uses_lr
+        self._m = m
+        self._window = _Window(runtime)
+        self._in_syscall = goroutine is not None and bool(goroutine.syscall_sp)
+        self._exact = exact
+        self._innermost = True
+        self.frames: list[Frame] = []
+        self._pc = self._sp = self._fp = self._lr = self._high = self._g = 0
+        if goroutine is not None:
+            self._high, self._g = goroutine.stack_hi, goroutine.addr
+
+    def start_at(self, pc: int, sp: int, fp: int, lr: int) -> "_Walk":
+        """Set where the walk begins."""
+        self._pc, self._sp, self._fp, self._lr = pc, sp, fp, lr
+        return self
+
+    def run(self, max_frames: int) -> str:
+        """Walk to the end. Returns what kept it from the outermost frame. Raises: memory and table errors."""
+        if self._sp < self._high:
+            self._window.load(self._sp, self._high)
+        if self._pc == 0:  # a call of a nil function: begin at the caller
+            self._pc = self._lr if self._uses_lr else self._window.word(self._sp)
+            self._sp += 0 if self._uses_lr else 8
+            self._lr, self._exact = 0, False
+        try:
+            while len(self.frames) < max_frames:
+                self._step()
+        except _StackEnd as end:
+            return str(end)
         return f"more than {max_frames} frames"
 
-    def _caller_fp(self, window: _Window, sp: int, cfa: int, delta: int, fp: int) -> int:
-        """The caller's frame pointer, which a Go function with a frame saves: at its top, or on arm64 below SP."""
-        if delta == 0:
-            return fp
-        if self._arch.uses_lr:
-            return window.word(sp - 8) if sp >= 8 else 0
-        return window.word(cfa - 16) if cfa - 16 >= sp else fp
+    def _step(self) -> None:
+        info = self._unwinder.pc_info(self._pc)
+        if info is None or info.delta is None:
+            self._step_by_frame_pointer(info.function if info else None)
+            return
+        function, delta = info.function, info.delta
+        name = function.name
+        frame_sp, crossed = self._sp, False
+        if self._on_system_stack():
+            if name in _MORESTACK or name == _MCALL:
+                self._append(function, self._sp, self._sp)
+                self._cross_for_good()
+                return
+            # On arm64 a delta of 0 says that the switch has not happened yet, or is over.
+            if name == _SYSTEMSTACK and not (self._uses_lr and delta == 0):
+                crossed = True
+                saved = self._leave_system_stack()
+                self._sp = saved.sched_sp
+                self._window.load(self._sp, self._high)
+        cfa = self._sp + delta + (0 if self._uses_lr else 8)
+        self._append(function, frame_sp, cfa)
+        if name in _SIGNAL_HANDLERS:
+            self._step_into_interrupted(cfa)
+            return
+        if function.is_top_frame:
+            raise _StackEnd("")
+        if function.writes_sp and not crossed and name != _CGO_CALLBACK:
+            if name == _MCALL and self._m is not None and not self._m.curg:
+                raise _StackEnd("")  # the thread has no goroutine: its scheduler's stack begins here
+            # A system call's wrapper may write SP, but has saved where it was before.
+            if not (self._innermost and self._in_syscall):
+                raise _StackEnd(f"{name} changes stacks")
+        self._step_to_caller(name, cfa, delta)
 
-    def _interrupted_registers(self, cfa: int) -> dict[str, int]:
-        """What a signal handler's frame says of the registers before the signal."""
-        if self._arch.name == "amd64":
-            start = cfa + _AMD64_UCONTEXT + _AMD64_GREGS
+    def _append(self, function: Function | None, sp: int, cfa: int) -> None:
+        self.frames.append(Frame(self._pc, sp, cfa, function, self._g, self._exact))
+
+    def _step_to_caller(self, name: str, cfa: int, delta: int) -> None:
+        word = self._window.word
+        if not self._uses_lr:
+            caller = word(cfa - 8)
+        elif (self._innermost and self._sp < cfa) or self._lr == 0:
+            caller = word(self._sp)
         else:
-            start = cfa + _ARM64_UCONTEXT + _ARM64_REGS
-        names = _SIGNAL_NAMES[self._arch.name]
-        raw = self._runtime.memory.read(start, 8 * len(names))
-        return {
+            caller = self._lr
+        if not caller:
+            raise _StackEnd("the stack ends without an outermost frame")
+        if caller == self._pc and cfa == self._sp:
+            raise _StackEnd("the stack leads in a circle")
+        if self._high and cfa > self._high:
+            raise _StackEnd("the stack leads out of its bounds")
+        self._fp = self._caller_fp(cfa, delta)
+        self._pc, self._sp, self._lr = caller, cfa, 0
+        self._exact, self._innermost = name in _INJECTED, False
+        if self._uses_lr and self._exact:
+            # The signal handler saved the link register on the stack before it made the call up.
+            saved_lr = word(self._sp)
+            self._sp += 16
+            info = self._unwinder.pc_info(self._pc)
+            if info is None:
+                self._pc = saved_lr
+            elif info.delta == 0:
+                self._lr = saved_lr
+
+    def _caller_fp(self, cfa: int, delta: int) -> int:
+        """The caller's frame pointer, which a function with a frame saves: at its top, or on arm64 below SP."""
+        if delta == 0:
+            return self._fp
+        if self._uses_lr:
+            return self._window.word(self._sp - 8)
+        return self._window.word(cfa - 16) if cfa - 16 >= self._sp else self._fp
+
+    def _step_by_frame_pointer(self, function: Function | None) -> None:
+        """Foreign code: only its frame pointer can lead back."""
+        fp = self._fp
+        self._append(function, self._sp, fp)
+        if not self._sp < fp < (self._high or self._sp + _FOREIGN_FRAME_BYTES) or fp % 8:
+            what = "a function without a table" if function else f"no Go function is known at {self._pc:#x}"
+            raise _StackEnd(what)
+        self._pc, self._sp, self._fp, self._lr = self._window.word(fp + 8), fp + 16, self._window.word(fp), 0
+        self._exact = self._innermost = False
+
+    # -- crossings --------------------------------------------------------------------------------------------
+
+    def _on_system_stack(self) -> bool:
+        return self._m is not None and self._g == self._m.g0 and self._m.curg != 0
+
+    def _leave_system_stack(self) -> Goroutine:
+        """Go on with the goroutine's stack; returns the goroutine as it was saved."""
+        assert self._m is not None
+        saved = self._runtime.read_goroutine(self._m.curg)
+        if not saved.sched_sp:
+            raise _StackEnd("the goroutine was being switched")
+        self._high, self._g, self._m = saved.stack_hi, saved.addr, None
+        return saved
+
+    def _cross_for_good(self) -> None:
+        """From a function that does not return: the goroutine goes on where it was saved."""
+        saved = self._leave_system_stack()
+        self.start_at(saved.sched_pc, saved.sched_sp, saved.sched_bp, saved.sched_lr)
+        self._exact = self._innermost = False
+        self._window.load(self._sp, self._high)
+
+    def _step_into_interrupted(self, cfa: int) -> None:
+        """From a signal handler to what the signal interrupted, whose registers the kernel laid there."""
+        arch = self._runtime.binary.arch
+        start, names = _SIGNAL_FRAMES[arch.name]
+        raw = self._runtime.memory.read(cfa + start, 8 * len(names))
+        registers = {
             name: int.from_bytes(raw[8 * index : 8 * index + 8], "little") for index, name in enumerate(names)
         }
+        pc, sp = registers[arch.pc], registers[arch.sp]
+        self.start_at(pc, sp, registers[arch.fp], registers[arch.lr] if arch.lr else 0)
+        interrupted = self._unwinder.goroutine_at(self._m, sp) if self._m is not None else None
+        self._high, self._g = (interrupted.stack_hi, interrupted.addr) if interrupted else (0, 0)
+        self._exact = self._innermost = True

@@ -65,7 +65,9 @@ def parse_dump(text: str) -> dict[int, DumpedGoroutine]:
                 goroutine.created_by, goroutine.creator = created[1], int(created[2] or 0)
                 goroutine.created_at = (where[1], int(where[2]))
             else:
-                goroutine.frames.append((re.sub(r"\((?:[^()]|\.\.\.)*\)$", "", call), where[1], int(where[2])))
+                goroutine.frames.append(
+                    (re.sub(r"\((?:[^()]|\.\.\.)*\)$", "", call), where[1], int(where[2]))
+                )
         dumped[goroutine.goid] = goroutine
     return dumped
 
@@ -90,7 +92,7 @@ def stat_state(pid: int) -> str:
 
 def load_entry(pid: int) -> int:
     raw = Path(f"/proc/{pid}/auxv").read_bytes()
-    return next(value for key, value in struct.iter_unpack("<QQ", raw) if key == AT_ENTRY)
+    return int(dict(struct.iter_unpack("<QQ", raw))[AT_ENTRY])
 
 
 @contextmanager
@@ -123,7 +125,9 @@ def stopped(path: Path, *args: str, stop: bool = True) -> Iterator[StoppedProgra
         memory = ProcMemory(process.pid)
         with GoBinary.open(path) as binary:
             bias = binary.elf.load_bias(load_entry(process.pid))
-        yield StoppedProgram(process.pid, names, parse_dump(dump) if dump else {}, facts, memory, bias, process)
+        yield StoppedProgram(
+            process.pid, names, parse_dump(dump) if dump else {}, facts, memory, bias, process
+        )
     finally:
         if memory is not None:
             memory.close()
