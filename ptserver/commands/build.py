@@ -1,17 +1,22 @@
 """`ptserver build`: `go build`, with the stub added to the program."""
 
-import sys
-
 import click
 
 
 @click.command(
     "build",
-    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+    context_settings={
+        "ignore_unknown_options": True,
+        "allow_interspersed_args": False,
+        "help_option_names": [
+            "--help"
+        ],  # with -h among them every "h" in go's own flags would be taken for it
+    },
     short_help="Build a Go program that insists on a runtime server.",
 )
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="[GO BUILD FLAGS] [PACKAGES]")
-def build_command(arguments: tuple[str, ...]) -> None:
+@click.pass_context
+def build_command(ctx: click.Context, arguments: tuple[str, ...]) -> None:
     """Build a Go program with the stub, which makes it refuse to run without a runtime server.
 
     All arguments are those of `go build`. The environment variable GOOSREMOTE names the OS abstraction that the
@@ -22,4 +27,4 @@ def build_command(arguments: tuple[str, ...]) -> None:
     """
     from ptserver.stub.build import run_go
 
-    sys.exit(run_go("build", arguments))
+    ctx.exit(run_go("build", arguments))

@@ -1,7 +1,6 @@
 """`ptserver go`: the go command with two more words, `-buildmode=remote` and `go remote`."""
 
 import os
-import sys
 
 import click
 
@@ -13,24 +12,26 @@ import click
     short_help="The go command, with -buildmode=remote and `go remote`.",
 )
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="COMMAND [ARGUMENTS]")
-def go_command(arguments: tuple[str, ...]) -> None:
+@click.pass_context
+def go_command(ctx: click.Context, arguments: tuple[str, ...]) -> None:
     """Run the go command, which knows two more words here.
 
     `ptserver go build -buildmode=remote main.go` builds with the stub, as `ptserver build` does (so do the other go
-    commands that build: install, run, test, vet, list). `ptserver go remote ./main ARGUMENTS` runs a program as
-    `ptserver run ./main ARGUMENTS` does. All else is the go command's own.
+    commands that make programs: install, run, test). `ptserver go remote ./main ARGUMENTS` runs a
+    program as `ptserver run ./main ARGUMENTS` does. All else is the go command's own.
     """
     subcommand, rest = (arguments[0], arguments[1:]) if arguments else ("", ())
     if subcommand == "remote":
         from ptserver.commands.run import run_command
 
-        run_command.main(args=list(rest), prog_name="ptserver go remote")
-        return
+        ctx.exit(
+            run_command.main(args=list(rest), prog_name="ptserver go remote", standalone_mode=False) or 0
+        )
 
     from ptserver.stub.build import asks_for_stub, run_go
 
     if asks_for_stub(rest, interspersed=subcommand == "test"):
-        sys.exit(run_go(subcommand, rest))
+        ctx.exit(run_go(subcommand, rest))
 
     from ptserver.stub.toolchain import GoUnsuitableError, find_go
 
