@@ -1,0 +1,47 @@
+"""`ptserver serve`: the command line of a server for others."""
+
+import os
+import sys
+
+import click
+
+
+@click.command("serve")
+@click.argument("server", metavar="NAME|MODULE:CLASS")
+@click.option(
+    "--listen", "address", required=True, metavar="ADDR", help="HOST:PORT, [IPV6]:PORT or unix:PATH."
+)
+@click.option(
+    "--token-file",
+    metavar="FILE",
+    help="Serve only hosts that know the secret in the first line of FILE. Required unless ADDR is loopback or unix.",
+)
+@click.option(
+    "--max-sessions",
+    type=click.IntRange(1, 100_000),
+    default=200,
+    show_default=True,
+    help="How many at once.",
+)
+@click.option("--log", "log_file", metavar="FILE", help="Append the log to FILE; default: standard error.")
+@click.option("--json", "as_json", is_flag=True, help="Announce and log in JSON, one object per line.")
+def serve_command(
+    server: str, address: str, token_file: str | None, max_sessions: int, log_file: str | None, as_json: bool
+) -> None:
+    """Lend this machine's resources to programs on other hosts.
+
+    The server is one that comes with ptserver (passthrough, tracelogger, fake_hosts, fault_injection, read_only,
+    fixed_clock) or a class of your own. Once it listens, it prints one line:
+
+        ptserver: serving NAME on ADDR
+
+    Programs then run with `ptserver run --server ADDR ./main`. SIGTERM or SIGINT ends the server and all its
+    sessions. There is no TLS: use a tunnel where the network is not yours.
+
+    Exit status: 0 after SIGTERM or SIGINT; 64 for a wrong option, address, token file or server; 69 if ADDR
+    cannot be listened at; 70 if the server failed.
+    """
+    from ptserver.serve import ServeOptions, serve
+
+    sys.path.insert(0, os.getcwd())  # as `python -m` does: MODULE may be in the current folder
+    serve(ServeOptions(server, address, token_file, max_sessions, log_file, as_json))

@@ -1,0 +1,175 @@
+"""The beginning and the end of a session's process: who is let in, and how the process ends.
+
+Not trusted: the peer; until its hello is accepted nothing is done for it.
+Thread rules: the main thread of a process forked for one connection.
+"""
+
+import hmac
+import os
+import signal
+import socket
+import sys
+import time
+import traceback
+from dataclasses import dataclass
+from types import TracebackType
+from typing import NoReturn
+
+from ptserver.connection import Connection, refused_for, server_handshake
+from ptserver.errors import ConnectionLostError, ProtocolError, PtServerError, RefusedError
+from ptserver.messages import (
+    MAX_ENVIRONMENT_ENTRIES,
+    MAX_ENVIRONMENT_ENTRY_BYTES,
+    Hello,
+    Interest,
+    Terminal,
+    ToServer,
+    Welcome,
+)
+from ptserver.server import RuntimeServer
+from ptserver.session_log import Log
+from ptserver.session_process import ServerStopsError, SessionLoop
+from ptserver.shadow_descriptors import Descriptors
+from stepping.syscalls import SYSCALLS
+
+
+@dataclass(frozen=True)
+class SessionConfig:
+    """What all sessions of a server have in common.
+
+    software: what the server runs on, with its version; token: the secret that a hello must bring, if any;
+    hello_seconds: how long it may take.
+    """
+
+    server: type[RuntimeServer]
+    software: str
+    log: Log
+    token: str | None = None
+    hello_seconds: float = 5.0
+
+
+def run_session(sock: socket.socket, session_id: str, config: SessionConfig) -> NoReturn:
+    """Serve one accepted connection, and end this process. Descriptors 1 and 2 are where it may print and log."""
+    started = time.monotonic()
+    descriptors = Descriptors()
+    log = config.log.of_session(session_id, descriptors.keep(os.dup(config.log.fd)))
+    sock = socket.socket(fileno=descriptors.keep(sock.detach()))
+    _keep_printing(descriptors)
+
+    def choose(hello: Hello, version: int, codec: str) -> Welcome:
+        return welcome(hello, version, codec, session_id, config)
+
+    with _Ending(log) as ending:
+        hello, _, connection = server_handshake(sock, config.hello_seconds, choose)
+        ending.connection = connection
+        program = hello.program
+        log(f"runs {program.path} {' '.join(program.argv[1:])}".rstrip() + f" for {hello.machine.hostname}")
+        loop = SessionLoop(connection, hello, config.server(), session_id, descriptors, log)
+        loop.run()
+        log(f"ended after {time.monotonic() - started:.3f} s")
+    raise AssertionError("not reached")
+
+
+def welcome(hello: Hello, version: int, codec: str, session_id: str, config: SessionConfig) -> Welcome:
+    """Return the answer to a hello that is let in.
+
+    Raises:
+        RefusedError: it lacks the token, or its program is for another abstraction.
+    """
+    server = config.server
+    if config.token is not None and not hmac.compare_digest(hello.token.encode(), config.token.encode()):
+        raise RefusedError("token", "the token is wrong or missing: give this server's with --token-file")
+    if hello.program.abstraction != server.abstraction:
+        raise RefusedError(
+            "abstraction",
+            f"the program wants the OS abstraction {hello.program.abstraction!r},"
+            f" this server presents {server.abstraction!r}; build it with GOOSREMOTE={server.abstraction}",
+        )
+    return Welcome(
+        version=version,
+        codec=codec,
+        server=server.display_name(),
+        software=config.software,
+        session=session_id,
+        host=os.uname().nodename,
+        resources="server",
+        interest=_welcome_interest(server),
+        default_interest="serve",
+        abstraction=server.abstraction,
+        environment=_environment(hello.terminal),
+    )
+
+
+def _welcome_interest(server: type[RuntimeServer]) -> dict[str, Interest]:
+    """Return what the host must know of the server's interest.
+
+    Calls on resources are served anyway: that some of them are to be observed only, or ignored, does not make
+    them calls of the host's.
+    """
+    return {
+        name: interest
+        for name, interest in server.declared_interest().items()
+        if interest == "serve" or not SYSCALLS[name].klass.is_resource
+    }
+
+
+def _environment(terminal: Terminal | None) -> tuple[bytes, ...]:
+    entries = dict(os.environb)
+    if terminal is not None and terminal.name:
+        entries[b"TERM"] = os.fsencode(terminal.name)
+    fitting = (name + b"=" + value for name, value in entries.items())
+    return tuple(entry for entry in fitting if len(entry) <= MAX_ENVIRONMENT_ENTRY_BYTES)[
+        :MAX_ENVIRONMENT_ENTRIES
+    ]
+
+
+def _keep_printing(descriptors: Descriptors) -> None:
+    """Let the server's methods print where the server does, although descriptors 1 and 2 become the program's."""
+    for name, number in (("stdout", 1), ("stderr", 2)):
+        file = os.fdopen(descriptors.keep(os.dup(number)), "w", buffering=1, errors="backslashreplace")
+        setattr(sys, name, file)
+        setattr(sys, f"__{name}__", file)
+
+
+class _Ending:
+    """Ends the process at the end of the block: tells the peer and the log why, and leaves at once.
+
+    Leaving at once matters: threads may be stuck in calls, and what the process that forked this one had planned
+    for its own end is none of this one's business.
+    """
+
+    def __init__(self, log: Log) -> None:
+        self.connection: Connection[ToServer] | None = None
+        self._log = log
+
+    def __enter__(self) -> "_Ending":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> NoReturn:
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # whoever waits for the peer below can be ended
+        status = 0
+        told: PtServerError | None = None
+        if isinstance(error, ConnectionLostError):
+            self._log(f"lost: {error}")
+        elif isinstance(error, RefusedError):
+            self._log(f"refused: {error}")
+        elif isinstance(error, ProtocolError):
+            self._log(f"dropped: {error}")
+            told = error
+        elif isinstance(error, ServerStopsError):
+            self._log(f"stopped: {error}")
+            told = RefusedError("internal", str(error))
+        elif error is not None:
+            self._log("failed: " + "".join(traceback.format_exception(kind, error, trace)))
+            told = PtServerError()
+            status = 1
+        if self.connection is not None and not isinstance(error, ConnectionLostError):
+            if told is not None:
+                self.connection.send(refused_for(told))
+            self.connection.finish()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)

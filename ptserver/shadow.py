@@ -1,0 +1,138 @@
+"""The shadow: holds the program's operating-system state in this process, and makes its calls here.
+
+Descriptors have the numbers that the program knows; working directory, umask, credentials and the files that are
+open are this process's. Nearly every call is made by `ptserver.execute` from the table alone. The exceptions are
+here, each with its reason:
+
+- numbers of our own descriptors are nobody's (EBADF), and close_range stops before them;
+- resource limits are the program's, not this process's (`ptserver.shadow_limits`);
+- vmsplice would lend pages of this process to a pipe;
+- a call that changes credentials changes those of one thread: idle threads are given up, so that new ones have
+  the new credentials.
+
+Refused with ENOSYS, and a line in the log for each name: sockets, children, what concerns the whole machine, and
+what the table cannot describe completely.
+
+Not trusted: the stub host, see `ptserver.execute`.
+Thread rules: one thread, but for what `work` returns.
+"""
+
+import errno
+import os
+from collections.abc import Callable
+
+from ptserver.execute import Executed, execute
+from ptserver.shadow_descriptors import Descriptors
+from ptserver.shadow_limits import Limits
+from ptserver.shadow_waiting import Waiting
+from ptserver.shadow_workers import Work
+from stepping.syscalls import ArgKind, Syscall, SyscallClass
+
+Args = tuple[int, int, int, int, int, int]
+
+_EXECUTED = frozenset({SyscallClass.FILE, SyscallClass.IDENTITY, SyscallClass.TIME, SyscallClass.HOST})
+#: Of the calls about the whole machine, those that only tell.
+_HARMLESS = frozenset({"sysinfo"})
+_REFUSED = frozenset({"vmsplice", "mq_notify"})
+_CHANGES_NUMBERS = frozenset({"close", "close_range", "dup2", "dup3"})
+_CHANGES_CREDENTIALS = frozenset(
+    "setuid setgid setreuid setregid setresuid setresgid setfsuid setfsgid setgroups capset".split()
+)
+_LIMITS = frozenset({"getrlimit", "setrlimit", "prlimit64"})
+_CLOSE_RANGE_CLOEXEC = 4
+
+
+class Shadow:
+    """Makes the calls of one program. credentials_changed: called after a call that changed them."""
+
+    def __init__(
+        self, descriptors: Descriptors, log: Callable[[str], None], credentials_changed: Callable[[], None]
+    ) -> None:
+        self._descriptors = descriptors
+        self._limits = Limits(descriptors)
+        self._waiting = Waiting()
+        self._log = log
+        self._credentials_changed = credentials_changed
+        self._fd_indexes: dict[str, tuple[int, ...]] = {}
+        self._refused: set[str] = set()
+        self.may_wait = self._waiting.may_wait
+
+    def refuses(self, row: Syscall, *, quietly: bool = False) -> bool:
+        """Whether the call is none that this shadow makes; the first time, the log says so, if not *quietly*."""
+        name = row.name
+        if (row.klass in _EXECUTED or name in _HARMLESS) and not row.bound and name not in _REFUSED:
+            return False
+        if name not in self._refused and not quietly:
+            self._refused.add(name)
+            self._log(
+                f"refused {name} with ENOSYS: calls of class {row.klass.value} are not served like that"
+            )
+        return True
+
+    def execute(
+        self, row: Syscall, args: Args, ins: dict[int, bytes], outs: dict[int, int], pid: int
+    ) -> Executed:
+        """Make a call that `refuses` does not, on this thread. It sleeps if `may_wait` says so."""
+        name = row.name
+        if self._is_ours(row, args):
+            return 0, errno.EBADF, {}
+        if name in _LIMITS:
+            return self._limits.serve(name, args, ins, outs, pid)
+        if name in _CHANGES_NUMBERS:
+            self._waiting.forget()
+            if name == "close_range":
+                return self._close_range(row, args)
+        executed = execute(row, args, ins, outs)
+        if name in _CHANGES_CREDENTIALS:
+            self._credentials_changed()
+        return executed
+
+    def work(self, row: Syscall, args: Args, ins: dict[int, bytes], outs: dict[int, int]) -> Work:
+        """Return the making of a call that may wait, for another thread."""
+        if self._is_ours(row, args):
+            return lambda: (0, errno.EBADF, {})
+        return lambda: execute(row, args, ins, outs)
+
+    def open_bytes(self, data: bytes, flags: int) -> Executed:
+        """Return a new descriptor of the program's that reads *data*; flags: of open(2), for O_CLOEXEC."""
+        return open_bytes(data, flags)
+
+    def _is_ours(self, row: Syscall, args: Args) -> bool:
+        indexes = self._fd_indexes.get(row.name)
+        if indexes is None:
+            indexes = tuple(i for i, arg in enumerate(row.args) if arg.kind in (ArgKind.FD, ArgKind.DIRFD))
+            self._fd_indexes[row.name] = indexes
+        first = self._descriptors.program_limit
+        return any(first <= args[index] & 0xFFFFFFFF < 1 << 31 for index in indexes)
+
+    def _close_range(self, row: Syscall, args: Args) -> Executed:
+        first, last, flags = (arg & 0xFFFFFFFF for arg in args[:3])
+        if first > last:
+            return 0, errno.EINVAL, {}
+        limit = self._descriptors.program_limit
+        if first >= limit:
+            return 0, 0, {}
+        # CLOSE_RANGE_UNSHARE would give this thread descriptors of its own; a single-threaded program loses nothing.
+        flags = flags & _CLOSE_RANGE_CLOEXEC if flags in (0, 2, 4, 6) else flags
+        return execute(row, (first, min(last, limit - 1), flags, 0, 0, 0), {}, {})
+
+
+def open_bytes(data: bytes, flags: int) -> Executed:
+    """Return a new descriptor of this process that reads *data*, as `ptserver.execute` does.
+
+    flags: of open(2); only O_CLOEXEC matters.
+    """
+    try:
+        writing = os.memfd_create("ptserver", os.MFD_CLOEXEC)
+        try:
+            with os.fdopen(os.dup(writing), "wb") as file:
+                file.write(data)
+            reading = os.open(f"/proc/self/fd/{writing}", os.O_RDONLY | os.O_CLOEXEC)
+            os.dup2(reading, writing, inheritable=not flags & os.O_CLOEXEC)
+            os.close(reading)
+        except OSError:
+            os.close(writing)
+            raise
+    except OSError as error:
+        return 0, error.errno or errno.EIO, {}
+    return writing, 0, {}

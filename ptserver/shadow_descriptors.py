@@ -1,0 +1,53 @@
+"""Divides this process's descriptor numbers: the low ones are the program's, the high ones our own.
+
+The program sees the limit that it would have natively; the kernel enforces it, so that its new descriptors get
+the lowest free numbers and it runs out of them at the right moment. Our own live above it, between the
+program's hard limit and this process's.
+
+Thread rules: one thread.
+"""
+
+import fcntl
+import os
+import resource
+
+#: How many numbers above the program's are ours.
+_RESERVED = 256
+
+
+class Descriptors:
+    """program_limit: numbers from here on are ours; soft_limit: the program's current RLIMIT_NOFILE."""
+
+    def __init__(self) -> None:
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard + _RESERVED))
+            self._own_limit = hard + _RESERVED
+        except (ValueError, PermissionError):  # not privileged, or at fs.nr_open
+            self._own_limit = hard
+        self.program_limit = self._own_limit - _RESERVED
+        self.soft_limit = min(soft, self.program_limit)
+        self.set_soft_limit(self.soft_limit)
+
+    def set_soft_limit(self, soft_limit: int) -> None:
+        """Let the program have numbers below *soft_limit*, which is at most `program_limit`."""
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft_limit, self._own_limit))
+        self.soft_limit = soft_limit
+
+    def keep(self, fd: int) -> int:
+        """Return a descriptor of our own for what *fd* is open on, and close *fd*.
+
+        Raises:
+            OSError: EBADF, or EMFILE if all our numbers are taken.
+        """
+        resource.setrlimit(resource.RLIMIT_NOFILE, (self._own_limit, self._own_limit))
+        try:
+            kept = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, self.program_limit)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (self.soft_limit, self._own_limit))
+        os.close(fd)
+        return kept
+
+    def close_programs(self, first: int = 0) -> None:
+        """Close all of the program's descriptors from *first* on."""
+        os.closerange(first, self.program_limit)

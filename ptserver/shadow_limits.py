@@ -1,0 +1,75 @@
+"""The program's resource limits, as getrlimit, setrlimit and prlimit64 show and change them.
+
+They are not this process's own, which lives by its own limits: a small address space or a few seconds of
+processor time, asked for by the program, must not end its shadow. The limits on descriptors and on the size of
+files are applied here; the others are remembered.
+
+Thread rules: one thread.
+"""
+
+import errno
+import os
+import resource
+import signal
+import struct
+
+from ptserver.execute import Executed
+from ptserver.shadow_descriptors import Descriptors
+
+_RLIMIT = struct.Struct("=QQ")
+_INFINITY = (1 << 64) - 1
+_COUNT = 16  # RLIM_NLIMITS
+
+
+class Limits:
+    """The limits of one program, at first those of this process."""
+
+    def __init__(self, descriptors: Descriptors) -> None:
+        self._descriptors = descriptors
+        self._limits: list[tuple[int, int]] = []
+        for number in range(_COUNT):
+            soft, hard = resource.getrlimit(number)
+            self._limits.append((soft & _INFINITY, hard & _INFINITY))
+        self._limits[resource.RLIMIT_NOFILE] = (descriptors.soft_limit, descriptors.program_limit)
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a write beyond RLIMIT_FSIZE fails with EFBIG
+
+    def serve(
+        self, name: str, args: tuple[int, ...], ins: dict[int, bytes], outs: dict[int, int], pid: int
+    ) -> Executed:
+        """Answer a call of the three, made by process *pid* of the program, as `ptserver.execute` does."""
+        if name == "prlimit64":
+            if args[0] & 0xFFFFFFFF not in (0, pid):
+                return 0, errno.EPERM, {}  # another process of this machine
+            args, new, old = args[1:], 2, 3
+        else:
+            new = old = 1
+        number = args[0] & 0xFFFFFFFF
+        if number >= _COUNT:
+            return 0, errno.EINVAL, {}
+        before = _RLIMIT.pack(*self._limits[number])
+        if name != "getrlimit" and (name == "setrlimit" or args[1]):
+            data = ins.get(new, b"")
+            if len(data) < _RLIMIT.size:
+                return 0, errno.EFAULT, {}
+            failure = self._set(number, *_RLIMIT.unpack_from(data))
+            if failure:
+                return 0, failure, {}
+        return 0, 0, {old: before[: outs[old]]} if old in outs else {}
+
+    def _set(self, number: int, soft: int, hard: int) -> int:
+        """Set a limit; return 0 or the errno."""
+        if soft > hard:
+            return errno.EINVAL
+        is_descriptors = number == resource.RLIMIT_NOFILE
+        if hard > self._limits[number][1] and (os.geteuid() or is_descriptors):
+            return errno.EPERM
+        if is_descriptors:
+            self._descriptors.set_soft_limit(soft)
+        elif number == resource.RLIMIT_FSIZE:
+            resource.setrlimit(number, (_to_python(soft), _to_python(hard)))
+        self._limits[number] = (soft, hard)
+        return 0
+
+
+def _to_python(limit: int) -> int:
+    return resource.RLIM_INFINITY if limit == _INFINITY else min(limit, (1 << 63) - 1)

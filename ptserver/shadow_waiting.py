@@ -1,0 +1,100 @@
+"""Tells which calls may keep their thread waiting, so that they are not made on the session's only loop.
+
+The table says which calls can sleep for somebody else's sake at all; here the arguments decide whether this one
+can. A call on regular files and folders counts as one that does not wait: it may take as long as the disk does.
+
+Thread rules: one thread; `Descriptor` kinds are remembered until `forget` is called.
+"""
+
+import errno
+import fcntl
+import os
+import stat
+
+from stepping.syscalls import ArgKind, Syscall
+
+_LOCKING = frozenset({fcntl.F_SETLKW, 38})  # F_OFD_SETLKW
+_OPENING = frozenset({"open", "openat", "openat2", "creat"})
+_AT_FDCWD = -100
+#: Devices of /dev/mem's family that never wait: null, zero, full, random, urandom (minor numbers of major 1).
+_NEVER_WAIT = frozenset(os.makedev(1, minor) for minor in (3, 5, 7, 8, 9))
+
+
+class Waiting:
+    """Knows the program's descriptors as far as it must."""
+
+    def __init__(self) -> None:
+        self._quick: set[int] = set()
+        self._shapes: dict[str, tuple[int | None, tuple[int, ...]]] = {}
+
+    def forget(self) -> None:
+        """Forget what descriptors are: their numbers may stand for others now."""
+        self._quick.clear()
+
+    def may_wait(self, row: Syscall, args: tuple[int, ...], ins: dict[int, bytes]) -> bool:
+        """Whether the call may sleep without bound; never false if it may, except by a race for a name."""
+        if not row.may_wait:
+            return False
+        name = row.name
+        if name == "fcntl":
+            return args[1] & 0xFFFFFFFF in _LOCKING
+        if name == "flock":
+            return not args[1] & (fcntl.LOCK_NB | fcntl.LOCK_UN)
+        if name in _OPENING:
+            return self._opening_may_wait(row, args, ins)
+        shape = self._shapes.get(name)
+        if shape is None:
+            shape = self._shapes[name] = _shape_of(row)
+        timeout, descriptors = shape
+        if timeout is not None:
+            return _timeout_is_not_zero(row.args[timeout].kind, args[timeout], ins.get(timeout))
+        for index in descriptors:
+            if not self._is_quick(args[index] & 0xFFFFFFFF):
+                return True
+        return not descriptors
+
+    def _is_quick(self, fd: int) -> bool:
+        """Whether calls on the descriptor return at once."""
+        if fd in self._quick:
+            return True
+        try:
+            status = os.fstat(fd)
+            mode = status.st_mode
+            if stat.S_ISREG(mode) or stat.S_ISDIR(mode) or status.st_rdev in _NEVER_WAIT:
+                self._quick.add(fd)
+                return True
+            return bool(fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_NONBLOCK)
+        except (OSError, OverflowError):
+            return True  # the call will fail
+
+    def _opening_may_wait(self, row: Syscall, args: tuple[int, ...], ins: dict[int, bytes]) -> bool:
+        """Whether opening the file may wait for another process: a FIFO's other end, a device."""
+        index = next(i for i, arg in enumerate(row.args) if arg.kind is ArgKind.PATH)
+        path = ins.get(index)
+        if not path or b"\0" in path:
+            return False
+        folder: int | None = None
+        if index:
+            folder = args[0] & 0xFFFFFFFF
+            folder = None if folder - (folder >> 31 << 32) == _AT_FDCWD else folder
+        try:
+            status = os.stat(path, dir_fd=None if path.startswith(b"/") else folder)
+        except OverflowError:
+            return False
+        except OSError as error:
+            return error.errno == errno.EINTR
+        mode = status.st_mode
+        return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or status.st_rdev in _NEVER_WAIT)
+
+
+def _shape_of(row: Syscall) -> tuple[int | None, tuple[int, ...]]:
+    """Return the indexes of the call's timeout, if it has one, and of its descriptors."""
+    timeouts = [index for index, arg in enumerate(row.args) if arg.name == "timeout"]
+    descriptors = tuple(index for index, arg in enumerate(row.args) if arg.kind is ArgKind.FD)
+    return (timeouts[0] if timeouts else None), descriptors
+
+
+def _timeout_is_not_zero(kind: ArgKind, register: int, data: bytes | None) -> bool:
+    if kind is ArgKind.INT:
+        return bool(register & 0xFFFFFFFF)
+    return data is None or data.strip(b"\0") != b""

@@ -1,0 +1,204 @@
+"""The zygote: a process of one thread that forks a session's process for each accepted connection.
+
+It is forked before the acceptor starts its event loop, with everything imported that a session needs, so a
+session starts within milliseconds and shares the memory of all that. It talks with the acceptor over a
+SOCK_SEQPACKET socket:
+
+    acceptor -> zygote   SESSION           with the connection's descriptor: fork
+    zygote -> acceptor   PID STATUS        a session's process has ended, with that wait status
+
+At the end of that socket it ends its sessions, first politely, and then itself. It dies with the acceptor, and
+each session with it.
+
+Thread rules: one thread, before and after the fork.
+"""
+
+import contextlib
+import ctypes
+import gc
+import os
+import select
+import signal
+import socket
+import sys
+import time
+from typing import NoReturn
+
+from ptserver.session_start import SessionConfig, run_session
+
+_PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+#: How long sessions may take to end when they are asked to.
+_STOP_SECONDS = 3.0
+_MAX_NAME_BYTES = 64
+
+
+class Spawner:
+    """The acceptor's end of the zygote. pid: the zygote's."""
+
+    def __init__(self, sock: socket.socket, pid: int) -> None:
+        self.socket = sock
+        self.pid = pid
+
+    def spawn(self, session_id: str, connection: socket.socket) -> None:
+        """Have a session's process forked for *connection*, and close it here.
+
+        Raises:
+            OSError: the zygote is gone (EPIPE), or has too much to do (EAGAIN).
+        """
+        with connection:
+            socket.send_fds(self.socket, [session_id.encode()], [connection.fileno()])
+
+    def take_ended(self) -> list[tuple[int, int]] | None:
+        """Return (pid, wait status) of sessions that have ended since; None if the zygote is gone."""
+        ended: list[tuple[int, int]] = []
+        while True:
+            try:
+                packet = self.socket.recv(64)
+            except BlockingIOError:
+                return ended
+            except ConnectionResetError:
+                return None
+            if not packet:
+                return None
+            pid, _, status = packet.decode().partition(" ")
+            ended.append((int(pid), int(status)))
+
+    def stop(self) -> int:
+        """End the zygote and all sessions; return its wait status. Blocks for a few seconds at most."""
+        self.socket.close()
+        return os.waitpid(self.pid, 0)[1]
+
+
+def start_spawner(config: SessionConfig, unwanted: socket.socket) -> Spawner:
+    """Fork the zygote; this process must have one thread, and no descriptors that sessions must not have.
+
+    unwanted: the listening socket, which the zygote closes.
+    """
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    gc.collect()
+    gc.freeze()  # so that collections do not write to memory that sessions share
+    parent = os.getpid()
+    pid = os.fork()
+    if pid:
+        theirs.close()
+        gc.unfreeze()
+        ours.setblocking(False)
+        return Spawner(ours, pid)
+    status = 1
+    try:
+        ours.close()
+        unwanted.close()
+        _die_with(parent)
+        os.setsid()  # the terminal's signals are for the acceptor
+        status = _Zygote(theirs, config).run()
+    finally:
+        os._exit(status)
+
+
+class _Zygote:
+    """Forks, reaps and, in the end, kills."""
+
+    def __init__(self, sock: socket.socket, config: SessionConfig) -> None:
+        self._socket = sock
+        self._config = config
+        self._children: set[int] = set()
+        reading, writing = os.pipe()
+        os.set_blocking(reading, False)
+        os.set_blocking(writing, False)
+        self._wakeup = (reading, writing)
+        signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda signo, frame: None)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    def run(self) -> int:
+        """Work until the acceptor is gone."""
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN)
+        poll.register(self._wakeup[0], select.POLLIN)
+        while True:
+            for fd, _ in poll.poll():
+                if fd == self._wakeup[0]:
+                    self._reap()
+                elif not self._take_request():
+                    self._stop_children()
+                    return 0
+
+    def _take_request(self) -> bool:
+        try:
+            packet, fds, _, _ = socket.recv_fds(self._socket, _MAX_NAME_BYTES, 1)
+        except ConnectionResetError:
+            return False
+        if not packet:
+            return False
+        with socket.socket(fileno=fds[0]) as connection:
+            try:
+                pid = os.fork()
+            except OSError as error:  # no more processes: this client is dropped
+                self._config.log(f"cannot start a session: {error.strerror}")
+                self._report(0, 1 << 8)
+                return True
+            if pid == 0:
+                self._become_session(packet.decode(), connection)
+        self._children.add(pid)
+        return True
+
+    def _become_session(self, session_id: str, connection: socket.socket) -> NoReturn:
+        zygote = os.getppid()
+        try:
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            for fd in self._wakeup:
+                os.close(fd)
+            self._socket.close()
+            _die_with(zygote)
+            os.setsid()
+            run_session(connection, session_id, self._config)
+        finally:
+            os._exit(1)
+
+    def _reap(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            while os.read(self._wakeup[0], 4096):
+                pass
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if not pid:
+                return
+            self._children.discard(pid)
+            self._report(pid, status)
+
+    def _report(self, pid: int, status: int) -> None:
+        with contextlib.suppress(OSError):  # the acceptor is going
+            self._socket.send(f"{pid} {status}".encode())
+
+    def _stop_children(self) -> None:
+        self._signal_children(signal.SIGTERM)
+        deadline = time.monotonic() + _STOP_SECONDS
+        poll = select.poll()
+        poll.register(self._wakeup[0], select.POLLIN)
+        self._reap()
+        while self._children and time.monotonic() < deadline:
+            poll.poll(max(0.0, deadline - time.monotonic()) * 1000)
+            self._reap()
+        self._signal_children(signal.SIGKILL)
+        for pid in self._children:
+            os.waitpid(pid, 0)
+
+    def _signal_children(self, signo: int) -> None:
+        for pid in self._children:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signo)
+
+
+def _die_with(parent: int) -> None:
+    """Have the kernel end this process when *parent*, which forked it, ends."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(1)
