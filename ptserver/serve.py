@@ -131,25 +131,30 @@ def _announce(name: str, address: str, *, as_json: bool) -> None:
 def _accept_until_signal(listener: socket.socket, spawner: Spawner, max_sessions: int, log: Log) -> None:
     import trio
 
+    acceptor = _Acceptor(listener, spawner, max_sessions, log)
+
     async def main() -> None:
-        acceptor = _Acceptor(listener, spawner, max_sessions, log)
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(acceptor.accept, nursery)
-                nursery.start_soon(acceptor.count)
+                nursery.start_soon(acceptor.count, nursery.cancel_scope)
                 async for _ in signals:
-                    nursery.cancel_scope.cancel()
+                    break
+                nursery.cancel_scope.cancel()
 
-    try:
-        trio.run(main, strict_exception_groups=False)
-    except ServeError:
-        raise
+    trio.run(main)
+    if acceptor.zygote_died:
+        raise ServeError("the process that starts sessions died; start the server again")
 
 
 class _Acceptor:
-    """Hands connections to the zygote, and knows how many sessions there are."""
+    """Hands connections to the zygote, and knows how many sessions there are.
+
+    zygote_died: set when that is why `count` stopped.
+    """
 
     def __init__(self, listener: socket.socket, spawner: Spawner, max_sessions: int, log: Log) -> None:
+        self.zygote_died = False
         self._listener = listener
         self._spawner = spawner
         self._max_sessions = max_sessions
@@ -180,19 +185,17 @@ class _Acceptor:
             self._accepted += 1
             await self._spawn(f"{self._prefix}-{self._accepted}", _blocking_socket(connection))
 
-    async def count(self) -> None:
-        """Count sessions that end, until cancelled.
-
-        Raises:
-            ServeError: the zygote is gone.
-        """
+    async def count(self, everything: "trio.CancelScope") -> None:
+        """Count sessions that end, until cancelled; cancel *everything* if the zygote is gone."""
         import trio
 
         while True:
             await trio.lowlevel.wait_readable(self._spawner.socket)
             ended = self._spawner.take_ended()
             if ended is None:
-                raise ServeError("the process that starts sessions died; start the server again")
+                self.zygote_died = True
+                everything.cancel()
+                return
             self._sessions -= len(ended)
             for pid, status in ended:
                 if os.WIFSIGNALED(status):

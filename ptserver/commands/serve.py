@@ -25,8 +25,15 @@ import click
 )
 @click.option("--log", "log_file", metavar="FILE", help="Append the log to FILE; default: standard error.")
 @click.option("--json", "as_json", is_flag=True, help="Announce and log in JSON, one object per line.")
+@click.pass_context
 def serve_command(
-    server: str, address: str, token_file: str | None, max_sessions: int, log_file: str | None, as_json: bool
+    ctx: click.Context,
+    server: str,
+    address: str,
+    token_file: str | None,
+    max_sessions: int,
+    log_file: str | None,
+    as_json: bool,
 ) -> None:
     """Lend this machine's resources to programs on other hosts.
 
@@ -45,3 +52,4 @@ def serve_command(
 
     sys.path.insert(0, os.getcwd())  # as `python -m` does: MODULE may be in the current folder
     serve(ServeOptions(server, address, token_file, max_sessions, log_file, as_json))
+    ctx.exit(0)
