@@ -15,16 +15,14 @@ server, and ends the session with a traceback in the log.
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from ptserver.call import Call
 from ptserver.errors import ServerLoadError
 from ptserver.messages import Interest
 from ptserver.outcomes import Delay, Done, Fail, OpenBytes, Outcome, Proceed, Return
+from ptserver.session import Session
 from stepping.syscalls import SYSCALLS, SyscallClass
-
-if TYPE_CHECKING:
-    from ptserver.session import Session
 
 __all__ = [
     "IGNORE",
@@ -40,6 +38,7 @@ __all__ = [
     "Proceed",
     "Return",
     "RuntimeServer",
+    "Session",
     "observe",
 ]
 
@@ -72,16 +71,16 @@ class RuntimeServer:
     abstraction: ClassVar[str] = "linux"
     interests: ClassVar[dict[str, Interest]] = {}
 
-    def session_started(self, session: "Session") -> None:
+    def session_started(self, session: Session) -> None:
         """A program begins; nothing of it has run yet."""
 
-    def session_ended(self, session: "Session") -> None:
+    def session_ended(self, session: Session) -> None:
         """The session is over, however it ended; always the last that is called."""
 
-    def thread_event(self, session: "Session", tid: int, event: str) -> None:
+    def thread_event(self, session: Session, tid: int, event: str) -> None:
         """Thread *tid* of the program was ``created`` or has ``exited``."""
 
-    def exited(self, session: "Session", status: int | None, signo: int) -> None:
+    def exited(self, session: Session, status: int | None, signo: int) -> None:
         """The program is gone: with exit *status*, or None if signal *signo* killed it."""
 
     def observe(self, call: Call) -> None:

@@ -9,6 +9,11 @@ from ptserver.server import RuntimeServer
 #: Where each server that comes with ptserver is; imported when asked for.
 BUILT_IN: dict[str, str] = {
     "passthrough": "ptserver.servers.passthrough:PassThrough",
+    "tracelogger": "ptserver.servers.tracelogger:TraceLogger",
+    "fake_hosts": "ptserver.servers.fake_hosts:FakeHosts",
+    "fault_injection": "ptserver.servers.fault_injection:FaultInjection",
+    "read_only": "ptserver.servers.read_only:ReadOnly",
+    "fixed_clock": "ptserver.servers.fixed_clock:FixedClock",
 }
 
 _SPEC = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
