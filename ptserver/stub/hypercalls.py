@@ -17,7 +17,7 @@ Go side repeats the numbers (`runtime_stub.go`, `remote.go`); a test compares th
         Returns the whole length of the server's description and writes what fits of it. `text_bytes` may be 0.
 
     request  = marker
-    marker   = F0 FF "ptserver-stub/" abi " GOOSREMOTE=" name 00
+    marker   = FE*32 "ptserver-stub/" abi " GOOSREMOTE=" name 00
     abi      = decimal number
     name     = [a-z] [a-z0-9_]{0,31}
     message  = UTF-8 text without control characters, 00; the rest of the buffer is left alone
@@ -61,9 +61,12 @@ INFO_MAX_BYTES = 1 << 16
 
 DEFAULT_GOOSREMOTE = "linux"
 
-MARKER_MAGIC = b"\xf0\xffptserver-stub/"
+MARKER_RUN = b"\xfe" * 32
+"""What a marker starts with: a run of one byte that is rare in programs, which is fast to search for."""
+
+_MARKER_MAGIC = MARKER_RUN + b"ptserver-stub/"
 _GOOSREMOTE = re.compile(r"[a-z][a-z0-9_]{0,31}")
-_MARKER = re.compile(re.escape(MARKER_MAGIC) + rb"([0-9]{1,4}) GOOSREMOTE=([a-z][a-z0-9_]{0,31})\x00")
+_MARKER = re.compile(re.escape(_MARKER_MAGIC) + rb"([0-9]{1,4}) GOOSREMOTE=([a-z][a-z0-9_]{0,31})\x00")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]+")
 
 
@@ -87,7 +90,7 @@ def check_goosremote(name: str) -> str:
 
 def encode_marker(goosremote: str, abi: int = STUB_ABI) -> bytes:
     """Return the marker of a stub. Raises: ValueError for a `goosremote` that is no name."""
-    return MARKER_MAGIC + f"{abi} GOOSREMOTE={check_goosremote(goosremote)}".encode() + b"\0"
+    return _MARKER_MAGIC + f"{abi} GOOSREMOTE={check_goosremote(goosremote)}".encode() + b"\0"
 
 
 def decode_marker(data: bytes) -> tuple[int, str]:

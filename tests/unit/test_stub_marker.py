@@ -8,7 +8,7 @@ import pytest
 from goabi.elf_header import PF_R, PF_W, PF_X
 from goabi.errors import NotElfError
 from ptserver.stub import marker as marker_module
-from ptserver.stub.hypercalls import STUB_ABI, encode_marker
+from ptserver.stub.hypercalls import MARKER_RUN, STUB_ABI, encode_marker
 from ptserver.stub.marker import StubInfo, find_stub_marker
 
 HEADERS_BYTES = 64 + 2 * 56
@@ -32,7 +32,7 @@ def program(
 
 
 @pytest.mark.parametrize(
-    "before", [0, 1, SLICE - 40, SLICE - 1, SLICE, SLICE + 1, 2 * SLICE - 3, 2 * SLICE + 300]
+    "before", [0, 1, SLICE - 60, SLICE - 20, SLICE - 1, SLICE, SLICE + 1, 2 * SLICE - 3, 2 * SLICE + 300]
 )
 def test_found_wherever_it_lies(tmp_path: Path, before: int) -> None:
     path = program(tmp_path / "p", bytes(before) + encode_marker("linux") + bytes(100))
@@ -52,10 +52,17 @@ def test_not_looked_for_in_code_or_variables(tmp_path: Path, flags: int) -> None
 
 
 def test_what_looks_like_its_beginning_is_passed_over(tmp_path: Path) -> None:
-    false = encode_marker("linux")[:-1] + b"!" + encode_marker("linux")[:10]
+    false = encode_marker("linux")[:-1] + b"!" + encode_marker("linux")[:36]
     assert find_stub_marker(program(tmp_path / "p", false)) is None
     path = program(tmp_path / "q", false * 3 + encode_marker("linux"))
     assert find_stub_marker(path) == StubInfo(STUB_ABI, "linux")
+
+
+@pytest.mark.parametrize("length", [1, 32, SLICE - 8, SLICE, 3 * SLICE + 5])
+def test_found_after_a_run_of_the_byte_that_it_starts_with(tmp_path: Path, length: int) -> None:
+    path = program(tmp_path / "p", MARKER_RUN[:1] * length + encode_marker("linux"))
+    assert find_stub_marker(path) == StubInfo(STUB_ABI, "linux")
+    assert find_stub_marker(program(tmp_path / "q", MARKER_RUN[:1] * length)) is None
 
 
 def test_a_marker_cut_by_the_segments_end_is_none(tmp_path: Path) -> None:
