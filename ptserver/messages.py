@@ -256,7 +256,12 @@ class StreamCredit(Message, frozen=True):
 
 
 class StreamEnd(Message, frozen=True):
-    """Either way: no more data on the stream; for stream 0 the program will read end of file."""
+    """Either way: no more data on the stream.
+
+    From the side that sends the data: it has all been sent; for stream 0 the program will read end of file.
+    From the side that takes the data: nobody reads it any more, as with a closed pipe; what is under way is
+    thrown away.
+    """
 
     stream: StreamId
 

@@ -1,0 +1,77 @@
+"""The suite's command: `python -m ptserver.conformance ADDR --scratch DIR`."""
+
+import json
+import sys
+from collections import Counter
+
+import click
+
+from ptserver.conformance import calls, files, framing, handshake, streams
+from ptserver.conformance.checks import Check, Finding, Server, run_checks
+from ptserver.errors import PtServerError
+
+CHECKS: tuple[Check, ...] = (
+    *handshake.CHECKS,
+    *framing.CHECKS,
+    *calls.CHECKS,
+    *files.CHECKS,
+    *streams.CHECKS,
+)
+_GROUPS = tuple(dict.fromkeys(check.group for check in CHECKS))
+
+
+@click.command()
+@click.argument("address")
+@click.option("--scratch", metavar="DIR", default="", help="A folder at the server that the checks may fill.")
+@click.option("--token", default="", help="The secret that the server wants.")
+@click.option("--timeout", default=10.0, show_default=True, help="Seconds that an answer may take.")
+@click.option("--group", "groups", multiple=True, type=click.Choice(_GROUPS), help="Only these checks.")
+@click.option("--json", "as_json", is_flag=True, help="Print the findings as one JSON object.")
+def main(
+    address: str, scratch: str, token: str, timeout: float, groups: tuple[str, ...], as_json: bool
+) -> None:
+    """Check whether the server at ADDRESS (HOST:PORT or unix:PATH) keeps the protocol.
+
+    Exit status: 0 if no check failed, 1 if one did, another if there is no server.
+    """
+    server = Server(address, scratch.encode(), token, timeout)
+    chosen = [check for check in CHECKS if not groups or check.group in groups]
+    try:
+        with server.session() as client:
+            welcome = client.welcome
+    except PtServerError as error:
+        click.echo(f"conformance: {error}", err=True)
+        sys.exit(error.exit_status)
+    findings: list[Finding] = []
+    for finding in run_checks(chosen, server):
+        findings.append(finding)
+        if not as_json:
+            click.echo(str(finding))
+    count = Counter(finding.outcome for finding in findings)
+    if as_json:
+        click.echo(
+            json.dumps(
+                {
+                    "server": welcome.server,
+                    "software": welcome.software,
+                    "resources": welcome.resources,
+                    "passed": count["ok"],
+                    "failed": count["fail"],
+                    "skipped": count["skip"],
+                    "checks": [
+                        {name: getattr(finding, name) for name in Finding.__slots__} for finding in findings
+                    ],
+                },
+                indent=1,
+            )
+        )
+    else:
+        click.echo(
+            f"{count['ok']} passed, {count['fail']} failed, {count['skip']} skipped:"
+            f" {welcome.server} ({welcome.software})"
+        )
+    sys.exit(1 if count["fail"] else 0)
+
+
+if __name__ == "__main__":
+    main()
