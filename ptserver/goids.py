@@ -1,0 +1,76 @@
+"""Tells which goroutine a thread of a Go program runs, from the runtime's own records.
+
+A thread that waits for the answer to its call does not change its M's current goroutine meanwhile, so what is read
+then is exact. Costs two small reads for a thread that was seen before; the first call of a thread walks the list of
+Ms. Unknown is 0: the runtime's own calls, threads of C code, and anything that makes no sense.
+"""
+
+import struct
+from typing import Self
+
+from goabi.binary import GoBinary
+from goabi.errors import GoAbiError, MemoryFaultError
+from goabi.sched import GoRuntime
+from stepping.errors import MemoryFaultError as TraceeFaultError
+from stepping.tracee_memory import TraceeMemory
+
+_U64 = struct.Struct("<Q")
+_AUXV_ENTRY = struct.Struct("<QQ")  # proc(5), getauxval(3)
+_AT_ENTRY = 9
+
+
+class _Memory:
+    """A process's memory as `goabi` wants it."""
+
+    def __init__(self, memory: TraceeMemory) -> None:
+        self._memory = memory
+
+    def read(self, addr: int, size: int, /) -> bytes:
+        try:
+            return self._memory.read(addr, size)
+        except TraceeFaultError as error:
+            raise MemoryFaultError(addr, size) from error
+
+
+class GoroutineIds:
+    """Goroutine numbers of the threads of one process."""
+
+    def __init__(self, binary: GoBinary, pid: int, memory: TraceeMemory) -> None:
+        self._runtime = GoRuntime(binary, _Memory(memory), _load_bias(binary, pid))
+        self._memory = memory
+        self._curg = self._runtime.layouts["m"].offset("curg")
+        self._goid = self._runtime.layouts["g"].offset("goid")
+        self._procid = self._runtime.layouts["m"].offset("procid")
+        self._ms: dict[int, int] = {}  # addresses of M records by tid
+
+    @classmethod
+    def find(cls, path: str, pid: int, memory: TraceeMemory) -> Self | None:
+        """Return the numbers for process *pid* that executes *path*; None if it is not a Go program we know."""
+        try:
+            return cls(GoBinary.open(path, prefer_table=True), pid, memory)
+        except (GoAbiError, OSError, StopIteration):
+            return None
+
+    def of(self, tid: int) -> int:
+        """Return the number of the goroutine that thread *tid* runs, 0 if it runs none."""
+        try:
+            m = self._ms.get(tid)
+            if m is None or self._word(m + self._procid) != tid:
+                found = self._runtime.find_m(tid)
+                if found is None:
+                    return 0
+                m = self._ms[tid] = found.addr
+            g = self._word(m + self._curg)
+            return self._word(g + self._goid) if g else 0
+        except (GoAbiError, TraceeFaultError):
+            return 0
+
+    def _word(self, address: int) -> int:
+        return int(_U64.unpack(self._memory.read(address, 8))[0])
+
+
+def _load_bias(binary: GoBinary, pid: int) -> int:
+    """Return what the kernel added to the link-time addresses of the executable of process *pid*."""
+    with open(f"/proc/{pid}/auxv", "rb") as file:
+        entry = next(value for kind, value in _AUXV_ENTRY.iter_unpack(file.read()) if kind == _AT_ENTRY)
+    return binary.elf.load_bias(entry)
