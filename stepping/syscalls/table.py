@@ -43,14 +43,14 @@ close                     3   57  file     -     fd:fd -> none
 close_range             436  436  file     -     first:uint last:uint flags:uint/close_range_flags -> none
 dup                      32   23  file     -     oldfd:fd -> fd
 dup2                     33    -  file     -     oldfd:fd newfd:fd -> fd
-dup3                    292   24  file     -     oldfd:fd newfd:fd flags:int/open_flags -> fd
+dup3                    292   24  file     -     oldfd:fd newfd:fd flags:int/fd_flags_at_birth -> fd
 fcntl                    72   25  file     wait  fd:fd cmd:int/fcntl_cmd arg:reqarg[cmd] -> int
 ioctl                    16   29  file     wait  fd:fd request:uint/ioctl_request arg:reqarg[request] -> int
 flock                    73   32  file     wait  fd:fd operation:int/flock_operation -> none
 pipe                     22    -  file     -     fds:out[8]/fd_pair -> none
-pipe2                   293   59  file     -     fds:out[8]/fd_pair flags:int/open_flags -> none
+pipe2                   293   59  file     -     fds:out[8]/fd_pair flags:int/fd_flags_at_birth -> none
 memfd_create            319  279  file     -     label:str flags:uint/memfd_flags -> fd
-memfd_secret            447  447  file     -     flags:uint/open_flags -> fd bound
+memfd_secret            447  447  file     -     flags:uint/fd_flags_at_birth -> fd bound
 name_to_handle_at       303  264  file     -     dirfd:dirfd path:path handle:inout[8+*handle]/file_handle mount_id:inout[8]/i32_box flags:int/handle_flags -> none
 open_by_handle_at       304  265  file     wait  mount_fd:dirfd handle:in[8+*handle]/file_handle flags:int/open_flags -> fd
 
@@ -136,7 +136,7 @@ ppoll                   271   73  file     wait  fds:inout[nfds*8]/pollfds nfds:
 select                   23    -  file     wait  nfds:int readfds:inout[nfds/8]/fd_set writefds:inout[nfds/8]/fd_set exceptfds:inout[nfds/8]/fd_set timeout:inout[16]/timeval -> int
 pselect6                270   72  file     wait  nfds:int readfds:inout[nfds/8]/fd_set writefds:inout[nfds/8]/fd_set exceptfds:inout[nfds/8]/fd_set timeout:inout[16]/timespec sigmask:sigref/sigset -> int
 epoll_create            213    -  file     -     size:int -> fd
-epoll_create1           291   20  file     -     flags:int/open_flags -> fd
+epoll_create1           291   20  file     -     flags:int/fd_flags_at_birth -> fd
 epoll_ctl               233   21  file     -     epfd:fd op:int/epoll_op fd:fd event:in[12|16]/epoll_event -> none
 epoll_wait              232    -  file     wait  epfd:fd events:out[maxevents*12|16;ret*12|16]/epoll_events maxevents:int timeout:int -> int
 epoll_pwait             281   22  file     wait  epfd:fd events:out[maxevents*12|16;ret*12|16]/epoll_events maxevents:int timeout:int sigmask:in[sigsetsize]/sigset sigsetsize:size -> int
@@ -146,12 +146,12 @@ epoll_wait_old          215    -  file     -     -> int bound
 eventfd                 284    -  file     -     initval:uint -> fd
 eventfd2                290   19  file     -     initval:uint flags:int/eventfd_flags -> fd
 signalfd                282    -  file     -     fd:fd mask:in[sizemask]/sigset sizemask:size -> fd
-signalfd4               289   74  file     -     fd:fd mask:in[sizemask]/sigset sizemask:size flags:int/open_flags -> fd
-timerfd_create          283   85  file     -     clockid:int/clockid flags:int/open_flags -> fd
+signalfd4               289   74  file     -     fd:fd mask:in[sizemask]/sigset sizemask:size flags:int/fd_flags_at_birth -> fd
+timerfd_create          283   85  file     -     clockid:int/clockid flags:int/fd_flags_at_birth -> fd
 timerfd_settime         286   86  file     -     fd:fd flags:int/timerfd_flags new_value:in[32]/itimerspec old_value:out[32]/itimerspec -> none
 timerfd_gettime         287   87  file     -     fd:fd curr_value:out[32]/itimerspec -> none
 inotify_init            253    -  file     -     -> fd
-inotify_init1           294   26  file     -     flags:int/open_flags -> fd
+inotify_init1           294   26  file     -     flags:int/fd_flags_at_birth -> fd
 inotify_add_watch       254   27  file     -     fd:fd path:path mask:uint/inotify_mask -> int
 inotify_rm_watch        255   28  file     -     fd:fd wd:int -> none
 fanotify_init           300  262  file     -     flags:uint/fanotify_flags event_f_flags:uint/open_flags -> fd
@@ -207,7 +207,7 @@ wait4                    61  260  process  wait  process:int status:out[4]/wait_
 waitid                  247   95  process  wait  idtype:int/id_type who:int infop:out[128]/siginfo options:int/wait_options rusage:out[144]/rusage -> int
 kill                     62  129  process  -     process:int sig:int/signal -> none
 rt_sigqueueinfo         129  138  process  -     process:int sig:int/signal info:in[128]/siginfo -> none
-pidfd_open              434  434  process  -     process:int flags:uint/open_flags -> fd
+pidfd_open              434  434  process  -     process:int flags:uint/fd_flags_at_birth -> fd
 pidfd_send_signal       424  424  process  -     pidfd:fd sig:int/signal info:in[128]/siginfo flags:uint/hex -> none
 pidfd_getfd             438  438  process  -     pidfd:fd targetfd:int flags:uint/hex -> fd
 process_mrelease        448  448  process  -     pidfd:fd flags:uint/hex -> none
@@ -279,7 +279,7 @@ quotactl                179   60  system   -     cmd:uint/hex special:path owner
 quotactl_fd             443  443  system   -     fd:fd cmd:uint/hex owner:int addr:ptr -> none bound
 init_module             175  105  system   -     image:in[len] len:size params:str -> none
 finit_module            313  273  system   -     fd:fd params:str flags:int/hex -> none
-delete_module           176  106  system   -     module:str flags:uint/open_flags -> none
+delete_module           176  106  system   -     module:str flags:uint/fd_flags_at_birth -> none
 kexec_load              246  104  system   -     entry:ptr nr_segments:size segments:in[nr_segments*32]/hexdump flags:size/hex -> none bound
 kexec_file_load         320  294  system   -     kernel_fd:fd initrd_fd:fd cmdline_len:size cmdline:in[cmdline_len] flags:size/hex -> none
 vhangup                 153   58  system   -     -> none
@@ -293,7 +293,7 @@ request_key             249  218  system   wait  type:str description:str callou
 keyctl                  250  219  system   wait  operation:int arg2:size arg3:size arg4:size arg5:size -> int bound
 bpf                     321  280  system   -     cmd:int attr:inout[size]/hexdump size:uint -> int bound
 perf_event_open         298  241  system   -     attr:in[*attr@4]/hexdump process:int cpu:int group_fd:fd flags:size/hex -> fd bound
-userfaultfd             323  282  system   -     flags:int/open_flags -> fd bound
+userfaultfd             323  282  system   -     flags:int/fd_flags_at_birth -> fd bound
 landlock_create_ruleset 444  444  system   -     attr:in[size]/hexdump size:size flags:uint/hex -> fd bound
 landlock_add_rule       445  445  system   -     ruleset_fd:fd rule_type:int rule_attr:ptr flags:uint/hex -> none bound
 landlock_restrict_self  446  446  system   -     ruleset_fd:fd flags:uint/hex -> none bound
