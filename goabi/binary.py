@@ -63,7 +63,6 @@ class GoBinary:
 
     def close(self) -> None:
         """Unmap the file; nothing can be looked up afterwards."""
-        self.__dict__.pop("functions", None)
         self.elf.close()
 
     @property

@@ -104,6 +104,7 @@ class ElfFile:
         except BaseException:
             self._map.close()
             raise
+        self._views: list[memoryview] = []
         self.arch: Arch = ARCHES[self.header.arch]
 
     def __enter__(self) -> "ElfFile":
@@ -116,7 +117,9 @@ class ElfFile:
 
     def close(self) -> None:
         """Unmap the file. What was returned as bytes stays valid."""
-        self.__dict__.pop("view", None)
+        for view in self._views:
+            view.release()
+        self._views.clear()
         self._map.close()
 
     def _pread(self, size: int, offset: int) -> bytes:
@@ -240,7 +243,9 @@ class ElfFile:
             offset = addr - segment.vaddr
             if offset >= 0 and offset + size <= segment.filesz:
                 start = segment.offset + offset
-                return memoryview(self._map)[start : start + size]
+                view = memoryview(self._map)[start : start + size]
+                self._views.append(view)
+                return view
         raise MemoryFaultError(addr, size, "not in the file's image")
 
     def load_bias(self, runtime_entry: int) -> int:

@@ -48,7 +48,8 @@ _STATUSES = {number | scan: (GoStatus(number), bool(scan)) for number in GoStatu
 class Goroutine(NamedTuple):
     """One goroutine (or an M's own: g0, gsignal). Times are the runtime's monotonic clock, in ns.
 
-    `wait_since_ns` is 0 unless the collector has seen the goroutine wait. `gopc` is the return address of the go
+    `wait_since_ns` is 0 unless the collector has seen it wait (see `GoRuntime.wait_ns`). `gopc` is the
+    return address of the go
     statement, `startpc` the entry of its function. `sched_*` is where it resumes when it does not run;
     `syscall_*` where it entered a system call (0 when it is in none). `waiting` is its first sudog.
     """

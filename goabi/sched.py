@@ -94,7 +94,8 @@ class GoRuntime:
     def wait_ns(self, goroutine: Goroutine, now_ns: int) -> int | None:
         """How long it has waited, given the monotonic clock; None when the runtime did not note it.
 
-        It does so when a collection finds it waiting, so times are shorter than the truth by up to a cycle.
+        A collection that finds it waiting notes the end of the collection before, so the time may be longer
+        than the truth by up to a cycle, and there is none before the second collection.
         """
         if goroutine.status not in (GoStatus.WAITING, GoStatus.SYSCALL) or not goroutine.wait_since_ns:
             return None
