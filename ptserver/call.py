@@ -84,6 +84,17 @@ class Call:
         index = index_of(self.syscall, name)
         return _value(self.syscall.args[index], index, self.args, self.ins, self.outs)
 
+    def path_of(self, fd: int) -> str:
+        """Return what the program's descriptor *fd* leads to: a path, or such as ``pipe:[81]``; empty if closed.
+
+        The path is where the file was opened or has been moved to, with `` (deleted)`` behind it if it is gone.
+        """
+        process = "self" if self.session.resources == "server" else str(self.pid)
+        try:
+            return os.readlink(f"/proc/{process}/fd/{fd}")
+        except OSError:
+            return ""
+
     def proceed(
         self,
         then: "Callable[[Done], Outcome | None] | None" = None,

@@ -7,7 +7,7 @@ from ptserver.server import Call, Delay, Outcome, Proceed, RuntimeServer, Sessio
 
 
 class FaultInjection(RuntimeServer):
-    """A `fraction` of the writes to anything but standard streams fail with ENOSPC, and reads take longer.
+    """A `fraction` of the writes to files fail with ENOSPC, and reads take longer.
 
     The same `seed` gives the same sequence of failures, for a program that writes in the same order.
     """
@@ -23,7 +23,9 @@ class FaultInjection(RuntimeServer):
 
     def write(self, call: Call) -> Outcome:
         """Fail sometimes."""
-        if call.fd > 2 and self._random.random() < self.fraction:
+        path = call.path_of(call.fd)
+        is_file = path.startswith("/") and not path.startswith("/dev/")
+        if is_file and self._random.random() < self.fraction:
             return call.fail(errno.ENOSPC)
         return call.proceed()
 

@@ -2,6 +2,7 @@
 
 import errno
 import os
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -126,3 +127,14 @@ def test_answers_fill_only_what_the_program_offers() -> None:
 def test_repr_tells_the_decoded_arguments() -> None:
     text = repr(make(OPENAT, -100, 0x7000, 2, 0, ins={1: b"/x"}))
     assert text == "<openat(dirfd=-100, path='/x', flags=2, mode=0) by thread 100>"
+
+
+def test_path_of_tells_where_a_descriptor_leads(tmp_path: Path) -> None:
+    call = make(READ, 3, 1, 1)
+    reading, writing = os.pipe()
+    with open(tmp_path / "file", "w") as file:
+        assert call.path_of(file.fileno()) == str(tmp_path / "file")
+        assert call.path_of(reading).startswith("pipe:[")
+    os.close(reading)
+    os.close(writing)
+    assert call.path_of(reading) == ""
