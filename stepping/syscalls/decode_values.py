@@ -4,8 +4,8 @@ A decoder returns a `Node`, which means the same for both forms. Numbers, lists 
 themselves; text that the program wrote is `bytes`; everything else is one of the classes below.
 """
 
-import base64
 import re
+from binascii import b2a_base64
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
@@ -103,7 +103,7 @@ def quote(data: bytes) -> str:
     if not (text.isascii() and text.isprintable()):
         text = text.translate(_ESCAPES)
         if "\\0" in text:
-            text = _LONG_OCTAL.sub(_shorten, text)
+            text = re.sub(_LONG_OCTAL, _shorten, text)
     return f'"{text}"'
 
 
@@ -112,9 +112,14 @@ def _shorten(match: re.Match[str]) -> str:
     return match[0] if digits == "\\" else "\\" + (digits.lstrip("0") or "0")
 
 
-_ESCAPES = {code: f"\\{code:03o}" for code in (*range(32), *range(127, 256))} | {9: "\\t", 11: "\\v", 12: "\\f", 13: "\\r"}
+_ESCAPES = {code: f"\\{code:03o}" for code in (*range(32), *range(127, 256))} | {
+    9: "\\t",
+    11: "\\v",
+    12: "\\f",
+    13: "\\r",
+}
 #: An octal escape with leading zeros that can go, as no digit follows; or an escaped backslash.
-_LONG_OCTAL = re.compile(r"\\(\\|0[0-7]{2}(?![0-9]))")
+_LONG_OCTAL = r"\\(\\|0[0-7]{2}(?![0-9]))"
 
 
 def _text_of_bytes(node: bytes, limit: int) -> str:
@@ -195,7 +200,7 @@ def _plain_of_part(data: bytes, size: int) -> Plain:
         text = data.decode()
     except UnicodeDecodeError as error:
         if not (cut and error.end == len(data) and len(data) - error.start < 4):
-            encoded = base64.b64encode(data).decode()
+            encoded = b2a_base64(data, newline=False).decode()
             return {"base64": encoded, "size": size} if cut else {"base64": encoded}
         text = data[: error.start].decode()  # a character was cut in two
     return {"text": text, "size": size} if cut else text

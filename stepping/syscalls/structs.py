@@ -82,7 +82,7 @@ linger i:l_onoff i:l_linger
 cap_datum I:effective/hex I:permitted/hex I:inheritable/hex
 """
 
-_FIELD = re.compile(r"(?P<count>\d*)(?P<code>\w):(?P<brief>\*)?(?P<name>\w+)(?:/(?P<decoder>\w+))?")
+_FIELD = r"(?P<count>\d*)(?P<code>\w):(?P<brief>\*)?(?P<name>\w+)(?:/(?P<decoder>\w+))?"
 
 
 class Struct:
@@ -94,7 +94,7 @@ class Struct:
         brief: list[str] = []
         offset = 0
         for word in text.split():
-            match = _FIELD.fullmatch(word)
+            match = re.fullmatch(_FIELD, word)
             if match is None:  # padding
                 offset += struct.calcsize("<" + word)
                 continue
