@@ -1,0 +1,121 @@
+"""The ways to run a program: one row each. A new way is a new row, and every case runs under it.
+
+`native` is the yardstick. A program's folder and environment are those of the case, wherever it finds them: where
+resources are a server's, the server is started in that folder with that environment, and the stub host elsewhere
+with another one, so that a mix-up shows.
+"""
+
+import contextlib
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.gofixtures import ROOT
+
+
+@dataclass(frozen=True)
+class Place:
+    """How to start a program so that it finds itself in its case's folder."""
+
+    prefix: Sequence[str]
+    cwd: Path | str
+    env: Mapping[str, str]
+
+
+Start = Callable[[Path, Mapping[str, str]], "contextlib.AbstractContextManager[Place]"]
+
+
+@dataclass(frozen=True)
+class Mode:
+    """One way. local: the program's resources are this machine's own, so that whatever runs natively must run."""
+
+    name: str
+    local: bool
+    start: Start
+
+
+def base_environment() -> dict[str, str]:
+    """Return the variables that every program gets: as few as possible."""
+    kept = ("HOME", "LANG", "PTSERVER_TEST_RUN")
+    fixed = {"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", "PYTHONPATH": str(ROOT), "LC_ALL": "C"}
+    return {name: os.environ[name] for name in kept if name in os.environ} | fixed
+
+
+def _local(*words: str) -> Start:
+    @contextlib.contextmanager
+    def start(work: Path, env: Mapping[str, str]) -> Iterator[Place]:
+        yield Place(words, work, env)
+
+    return start
+
+
+@contextlib.contextmanager
+def serving(
+    server: str, address: str, *, cwd: Path | str, env: Mapping[str, str], options: Sequence[str] = ()
+) -> Iterator[tuple[str, "subprocess.Popen[str]"]]:
+    """Run `ptserver serve`; give its address and its process; end it, and check that it ends well."""
+    command = ["ptserver", "serve", server, "--listen", address, "--json", *options]
+    log = Path(cwd).with_name("server-log")
+    with log.open("w") as stderr:
+        process = subprocess.Popen(
+            command,
+            cwd=cwd,
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            stdin=subprocess.DEVNULL,
+            text=True,
+        )
+    try:
+        assert process.stdout is not None
+        assert select.select([process.stdout], [], [], 30)[0], "the server says nothing"
+        line = process.stdout.readline()
+        assert line, log.read_text()
+        yield json.loads(line)["address"], process
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0, log.read_text()
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
+
+
+def _served(address_in: Callable[[Path], str], server: str = "passthrough") -> Start:
+    @contextlib.contextmanager
+    def start(work: Path, env: Mapping[str, str]) -> Iterator[Place]:
+        elsewhere = base_environment() | {"GREETING": "the stub host's", "ONLY_HERE": "yes"}
+        with serving(server, address_in(work), cwd=work, env=env) as (address, _):
+            yield Place(("ptserver", "run", "--server", address), "/", elsewhere)
+
+    return start
+
+
+def _tcp(_work: Path) -> str:
+    return "127.0.0.1:0"
+
+
+def _unix(work: Path) -> str:
+    return f"unix:{work.with_name('server.sock')}"
+
+
+_IN_PROCESS = ("ptserver", "run", "--server")
+
+NATIVE = Mode("native", True, _local())
+
+MODES = (
+    Mode("pass-through", True, _local("ptserver", "run")),
+    Mode("observed", True, _local(*_IN_PROCESS, "tests.conformance.servers:Observing")),
+    Mode("proceeding", True, _local(*_IN_PROCESS, "tests.conformance.servers:Proceeding")),
+    Mode("executing", True, _local(*_IN_PROCESS, "tests.conformance.servers:Executing")),
+    Mode("answering", True, _local(*_IN_PROCESS, "tests.conformance.servers:Answering")),
+    Mode("tcp", False, _served(_tcp)),
+    Mode("unix", False, _served(_unix)),
+)

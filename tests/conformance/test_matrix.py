@@ -1,0 +1,88 @@
+"""Every case in every mode ends as it does natively: status or signal, output, and the files that it leaves."""
+
+import hashlib
+import os
+import re
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from tests.conformance.cases import CASES, Case
+from tests.conformance.modes import MODES, NATIVE, Mode, base_environment
+from tests.leftovers import none_left
+from tests.running import started
+
+
+@dataclass(frozen=True)
+class Behaviour:
+    """What is compared."""
+
+    status: int
+    stdout: bytes
+    stderr: bytes
+    files: tuple[str, ...]
+
+
+def files_in(folder: Path) -> Iterator[str]:
+    for path in sorted(folder.rglob("*")):
+        info = path.lstat()
+        what = os.readlink(path) if stat.S_ISLNK(info.st_mode) else ""
+        if stat.S_ISREG(info.st_mode):
+            what = hashlib.sha256(path.read_bytes()).hexdigest()
+        yield f"{path.relative_to(folder)} {stat.filemode(info.st_mode)} {what}"
+
+
+def behaviour(case: Case, mode: Mode, folder: Path) -> Behaviour:
+    work = folder / "work"
+    work.mkdir(parents=True)
+    program = case.program()
+    env = base_environment() | case.env
+    with none_left(), mode.start(work, env) as place:
+        command = [*place.prefix, program, *case.args]
+        with started(command, program, env=place.env, cwd=place.cwd, terminal=case.terminal) as running:
+            if case.stdin:
+                running.send(case.stdin)
+            if case.drive is not None:
+                case.drive(running)
+            ended = running.finish()
+    here = re.compile(re.escape(os.fsencode(folder)))
+
+    def comparable(output: bytes) -> bytes:
+        return here.sub(b"FOLDER", case.normalise(output))
+
+    return Behaviour(ended.status, comparable(ended.stdout), comparable(ended.stderr), tuple(files_in(work)))
+
+
+@pytest.fixture(scope="module")
+def native(tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped-def]
+    @cache
+    def run(case_name: str) -> Behaviour:
+        case = next(case for case in CASES if case.name == case_name)
+        return behaviour(case, NATIVE, tmp_path_factory.mktemp("native"))
+
+    return run
+
+
+MATRIX = [
+    pytest.param(case, mode, id=f"{mode.name}-{case.name}")
+    for case in CASES
+    for mode in MODES
+    if mode.local or not case.local_only
+]
+
+
+@pytest.mark.parametrize(("case", "mode"), MATRIX)
+def test_as_native(case: Case, mode: Mode, native, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    assert behaviour(case, mode, tmp_path) == native(case.name)
+
+
+@pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
+def test_natively_nothing_fails(case: Case, native) -> None:  # type: ignore[no-untyped-def]
+    """The yardstick itself is straight: no fixture found something wrong, and each said something."""
+    result = native(case.name)
+    assert b"FAILED" not in result.stdout + result.stderr
+    assert result.stdout or result.stderr
