@@ -341,6 +341,10 @@ class SessionLoop:
             shadow.refuses(row)
             self._answer(call_id, call, (0, entry.errno, {}))
         elif row.may_wait and shadow.may_wait(row, args, ins):
+            ready = shadow.poll(row, args, ins, outs)
+            if ready is not None:
+                self._complete(call_id, call, then, row, ready)
+                return
             self._waiting[call_id] = _InFlight(call, then, row)
             self._workers.start(call_id, shadow.work(row, args, ins, outs))
         else:

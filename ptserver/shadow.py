@@ -24,11 +24,9 @@ from collections.abc import Callable
 from ptserver.execute import Executed, execute
 from ptserver.shadow_descriptors import Descriptors
 from ptserver.shadow_limits import Limits
-from ptserver.shadow_waiting import Waiting
+from ptserver.shadow_waiting import Args, Waiting
 from ptserver.shadow_workers import Work
 from stepping.syscalls import ArgKind, Syscall, SyscallClass
-
-Args = tuple[int, int, int, int, int, int]
 
 _EXECUTED = frozenset({SyscallClass.FILE, SyscallClass.IDENTITY, SyscallClass.TIME, SyscallClass.HOST})
 #: Of the calls about the whole machine, those that only tell.
@@ -86,6 +84,15 @@ class Shadow:
         if name in _CHANGES_CREDENTIALS:
             self._credentials_changed()
         return executed
+
+    def poll(self, row: Syscall, args: Args, ins: dict[int, bytes], outs: dict[int, int]) -> Executed | None:
+        """Make a call that waits for events if there are some already; None if it would wait, or is another."""
+        asking = self._waiting.without_timeout(row, args, ins)
+        if asking is None or self._is_ours(row, args):
+            return None
+        timeout, args, ins = asking
+        executed = execute(row, args, ins, {index: size for index, size in outs.items() if index != timeout})
+        return executed if executed[0] or executed[1] else None
 
     def work(self, row: Syscall, args: Args, ins: dict[int, bytes], outs: dict[int, int]) -> Work:
         """Return the making of a call that may wait, for another thread."""

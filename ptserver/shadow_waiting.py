@@ -13,8 +13,12 @@ import stat
 
 from stepping.syscalls import ArgKind, Syscall
 
+Args = tuple[int, int, int, int, int, int]
+
 _LOCKING = frozenset({fcntl.F_SETLKW, 38})  # F_OFD_SETLKW
 _OPENING = frozenset({"open", "openat", "openat2", "creat"})
+_POLLING = frozenset("poll ppoll select pselect6 epoll_wait epoll_pwait epoll_pwait2".split())
+_SOME_ADDRESS = 8  # where a pointer was null: nobody follows it
 _AT_FDCWD = -100
 #: Devices of /dev/mem's family that never wait: null, zero, full, random, urandom (minor numbers of major 1).
 _NEVER_WAIT = frozenset(os.makedev(1, minor) for minor in (3, 5, 7, 8, 9))
@@ -31,7 +35,7 @@ class Waiting:
         """Forget what descriptors are: their numbers may stand for others now."""
         self._quick.clear()
 
-    def may_wait(self, row: Syscall, args: tuple[int, ...], ins: dict[int, bytes]) -> bool:
+    def may_wait(self, row: Syscall, args: Args, ins: dict[int, bytes]) -> bool:
         """Whether the call may sleep without bound; never false if it may, except by a race for a name."""
         if not row.may_wait:
             return False
@@ -53,6 +57,25 @@ class Waiting:
                 return True
         return not descriptors
 
+    def without_timeout(
+        self, row: Syscall, args: Args, ins: dict[int, bytes]
+    ) -> tuple[int, Args, dict[int, bytes]] | None:
+        """Return a call that only asks what is ready now, and the index of its timeout; None for other calls.
+
+        It returns 0 where the call itself would wait.
+        """
+        if row.name not in _POLLING:
+            return None
+        timeout = self._shapes[row.name][0]
+        assert timeout is not None
+        changed = list(args)
+        if row.args[timeout].kind is ArgKind.INT:
+            changed[timeout] = 0
+        else:
+            changed[timeout] = _SOME_ADDRESS
+            ins = ins | {timeout: bytes(16)}
+        return timeout, (changed[0], changed[1], changed[2], changed[3], changed[4], changed[5]), ins
+
     def _is_quick(self, fd: int) -> bool:
         """Whether calls on the descriptor return at once."""
         if fd in self._quick:
@@ -67,7 +90,7 @@ class Waiting:
         except (OSError, OverflowError):
             return True  # the call will fail
 
-    def _opening_may_wait(self, row: Syscall, args: tuple[int, ...], ins: dict[int, bytes]) -> bool:
+    def _opening_may_wait(self, row: Syscall, args: Args, ins: dict[int, bytes]) -> bool:
         """Whether opening the file may wait for another process: a FIFO's other end, a device."""
         index = next(i for i, arg in enumerate(row.args) if arg.kind is ArgKind.PATH)
         path = ins.get(index)
