@@ -170,6 +170,13 @@ def test_the_rest_of_go_is_gos_own(module: Path) -> None:
     assert run("go", "build", "-buildmode=nonsense", cwd=module).returncode not in (0, 64)
 
 
+def test_go_remote_runs_a_program(module: Path) -> None:
+    result = run("go", "remote", str(build("hello")), "-v", "--", "x", cwd=module)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout == "hello, world\narg 1: -v\narg 2: --\narg 3: x\n"
+    assert run("go", "remote", "./absent", cwd=module).returncode == 127
+
+
 def test_a_go_that_is_too_old(tmp_path: Path) -> None:
     fake = tmp_path / "go"
     answer = {"GOVERSION": "go1.20.14", "GOFLAGS": "", "GOOS": "linux", "GOARCH": "amd64", "GOROOT": "/"}
