@@ -1,0 +1,256 @@
+"""The reader of a ring: calls of a Go program, in bulk, as they were recorded.
+
+    ring = Ring.attach(pid, rows)
+    while ...:
+        for call in ring.read(): ...
+    ring.detach()
+
+Records are read in the order in which their calls returned. A call that found no free slot is in `lost`. A
+thread that is interrupted in the middle of writing a record holds up those behind it until it goes on; after
+`STUCK_S` (its thread may have been killed there: a child after vfork) the record is given up and counted as
+lost.
+
+Not trusted: the program, which can write anything into the ring.
+
+One thread at a time uses a ring. `attach` and `detach` make ptrace requests and must not be called while the
+same process is traced by another thread.
+"""
+
+import mmap
+import os
+import time
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from stepping.errors import MemoryFaultError, TraceeGoneError
+from stepping.ring_clock import TscClock
+from stepping.ring_copies import CopiedArg, copies_of
+from stepping.ring_inject import DEFAULT_BUFFER_BYTES, DEFAULT_SLOTS, Installed, install, remove
+from stepping.ring_layout import (
+    DATA_BYTES,
+    HEAD_OFFSET,
+    LIMIT_OFFSET,
+    LOST_OFFSET,
+    MAX_FRAMES,
+    RECORD,
+    RECORD_BYTES,
+    RECORDS_OFFSET,
+    STACK,
+)
+from stepping.ring_site import RingSite, find_site
+from stepping.syscalls.marshal import Args
+from stepping.syscalls.model import Syscall
+from stepping.tracee_group import TraceeGroup
+from stepping.tracee_memory import TraceeMemory
+
+#: How long an unfinished record may hold up the others.
+STUCK_S = 2.0
+#: How many records `read` takes at most at once.
+BATCH = 8192
+
+_WORDS = RECORD_BYTES // 8
+
+
+class RingCall(NamedTuple):
+    """A call that returned.
+
+    started_ns: by CLOCK_MONOTONIC; value: the raw result, a negative errno included; ins, outs: by argument
+    index, the first bytes of what was read and filled. goid: the goroutine, 0 for the scheduler's own (g0).
+    tid: its thread, 0 if that is not known any more. frames: return addresses, the innermost (into the caller
+    of Syscall6) first, in the program's memory.
+    """
+
+    tid: int
+    pid: int
+    row: Syscall
+    args: Args
+    ins: dict[int, bytes]
+    outs: dict[int, bytes]
+    started_ns: int
+    duration_ns: int
+    value: int
+    goid: int
+    frames: tuple[int, ...]
+
+
+class Ring:
+    """A ring that is installed in a program. lost: how many calls found no slot so far."""
+
+    def __init__(self, installed: Installed, rows: Iterable[Syscall]) -> None:
+        self.pid = installed.pid
+        self.site = installed.site
+        self.stopped_s = installed.stopped_s
+        self.lost = 0
+        self.clock = TscClock()
+        self._installed: Installed | None = installed
+        self._map = mmap.mmap(installed.fd, installed.parameters.ring_bytes)
+        os.close(installed.fd)
+        self._bytes = memoryview(self._map)
+        self._words = self._bytes.cast("Q")
+        self._slots = installed.parameters.index_mask + 1
+        self._mask = installed.parameters.index_mask
+        self._tail = 0
+        self._skipped = 0
+        self._stuck_since: float | None = None
+        self._rows: dict[int, Syscall] = {row.numbers["amd64"]: row for row in rows if "amd64" in row.numbers}
+        self._copied: dict[int, tuple[tuple[CopiedArg, object], ...]] = {
+            number: copies_of(row) for number, row in self._rows.items()
+        }
+        self._tids: dict[int, int] = {}
+        self._memory: TraceeMemory | None = None
+
+    @classmethod
+    def attach(
+        cls,
+        pid: int,
+        rows: Iterable[Syscall],
+        *,
+        slots: int = DEFAULT_SLOTS,
+        buffer_bytes: int = DEFAULT_BUFFER_BYTES,
+        site: RingSite | None = None,
+        group: TraceeGroup | None = None,
+    ) -> "Ring":
+        """Install a ring for the calls *rows* in process *pid*; its tracees in *group* are let go.
+
+        Raises:
+            NoRingError: it is no program for the ring; the message says why.
+            PtraceRefusedError, TraceeGoneError: it cannot be traced, or is gone.
+        """
+        wanted = list(rows)
+        found = site or find_site(pid)
+        return cls(install(pid, found, wanted, slots=slots, buffer_bytes=buffer_bytes, group=group), wanted)
+
+    def detach(self) -> bool:
+        """Take the ring out of the program; what is recorded can still be read.
+
+        Returns false if a mapping had to be left behind (see `ring_inject.remove`).
+
+        Raises:
+            PtraceRefusedError: somebody else traces the program now.
+        """
+        installed, self._installed = self._installed, None
+        if installed is None:
+            return True
+        try:
+            return remove(installed.pid, installed.page, installed.parameters)
+        except TraceeGoneError:
+            return True
+
+    def close(self) -> None:
+        """Give up the memory; nothing can be read any more."""
+        self._words.release()
+        self._bytes.release()
+        self._map.close()
+        self.clock.close()
+        if self._memory is not None:
+            self._memory.close()
+            self._memory = None
+
+    def read_raw(self, *, final: bool = False) -> list[tuple[Any, ...]]:
+        """Return the next complete records, at most `BATCH`, as `RECORD` has them; frees their slots.
+
+        final: the program is gone, so what is incomplete now remains so and is counted as lost.
+        """
+        words = self._words
+        taken = words[HEAD_OFFSET // 8] - self._tail
+        self.lost = words[LOST_OFFSET // 8] + self._skipped
+        if not 0 < taken <= self._slots:
+            return []
+        slot = self._tail & self._mask
+        count = min(taken, BATCH, self._slots - slot)
+        first = RECORDS_OFFSET // 8 + slot * _WORDS
+        sequences = words[first : first + count * _WORDS : _WORDS].tolist()
+        expected = range(self._tail + 1, self._tail + count + 1)
+        if sequences != list(expected):
+            count = next(
+                i for i, (got, want) in enumerate(zip(sequences, expected, strict=True)) if got != want
+            )
+        if not count:
+            self._give_up_stuck(final=final)
+            return []
+        self._stuck_since = None
+        start = RECORDS_OFFSET + slot * RECORD_BYTES
+        records = list(RECORD.iter_unpack(self._bytes[start : start + count * RECORD_BYTES]))
+        self._advance(count)
+        return records
+
+    def read(self, *, final: bool = False) -> list[RingCall]:
+        """Return the next calls, at most `BATCH`; empty if there are none now. *final* as in `read_raw`."""
+        raw = self.read_raw(final=final)
+        if not raw:
+            return []
+        self.clock.calibrate()
+        base, rate = self.clock.monotonic_ns(0), self.clock.ns_per_count
+        pid, rows, copied, tids = self.pid, self._rows, self._copied, self._tids
+        calls = []
+        for record in raw:
+            _, start, end, nr, frames, n0, n1, a0, a1, a2, a3, a4, a5, value, goid, _, m, stack, data = record
+            row = rows.get(nr)
+            if row is None:
+                continue  # nobody asked for it: the program wrote it itself
+            tid = tids.get(m)
+            if tid is None:
+                tid = self._find_tid(m)
+            ins: dict[int, bytes] = {}
+            outs: dict[int, bytes] = {}
+            if n0 or n1:
+                _split(copied[nr], n0, n1, data, ins, outs)
+            calls.append(
+                RingCall(
+                    tid,
+                    pid,
+                    row,
+                    (a0, a1, a2, a3, a4, a5),
+                    ins,
+                    outs,
+                    base + round(start * rate),
+                    round((end - start) * rate),
+                    value,
+                    goid,
+                    STACK.unpack(stack)[: min(frames, MAX_FRAMES)],
+                )
+            )
+        return calls
+
+    def _advance(self, count: int) -> None:
+        self._tail += count
+        self._words[LIMIT_OFFSET // 8] = self._tail + self._slots
+
+    def _give_up_stuck(self, *, final: bool) -> None:
+        now = time.monotonic()
+        if self._stuck_since is None:
+            self._stuck_since = now
+        if final or now - self._stuck_since > STUCK_S:
+            self._skipped += 1
+            self._stuck_since = None
+            self._advance(1)
+
+    def _find_tid(self, m: int) -> int:
+        """Return the thread id in Go's struct m at that address, 0 if there is none."""
+        tid = 0
+        if m:
+            try:
+                if self._memory is None:
+                    self._memory = TraceeMemory(self.pid)
+                tid = int.from_bytes(self._memory.read(m + self.site.procid_offset, 8), "little")
+            except (MemoryFaultError, OSError):
+                return 0  # the program is gone
+        self._tids[m] = tid
+        return tid
+
+
+def _split(
+    copied: tuple[tuple[CopiedArg, object], ...],
+    n0: int,
+    n1: int,
+    data: bytes,
+    ins: dict[int, bytes],
+    outs: dict[int, bytes],
+) -> None:
+    n0 = min(n0, DATA_BYTES)
+    if copied:
+        arg = copied[0][0]
+        (outs if arg.filled else ins)[arg.arg] = data[:n0]
+    if len(copied) > 1:
+        arg = copied[1][0]
+        (outs if arg.filled else ins)[arg.arg] = data[n0 : n0 + n1]

@@ -1,0 +1,355 @@
+"""Puts the ring into a running Go program, and takes it out again without a trace.
+
+Installing: with all threads stopped, one of them is made to map a page for the routine within reach of a jump
+from Syscall6, and shared memory (a memfd that this process maps too) for the records; then two jumps are
+written. No thread can be in the middle of what they replace, but for one address, from which it is set back.
+
+Removing: the bytes are put back first, which any thread survives wherever it is; then the page is unmapped as
+soon as no thread executes in it, nor will return to it from a signal handler. For the latter, the stacks are
+searched for addresses within the page: the frame of an interrupted routine holds one.
+
+If this process dies, the program goes on, counting calls as lost once the ring is full. Whoever attaches next
+finds the page by its magic and removes it. Nothing else is left: no descriptor, no thread, no trace on disk.
+
+Source: ring_layout.py, ring_amd64.s; memfd_create(2), mmap(2).
+"""
+
+import contextlib
+import mmap
+import os
+import re
+import secrets
+import struct
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from stepping.errors import MemoryFaultError, PtraceRefusedError, SteppingError, TraceeGoneError
+from stepping.maps import read_maps
+from stepping.remote_syscall import RemoteSyscallError, RemoteSyscalls, remote_syscall
+from stepping.ring_code_amd64 import AFTER, BEFORE, CODE
+from stepping.ring_copies import descriptors, read_errnos_mask
+from stepping.ring_layout import (
+    CODE_OFFSET,
+    LIMIT_OFFSET,
+    PAGE_BYTES,
+    RECORD_BYTES,
+    RECORDS_OFFSET,
+    Parameters,
+    decode_parameters,
+    encode_page,
+)
+from stepping.ring_site import AFTER_BYTES, SIGNATURE, NoRingError, RingSite, read_entry
+from stepping.syscalls.model import Syscall
+from stepping.tracee import Tracee
+from stepping.tracee_group import TraceeGroup
+from stepping.tracee_memory import TraceeMemory
+from stepping.wait_status import Event, WaitKind
+
+#: Records kept for a reader that is late; 16 MiB.
+DEFAULT_SLOTS = 1 << 15
+#: How much of a buffer is copied. Names are copied whole, up to a record's room.
+DEFAULT_BUFFER_BYTES = 64
+
+_JUMP = 0xE9
+_JUMP_BYTES = 5
+_NOP = b"\x90"
+# Beyond the heap that a C library might grow after the program's data, within reach of a 32-bit jump.
+_DISTANCE = 1 << 30
+_REACH = (1 << 31) - (1 << 24)
+_REMOVE_TRIES = 200
+_REMOVE_INTERVAL_S = 0.001
+_STACK_SCAN_BYTES = 1 << 16
+_NAME = b"ptserver-ring\0"
+_PROT_RW = mmap.PROT_READ | mmap.PROT_WRITE
+_PROT_RX = mmap.PROT_READ | mmap.PROT_EXEC
+_MAP_FIXED_NOREPLACE = 0x100000
+_MFD_CLOEXEC = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Installed:
+    """A ring in a program. fd: this process's descriptor of the shared memory; stopped_s: how long it stood."""
+
+    pid: int
+    site: RingSite
+    page: int
+    parameters: Parameters
+    fd: int
+    stopped_s: float
+
+
+def install(
+    pid: int,
+    site: RingSite,
+    rows: Iterable[Syscall],
+    *,
+    slots: int = DEFAULT_SLOTS,
+    buffer_bytes: int = DEFAULT_BUFFER_BYTES,
+    group: TraceeGroup | None = None,
+) -> Installed:
+    """Install the ring for the calls *rows* in process *pid*, and let it go on untraced.
+
+    slots: a power of two. group: its tracees if it is traced already; otherwise it is attached to.
+
+    Raises:
+        NoRingError: its code or memory do not allow it; it is unchanged.
+        PtraceRefusedError: it may not be traced, or another live ptserver has its ring in it.
+        TraceeGoneError: it is gone.
+    """
+    if slots < 2 or slots & (slots - 1):
+        raise ValueError(f"{slots} slots are not a power of two")
+    wanted = list(rows)
+    remove_leftovers(pid, group)
+    if group is None:
+        group = TraceeGroup.attach(pid)
+    memory = _open_memory(pid)
+    try:
+        started = time.monotonic()
+        group.stop_all()
+        page, parameters, fd = _install_stopped(pid, site, wanted, slots, buffer_bytes, group, memory)
+        group.detach_all()
+        return Installed(pid, site, page, parameters, fd, time.monotonic() - started)
+    finally:
+        memory.close()
+        with contextlib.suppress(SteppingError):
+            group.detach_all()
+
+
+def remove(pid: int, page: int, parameters: Parameters, group: TraceeGroup | None = None) -> bool:
+    """Take the ring at *page* out of process *pid*.
+
+    Returns false if a thread would not leave the page in time; its bytes are put back all the same, and the
+    mappings remain until the next `remove_leftovers`. The process goes on, traced only if *group* was given.
+
+    Raises:
+        PtraceRefusedError, TraceeGoneError: it cannot be traced, or is gone.
+    """
+    attached = group or TraceeGroup.attach(pid)
+    memory = _open_memory(pid)
+    try:
+        for _ in range(_REMOVE_TRIES):
+            attached.stop_all()
+            _restore_code(memory, page, parameters)
+            if not any(_is_inside(tracee, memory, page) for tracee in attached):
+                with remote_syscall(_any_tracee(attached)) as sys:
+                    sys.call("munmap", parameters.ring, parameters.ring_bytes)
+                    sys.call("munmap", page, PAGE_BYTES)
+                return True
+            attached.resume_all()
+            time.sleep(_REMOVE_INTERVAL_S)
+        return False
+    finally:
+        memory.close()
+        if group is None:
+            with contextlib.suppress(TraceeGoneError):
+                attached.detach_all()
+
+
+def find_pages(pid: int) -> list[tuple[int, Parameters]]:
+    """Return the rings that are in process *pid*: address of the page, and its parameters.
+
+    Raises:
+        TraceeGoneError: it is gone.
+    """
+    found = []
+    memory = _open_memory(pid)
+    try:
+        for vma in read_maps(pid):
+            if vma.perms != "r-xp" or vma.size_bytes != PAGE_BYTES or vma.inode:
+                continue
+            with contextlib.suppress(MemoryFaultError):
+                parameters = decode_parameters(memory.read(vma.start, CODE_OFFSET))
+                if parameters is not None:
+                    found.append((vma.start, parameters))
+    finally:
+        memory.close()
+    return found
+
+
+def remove_leftovers(pid: int, group: TraceeGroup | None = None) -> int:
+    """Remove the rings that dead ptservers have left in process *pid*; return how many there were.
+
+    Raises:
+        PtraceRefusedError: a ring belongs to a ptserver that lives.
+    """
+    pages = find_pages(pid)
+    for page, parameters in pages:
+        owner = parameters.tracer_pid
+        if owner != os.getpid() and process_start(owner) == parameters.tracer_start:
+            raise PtraceRefusedError(pid, f"ptserver process {owner} has its ring in it; end that first")
+        remove(pid, page, parameters, group)
+    return len(pages)
+
+
+def process_start(pid: int) -> int:
+    """Return when process *pid* started, in clock ticks since boot; -1 if there is none."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return int(file.read().rpartition(b") ")[2].split()[19])
+    except (FileNotFoundError, ProcessLookupError):
+        return -1
+
+
+def _install_stopped(
+    pid: int,
+    site: RingSite,
+    rows: list[Syscall],
+    slots: int,
+    buffer_bytes: int,
+    group: TraceeGroup,
+    memory: TraceeMemory,
+) -> tuple[int, Parameters, int]:
+    try:
+        if read_entry(memory, site) != SIGNATURE:
+            raise NoRingError("its Syscall6 has been changed by another tool")
+    except MemoryFaultError as error:
+        raise NoRingError("its code cannot be read") from error
+    gap = read_maps(pid).find_gap(PAGE_BYTES, site.entry + _DISTANCE, _REACH - _DISTANCE)
+    if gap is None:
+        raise NoRingError("no free memory is within reach of its code")
+    ring_bytes = RECORDS_OFFSET + slots * RECORD_BYTES
+    try:
+        with remote_syscall(_any_tracee(group), site.call) as sys, contextlib.ExitStack() as undo:
+            page, ring, fd = _map(sys, pid, gap, ring_bytes, memory, undo)
+            parameters = Parameters(
+                cookie=secrets.randbits(64),
+                ring=ring,
+                resume_call=site.call,
+                resume_after=site.after + AFTER_BYTES,
+                goid_offset=site.goid_offset,
+                m_offset=site.m_offset,
+                index_mask=slots - 1,
+                buffer_limit=buffer_bytes,
+                read_errnos=read_errnos_mask(),
+                entry=site.entry,
+                entry_bytes=memory.read(site.entry, 8),
+                after=site.after,
+                after_bytes=memory.read(site.after, 8),
+                tracer_pid=os.getpid(),
+                tracer_start=process_start(os.getpid()),
+                ring_bytes=ring_bytes,
+            )
+            numbers = {int(row.numbers["amd64"]) for row in rows if "amd64" in row.numbers}
+            os.pwrite(fd, struct.pack("<Q", slots), LIMIT_OFFSET)
+            memory.write(page, encode_page(parameters, numbers, descriptors(rows, "amd64"), CODE))
+            sys.call("mprotect", page, PAGE_BYTES, _PROT_RX)
+            undo.callback(_restore_code, memory, page, parameters)
+            _patch(memory, page, parameters, group)
+            undo.pop_all()
+    except (RemoteSyscallError, MemoryFaultError, OSError) as error:
+        raise NoRingError(str(error)) from error
+    return page, parameters, fd
+
+
+def _map(
+    sys: RemoteSyscalls, pid: int, gap: int, ring_bytes: int, memory: TraceeMemory, undo: contextlib.ExitStack
+) -> tuple[int, int, int]:
+    """Map the page and the ring; return their addresses and this process's descriptor of the ring."""
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_FIXED_NOREPLACE
+    page = sys.call("mmap", gap, PAGE_BYTES, _PROT_RW, flags, -1, 0)
+    undo.callback(_try_unmap, sys, page, PAGE_BYTES)
+    memory.write(page, _NAME)
+    remote_fd = sys.call("memfd_create", page, _MFD_CLOEXEC)
+    try:
+        fd = os.open(f"/proc/{pid}/fd/{remote_fd}", os.O_RDWR | os.O_CLOEXEC)
+        undo.callback(os.close, fd)
+        os.ftruncate(fd, ring_bytes)
+        ring = sys.call("mmap", 0, ring_bytes, _PROT_RW, mmap.MAP_SHARED, remote_fd, 0)
+        undo.callback(_try_unmap, sys, ring, ring_bytes)
+    finally:
+        sys.call("close", remote_fd)
+    return page, ring, fd
+
+
+def _try_unmap(sys: RemoteSyscalls, address: int, size: int) -> None:
+    with contextlib.suppress(SteppingError):
+        sys.call("munmap", address, size)
+
+
+def _patch(memory: TraceeMemory, page: int, parameters: Parameters, group: TraceeGroup) -> None:
+    entry_patch, after_patch = _patches(page, parameters)
+    for tracee in group:
+        registers = tracee.read_registers()
+        if registers.pc == parameters.entry + 3:
+            # Between the first two moves, in the middle of the jump to be. The first one can be done again.
+            registers.pc = parameters.entry
+            tracee.write_registers(registers)
+    memory.write(parameters.after, after_patch)
+    memory.write(parameters.entry, entry_patch)
+
+
+def _patches(page: int, parameters: Parameters) -> tuple[bytes, bytes]:
+    """Return what stands at the two places while the ring is in."""
+
+    def jump(source: int, target: int) -> bytes:
+        return struct.pack("<Bi", _JUMP, target - (source + _JUMP_BYTES))
+
+    code = page + CODE_OFFSET
+    return jump(parameters.entry, code + BEFORE), jump(parameters.after, code + AFTER) + _NOP
+
+
+def _restore_code(memory: TraceeMemory, page: int, parameters: Parameters) -> None:
+    """Put back what the jumps to *page* replaced, if they are still there."""
+    places = (
+        (parameters.entry, parameters.entry_bytes),
+        (parameters.after, parameters.after_bytes),
+    )
+    for (address, original), patch in zip(places, _patches(page, parameters), strict=True):
+        try:
+            if memory.read(address, len(patch)) == patch:
+                memory.write(address, original[: len(patch)])
+        except MemoryFaultError:
+            continue  # another program runs there now
+
+
+def _is_inside(tracee: Tracee, memory: TraceeMemory, page: int) -> bool:
+    """Whether the thread executes in the page, or its stack holds an address in it."""
+    try:
+        registers = tracee.read_registers()
+    except TraceeGoneError:
+        return False
+    if page <= registers.pc < page + PAGE_BYTES:
+        return True
+    high = struct.pack("<Q", page)[2:]
+    return any(
+        page <= word < page + PAGE_BYTES
+        for stack in _read_stack(memory, registers.sp)
+        for match in re.finditer(re.escape(high), stack)
+        if match.start() % 8 == 2
+        for word in struct.unpack_from("<Q", stack, match.start() - 2)
+    )
+
+
+def _read_stack(memory: TraceeMemory, sp: int) -> Iterator[bytes]:
+    """Give what lies above the stack pointer, as far as it is mapped; a signal stack is far smaller."""
+    start = sp & -8
+    size = _STACK_SCAN_BYTES
+    while size >= 8:
+        try:
+            yield memory.read(start, size)
+        except MemoryFaultError:
+            size //= 2
+        else:
+            return
+
+
+def _any_tracee(group: TraceeGroup) -> Tracee:
+    """Return a stopped tracee that can be made to execute syscalls."""
+    for tracee in group:
+        status = tracee.status
+        if status is not None and status.is_stop:
+            if status.kind in (WaitKind.SIGNAL_DELIVERY, WaitKind.GROUP, WaitKind.SYSCALL):
+                return tracee
+            if status.kind is WaitKind.EVENT and status.event is Event.STOP:
+                return tracee
+    raise SteppingError(f"no thread of process {group.pid} stands where it can be made to call the kernel")
+
+
+def _open_memory(pid: int) -> TraceeMemory:
+    try:
+        return TraceeMemory(pid)
+    except (FileNotFoundError, ProcessLookupError) as error:
+        raise TraceeGoneError(pid) from error
+    except PermissionError as error:
+        raise PtraceRefusedError(pid, f"its memory cannot be opened ({error.strerror})") from error
