@@ -29,6 +29,7 @@ _MORESTACK = frozenset({"runtime.morestack", "runtime.morestack_noctxt"})
 _MCALL = "runtime.mcall"
 _SIGNAL_HANDLERS = frozenset({"runtime.sigtramp", "runtime.cgoSigtramp"})
 _INJECTED = frozenset({"runtime.sigpanic", "runtime.asyncPreempt", "runtime.debugCallV2"})
+_PANICS = frozenset({"runtime.gopanic", "runtime.sigpanic", "runtime.panicwrap"})
 _CGO_CALLBACK = "runtime.cgocallback"
 
 # From the handler's frame to the interrupted registers, and their names as they lie there.
@@ -151,16 +152,25 @@ class Unwinder:
         walk = _Walk(self, self._runtime, goroutine, m, exact=not in_vdso).start_at(pc, sp, fp, lr)
         return self._walk(walk, max_frames)
 
-    def iter_source_frames(self, stack: Stack) -> Iterator[SourceFrame]:
-        """The stack as the source has it, innermost first: inlined calls are frames of their own."""
+    def iter_source_frames(self, stack: Stack, *, wrappers: bool = True) -> Iterator[SourceFrame]:
+        """The stack as the source has it, innermost first: inlined calls are frames of their own.
+
+        Without `wrappers`, what the compiler made is left out, as Go's own traces do.
+        """
+        hidden = -1 if wrappers else self._functions.wrapper_id
+        called = ""
         for frame in stack.frames:
             if frame.function is None:
-                yield SourceFrame("?", "?", 0, 0, False, frame.pc)
+                yield SourceFrame("?", "?", 0, 0, False, frame.pc, 0)
                 continue
             pc = frame.pc - self._bias
-            yield from self._functions.frames_at(
+            for source in self._functions.frames_at(
                 pc, is_return_address=not frame.exact and pc > frame.function.entry
-            )
+            ):
+                # A wrapper that panicked is shown, for the reason is its own.
+                if source.func_id != hidden or wrappers or called in _PANICS:
+                    yield source
+                called = source.function
 
     # -- what a walk asks -------------------------------------------------------------------------------------
 

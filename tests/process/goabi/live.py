@@ -5,6 +5,7 @@ import re
 import signal
 import struct
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -90,14 +91,29 @@ def stat_state(pid: int) -> str:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
+def wait_for_input(pid: int) -> None:
+    """Wait until some thread of the process is in read(0, ...), as fixtures do when they have got ready."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            try:
+                words = (task / "syscall").read_text().split()
+            except OSError:
+                continue  # the thread has ended
+            if words[:2] == ["0", "0x0"]:
+                return
+        os.sched_yield()
+    raise AssertionError(f"process {pid} never waited for its input")
+
+
 def load_entry(pid: int) -> int:
     raw = Path(f"/proc/{pid}/auxv").read_bytes()
     return int(dict(struct.iter_unpack("<QQ", raw))[AT_ENTRY])
 
 
 @contextmanager
-def stopped(path: Path, *args: str, stop: bool = True) -> Iterator[StoppedProgram]:
-    """Run a fixture until it prints "ready" and stop it; kill it at the end."""
+def stopped(path: Path, *args: str, stop: bool = True, reads: bool = True) -> Iterator[StoppedProgram]:
+    """Run a fixture until it prints "ready" (and waits for input, if it `reads`) and stop it; kill it at the end."""
     process = subprocess.Popen([path, *args], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     memory = None
     try:
@@ -119,6 +135,8 @@ def stopped(path: Path, *args: str, stop: bool = True) -> Iterator[StoppedProgra
                     dump += process.stdout.readline()
             else:
                 facts[word] = rest
+        if reads:
+            wait_for_input(process.pid)
         if stop:
             os.kill(process.pid, signal.SIGSTOP)
             os.waitpid(process.pid, os.WUNTRACED)
