@@ -1,0 +1,241 @@
+"""Writes and reads a trace as JSON lines: one object a line, the first a `start`; `docs/trace.md` has the prose.
+
+The classes below are the schema (`schema()` prints it). It is versioned: what this version reads it reads for ever;
+fields may be added, so readers must ignore those that they do not know. A line that is cut short ends the
+trace without an error, as a trace of a machine that went down must still be readable.
+
+Not trusted: a file that is read.
+"""
+
+import json
+from collections.abc import Iterable, Iterator
+from inspect import cleandoc
+from typing import Any
+
+import msgspec
+
+from ptserver.tracelog.errors import TraceFormatError
+from ptserver.tracelog.events import (
+    Event,
+    ExitEvent,
+    Frame,
+    LossEvent,
+    SignalEvent,
+    SyscallEvent,
+    ThreadEvent,
+    TraceStart,
+    row_of,
+)
+from ptserver.tracelog.output import LineWriter
+from stepping.syscalls.decode import DEFAULT_LIMIT, decode_call
+from stepping.syscalls.decode_buffers import find_buffer
+from stepping.syscalls.decode_scalars import signal_name
+from stepping.syscalls.decode_values import to_plain
+
+#: What `StartLine.version` is in files that this version writes.
+TRACE_VERSION = 1
+
+
+class _Line(msgspec.Struct, frozen=True, tag_field="type", omit_defaults=True, gc=False):
+    """Base of all lines; `type` says which it is."""
+
+
+class StartLine(_Line, frozen=True, tag="start"):
+    """The first line.
+
+    monotonic_ns and realtime_ns are the same moment on both clocks; all other times are of the monotonic one.
+    program: its arguments; arch: `amd64` or `arm64`; pid: its process, or 0.
+    """
+
+    version: int
+    monotonic_ns: int
+    realtime_ns: int
+    arch: str = "amd64"
+    program: tuple[str, ...] = ()
+    pid: int = 0
+
+
+class FrameLine(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One call on a goroutine's stack, innermost first; pc in base 16."""
+
+    function: str
+    file: str = ""
+    line: int = 0
+    pc: str = ""
+
+
+class SyscallLine(_Line, frozen=True, tag="syscall"):
+    """A call, written when it ended.
+
+    start_ns, duration_ns: when and how long; null if unknown. args: by name, the arguments that this call has: a
+    number; a string for a name of the kernel's, a path or an address (base 16); an array of names for flags; an
+    object for a struct; for a buffer a string, or an object with `text` or `base64` and, if it was cut, `size`
+    in bytes; an object with `before` and `after` for what the call changed; null for a null pointer.
+    value: what it returned, null if it did not; errno: the error's name, only if it failed. unfinished: the program
+    ended meanwhile. goid and stack: the goroutine that made the call and where, if known.
+    """
+
+    start_ns: int
+    duration_ns: int | None
+    pid: int
+    tid: int
+    name: str
+    args: dict[str, Any]
+    value: int | None
+    errno: str = ""
+    unfinished: bool = False
+    goid: int | None = None
+    stack: tuple[FrameLine, ...] = ()
+
+
+class SignalLine(_Line, frozen=True, tag="signal"):
+    """A signal was delivered to a thread. info: its siginfo_t, if known."""
+
+    start_ns: int
+    pid: int
+    tid: int
+    signal: str
+    info: dict[str, Any] = {}
+
+
+class ThreadLine(_Line, frozen=True, tag="thread"):
+    """A thread was `created` or has `exited`."""
+
+    start_ns: int
+    pid: int
+    tid: int
+    event: str
+
+
+class ExitLine(_Line, frozen=True, tag="exit"):
+    """A process is gone, with an exit status or killed by a signal (`core`: it left a core file)."""
+
+    start_ns: int
+    pid: int
+    tid: int
+    status: int | None = None
+    signal: str = ""
+    core: bool = False
+
+
+class LossLine(_Line, frozen=True, tag="loss"):
+    """So many events that came before this are missing."""
+
+    start_ns: int
+    lost: int
+
+
+Line = StartLine | SyscallLine | SignalLine | ThreadLine | ExitLine | LossLine
+
+_decoder: msgspec.json.Decoder[Line] = msgspec.json.Decoder(Line)
+
+
+class JsonLinesSink:
+    """A `TraceSink` that writes JSON lines. limit: how many bytes of a buffer are written."""
+
+    def __init__(self, writer: LineWriter, start: TraceStart, *, limit: int = DEFAULT_LIMIT) -> None:
+        self._writer = writer
+        self._arch = start.arch
+        self._limit = limit
+        self._encode = msgspec.json.Encoder().encode
+        self._write(
+            StartLine(
+                version=TRACE_VERSION,
+                monotonic_ns=start.monotonic_ns,
+                realtime_ns=start.realtime_ns,
+                arch=start.arch,
+                program=tuple(_clean(word) for word in start.program),
+                pid=start.pid,
+            )
+        )
+
+    def event(self, event: Event) -> None:
+        """Write an event."""
+        self._write(self._syscall(event) if type(event) is SyscallEvent else self._other(event))
+
+    def flush(self) -> None:
+        """Write what was kept back."""
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Write all that is left."""
+        self._writer.close()
+
+    def _write(self, line: Line) -> None:
+        self._writer.write(self._encode(line) + b"\n")
+
+    def _syscall(self, event: SyscallEvent) -> SyscallLine:
+        start_ns, duration_ns, pid, tid, name, args, ins, outs, value, errno, unfinished, goid, stack = event
+        decoded = decode_call(row_of(name), args, ins, outs, value, errno, limit=self._limit, arch=self._arch)
+        return SyscallLine(
+            start_ns, duration_ns, pid, tid, name, decoded["args"], decoded["value"],
+            decoded.get("errno", ""), unfinished, goid, tuple(map(_frame, stack)) if stack else (),
+        )  # fmt: skip
+
+    def _other(self, event: Event) -> Line:
+        match event:
+            case SignalEvent():
+                decode = find_buffer("siginfo", self._arch) if event.info else None
+                info = to_plain(decode(event.info, self._arch), self._limit) if decode else None
+                name = signal_name(event.signo)
+                fields = info if isinstance(info, dict) else {}
+                return SignalLine(event.start_ns, event.pid, event.tid, name, fields)
+            case ThreadEvent():
+                return ThreadLine(event.start_ns, event.pid, event.tid, event.event)
+            case ExitEvent():
+                signal = signal_name(event.signo) if event.status is None else ""
+                return ExitLine(event.start_ns, event.pid, event.tid, event.status, signal, event.core)
+            case LossEvent():
+                return LossLine(event.start_ns, event.lost)
+            case SyscallEvent():
+                return self._syscall(event)
+
+
+def _frame(frame: Frame) -> FrameLine:
+    return FrameLine(_clean(frame.function), _clean(frame.file), frame.line, hex(frame.pc))
+
+
+def _clean(text: str) -> str:
+    return text.encode(errors="backslashreplace").decode()  # undecodable file names hold surrogates
+
+
+def read_lines(lines: Iterable[bytes]) -> Iterator[Line]:
+    """Return the lines of a trace, one at a time; the first is a `StartLine`.
+
+    A last line without a newline is left out: whoever wrote it was stopped in the middle.
+
+    Raises:
+        TraceFormatError: this is no trace, or one of another version, or a line inside it is malformed.
+    """
+    for number, text in enumerate(lines, 1):
+        if not text.endswith(b"\n"):
+            break
+        try:
+            line = _decoder.decode(text)
+        except msgspec.DecodeError as error:
+            raise TraceFormatError(f"line {number} is no line of a trace: {error}") from error
+        if number == 1:
+            if not isinstance(line, StartLine):
+                raise TraceFormatError("this is no trace: it does not begin with a start line")
+            if line.version != TRACE_VERSION:
+                raise TraceFormatError(
+                    f"this trace is of version {line.version}; this program reads version {TRACE_VERSION}"
+                )
+        yield line
+
+
+def schema() -> dict[str, Any]:
+    """Return the JSON Schema of a line."""
+    described = msgspec.json.schema(Line)
+    for definition in described["$defs"].values():
+        definition["description"] = cleandoc(definition["description"])
+    return described
+
+
+def schema_text() -> str:
+    """Return the JSON Schema as it is published in `docs/trace.schema.json`."""
+    return json.dumps(schema(), indent=2) + "\n"
+
+
+if __name__ == "__main__":
+    print(schema_text(), end="")
