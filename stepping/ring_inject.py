@@ -15,6 +15,7 @@ Source: ring_layout.py, ring_amd64.s; memfd_create(2), mmap(2).
 """
 
 import contextlib
+import dataclasses
 import mmap
 import os
 import re
@@ -39,7 +40,7 @@ from stepping.ring_layout import (
     decode_parameters,
     encode_page,
 )
-from stepping.ring_site import AFTER_BYTES, SIGNATURE, NoRingError, RingSite, read_entry
+from stepping.ring_site import AFTER_BYTES, AFTER_OFFSET, SIGNATURE, NoRingError, RingSite, read_entry
 from stepping.syscalls.model import Syscall
 from stepping.tracee import Tracee
 from stepping.tracee_group import TraceeGroup
@@ -99,7 +100,7 @@ def install(
     """
     if slots < 2 or slots & (slots - 1):
         raise ValueError(f"{slots} slots are not a power of two")
-    wanted = list(rows)
+    template = _Template(site, list(rows), slots, buffer_bytes)
     remove_leftovers(pid, group)
     if group is None:
         group = TraceeGroup.attach(pid)
@@ -107,7 +108,7 @@ def install(
     try:
         started = time.monotonic()
         group.stop_all()
-        page, parameters, fd = _install_stopped(pid, site, wanted, slots, buffer_bytes, group, memory)
+        page, parameters, fd = _install_stopped(pid, site, template, group, memory)
         group.detach_all()
         return Installed(pid, site, page, parameters, fd, time.monotonic() - started)
     finally:
@@ -191,14 +192,42 @@ def process_start(pid: int) -> int:
         return -1
 
 
+class _Template:
+    """The page, made before the program is stopped, as far as that can be: its two addresses are missing."""
+
+    def __init__(self, site: RingSite, rows: list[Syscall], slots: int, buffer_bytes: int) -> None:
+        self.ring_bytes = RECORDS_OFFSET + slots * RECORD_BYTES
+        self.slots = slots
+        self._parameters = Parameters(
+            cookie=secrets.randbits(64),
+            ring=0,
+            resume_call=site.call,
+            resume_after=site.after + AFTER_BYTES,
+            goid_offset=site.goid_offset,
+            m_offset=site.m_offset,
+            index_mask=slots - 1,
+            buffer_limit=buffer_bytes,
+            read_errnos=read_errnos_mask(),
+            entry=site.entry,
+            entry_bytes=SIGNATURE[:8],
+            after=site.after,
+            after_bytes=SIGNATURE[AFTER_OFFSET:].ljust(8, b"\0"),
+            tracer_pid=os.getpid(),
+            tracer_start=process_start(os.getpid()),
+            ring_bytes=self.ring_bytes,
+        )
+        numbers = {int(row.numbers["amd64"]) for row in rows if "amd64" in row.numbers}
+        self._page = encode_page(self._parameters, numbers, descriptors(rows, "amd64"), CODE)
+
+    def fill(self, ring: int) -> tuple[Parameters, bytes]:
+        """Return the parameters and the page for a ring at that address."""
+        parameters = dataclasses.replace(self._parameters, ring=ring)
+        head = parameters.encode()
+        return parameters, head + self._page[len(head) :]
+
+
 def _install_stopped(
-    pid: int,
-    site: RingSite,
-    rows: list[Syscall],
-    slots: int,
-    buffer_bytes: int,
-    group: TraceeGroup,
-    memory: TraceeMemory,
+    pid: int, site: RingSite, template: _Template, group: TraceeGroup, memory: TraceeMemory
 ) -> tuple[int, Parameters, int]:
     try:
         if read_entry(memory, site) != SIGNATURE:
@@ -208,31 +237,12 @@ def _install_stopped(
     gap = read_maps(pid).find_gap(PAGE_BYTES, site.entry + _DISTANCE, _REACH - _DISTANCE)
     if gap is None:
         raise NoRingError("no free memory is within reach of its code")
-    ring_bytes = RECORDS_OFFSET + slots * RECORD_BYTES
     try:
         with remote_syscall(_any_tracee(group), site.call) as sys, contextlib.ExitStack() as undo:
-            page, ring, fd = _map(sys, pid, gap, ring_bytes, memory, undo)
-            parameters = Parameters(
-                cookie=secrets.randbits(64),
-                ring=ring,
-                resume_call=site.call,
-                resume_after=site.after + AFTER_BYTES,
-                goid_offset=site.goid_offset,
-                m_offset=site.m_offset,
-                index_mask=slots - 1,
-                buffer_limit=buffer_bytes,
-                read_errnos=read_errnos_mask(),
-                entry=site.entry,
-                entry_bytes=memory.read(site.entry, 8),
-                after=site.after,
-                after_bytes=memory.read(site.after, 8),
-                tracer_pid=os.getpid(),
-                tracer_start=process_start(os.getpid()),
-                ring_bytes=ring_bytes,
-            )
-            numbers = {int(row.numbers["amd64"]) for row in rows if "amd64" in row.numbers}
-            os.pwrite(fd, struct.pack("<Q", slots), LIMIT_OFFSET)
-            memory.write(page, encode_page(parameters, numbers, descriptors(rows, "amd64"), CODE))
+            page, ring, fd = _map(sys, pid, gap, template.ring_bytes, memory, undo)
+            parameters, content = template.fill(ring)
+            os.pwrite(fd, struct.pack("<Q", template.slots), LIMIT_OFFSET)
+            memory.write(page, content)
             sys.call("mprotect", page, PAGE_BYTES, _PROT_RX)
             undo.callback(_restore_code, memory, page, parameters)
             _patch(memory, page, parameters, group)

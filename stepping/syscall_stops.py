@@ -21,12 +21,12 @@ from stepping import ptrace_api
 from stepping.errors import SteppingError, TraceeGoneError
 from stepping.launch import Program
 from stepping.ptrace_api import FOLLOW_ALL, Option
-from stepping.stops import SignalInfo, SyscallEntry, SyscallExit, decode_siginfo, decode_syscall_info
+from stepping.stops import SyscallEntry, SyscallExit, decode_syscall_info
 from stepping.syscall_copies import COPY_LIMIT_BYTES, ClippedMemory, copy_ins, copy_outs
 from stepping.syscalls.marshal import Args, Gathered
 from stepping.syscalls.model import Arch, Syscall
 from stepping.tracee import Resume, Tracee
-from stepping.tracee_group import TraceeGroup
+from stepping.tracee_group import NEW_TASK_EVENTS, TraceeGroup
 from stepping.tracee_launch import PendingExec, fork_tracee
 from stepping.tracee_memory import TraceeMemory
 from stepping.wait_status import Event, WaitKind, WaitStatus
@@ -52,13 +52,30 @@ class TracedCall(NamedTuple):
 
 
 class TracedSignal(NamedTuple):
-    """A signal is delivered to a thread. stopped: it is the group-stop that it led to."""
+    """A signal is delivered to a thread. siginfo: as `stops.decode_siginfo` takes it."""
 
     tid: int
     pid: int
     time_ns: int
-    info: SignalInfo
-    stopped: bool = False
+    signo: int
+    siginfo: bytes
+
+
+class TracedStop(NamedTuple):
+    """A thread is in a group-stop, by signal *signo*, and waits for a SIGCONT."""
+
+    tid: int
+    pid: int
+    time_ns: int
+    signo: int
+
+
+class TracedStart(NamedTuple):
+    """A thread was created (if tid == pid, with its process)."""
+
+    tid: int
+    pid: int
+    time_ns: int
 
 
 class TracedExit(NamedTuple):
@@ -70,7 +87,7 @@ class TracedExit(NamedTuple):
     status: WaitStatus
 
 
-Traced = TracedCall | TracedSignal | TracedExit
+Traced = TracedCall | TracedSignal | TracedStop | TracedStart | TracedExit
 Sink = Callable[[Traced], None]
 
 
@@ -176,20 +193,21 @@ class SyscallTracer:
             raise TraceeGoneError(self.group.pid)
         return self.group.exit
 
-    def step(self) -> None:
-        """Wait for one report of any tracee and act on it.
+    def step(self, *, block: bool = True) -> bool:
+        """Wait for one report of any tracee and act on it; false if there is none now and *block* is false.
 
         Raises:
             TraceeGoneError: no tracee is left.
         """
-        report = self.group.wait()
+        report = self.group.wait(block=block)
         if report is None:
-            return
+            return False
         tracee, status = report
         try:
             self._handle(tracee, status)
         except TraceeGoneError:
             pass  # its last report is still to come
+        return True
 
     def detach(self) -> None:
         """Let all tracees go on untraced, and report the calls that they are in as unfinished.
@@ -215,15 +233,17 @@ class SyscallTracer:
             case WaitKind.SYSCALL:
                 self._at_syscall(tracee)
             case WaitKind.SIGNAL_DELIVERY:
-                info = decode_siginfo(ptrace_api.getsiginfo(tracee.tid))
-                self._sink(TracedSignal(tracee.tid, tracee.pid, time.monotonic_ns(), info))
+                siginfo = ptrace_api.getsiginfo(tracee.tid)
+                now = time.monotonic_ns()
+                self._sink(TracedSignal(tracee.tid, tracee.pid, now, status.signo, siginfo))
             case WaitKind.GROUP:
-                info = SignalInfo(status.signo, 0, 0, 0, 0)
-                self._sink(TracedSignal(tracee.tid, tracee.pid, time.monotonic_ns(), info, stopped=True))
+                self._sink(TracedStop(tracee.tid, tracee.pid, time.monotonic_ns(), status.signo))
             case WaitKind.EVENT if status.event is Event.SECCOMP:
                 self._at_syscall(tracee)
             case WaitKind.EVENT if status.event is Event.EXEC:
                 self._at_exec(tracee)
+            case WaitKind.EVENT if status.event in NEW_TASK_EVENTS:
+                self._at_clone(tracee)
             case WaitKind.EXITED | WaitKind.KILLED:
                 self._at_exit(tracee, status)
                 return
@@ -276,6 +296,11 @@ class SyscallTracer:
             if tracee.tid in self._pending:
                 self._finish(tracee.tid, tracee.pid, None)
             self._pending[tracee.tid] = self._pending.pop(former)
+
+    def _at_clone(self, tracee: Tracee) -> None:
+        child = self.group.tracees.get(ptrace_api.geteventmsg(tracee.tid))
+        if child is not None:
+            self._sink(TracedStart(child.tid, child.pid, time.monotonic_ns()))
 
     def _at_exit(self, tracee: Tracee, status: WaitStatus) -> None:
         if tracee.tid in self._pending:

@@ -24,8 +24,10 @@ from stepping.wait_status import Event, WaitKind, WaitStatus
 #: How long `stop_all` waits for threads that the kernel cannot stop at once (in the middle of disk I/O or vfork).
 STOP_TIMEOUT_S = 2.0
 
+#: After one of these events, `ptrace_api.geteventmsg` gives the id of a new tracee.
+NEW_TASK_EVENTS = (Event.CLONE, Event.FORK, Event.VFORK)
+
 _POLL_S = 0.00005
-_NEW_TASK_EVENTS = (Event.CLONE, Event.FORK, Event.VFORK)
 
 
 class TraceeGroup:
@@ -174,7 +176,7 @@ class TraceeGroup:
         return tracee, status
 
     def _follow(self, tracee: Tracee, status: WaitStatus) -> None:
-        if status.event in _NEW_TASK_EVENTS:
+        if status.event in NEW_TASK_EVENTS:
             with contextlib.suppress(TraceeGoneError):
                 child = ptrace_api.geteventmsg(tracee.tid)
                 if child not in self.tracees:

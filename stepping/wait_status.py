@@ -60,6 +60,13 @@ class WaitStatus:
         """Whether the tracee is stopped and answers ptrace requests; otherwise it is gone."""
         return self.kind not in (WaitKind.EXITED, WaitKind.KILLED)
 
+    @property
+    def raw_end(self) -> int:
+        """What waitpid(2) gives for this end of a process."""
+        if self.kind is WaitKind.EXITED:
+            return self.exit_status << 8
+        return self.signo | (0x80 if self.core_dumped else 0)
+
     def __str__(self) -> str:
         match self.kind:
             case WaitKind.EXITED:

@@ -14,7 +14,17 @@ import pytest
 from stepping.errors import SteppingError
 from stepping.launch import ExecError, Program
 from stepping.seccomp import Rule, Verdict, assemble
-from stepping.syscall_stops import SyscallTracer, Traced, TracedCall, TracedExit, TracedSignal, rows_named
+from stepping.stops import decode_siginfo
+from stepping.syscall_stops import (
+    SyscallTracer,
+    Traced,
+    TracedCall,
+    TracedExit,
+    TracedSignal,
+    TracedStart,
+    TracedStop,
+    rows_named,
+)
 from stepping.syscalls.model import Syscall
 from stepping.syscalls.table import SYSCALLS
 from stepping.wait_status import WaitKind, WaitStatus
@@ -128,8 +138,10 @@ def test_children_threads_and_their_ends() -> None:
     assert sorted(one.exit_status for one in ends.values() if one.kind is WaitKind.EXITED) == [0, 5]
     execs = [call.ins[0] for call in calls(events, "execve") if call.value == 0]
     assert b"/bin/true" in execs
-    killed = [e for e in events if isinstance(e, TracedSignal) and e.info.signo == signal.SIGCHLD]
+    killed = [e for e in events if isinstance(e, TracedSignal) and e.signo == signal.SIGCHLD]
     assert len(killed) == 2
+    started = [e for e in events if isinstance(e, TracedStart)]
+    assert {e.pid for e in started} == set(ends) - {events[0].pid}
 
 
 @pytest.mark.parametrize("filtered", [True, False])
@@ -159,7 +171,8 @@ while True: pass
     assert (status.kind, status.exit_status) == (WaitKind.EXITED, 4)
     (signalled,) = [e for e in events if isinstance(e, TracedSignal)]
     (kill,) = calls(events)
-    assert (signalled.info.signo, signalled.info.pid) == (signal.SIGUSR1, kill.args[0])
+    info = decode_siginfo(signalled.siginfo)
+    assert (signalled.signo, info.signo, info.pid) == (signal.SIGUSR1, signal.SIGUSR1, kill.args[0])
     assert kill.value == 0
 
 
@@ -178,7 +191,7 @@ def test_a_stopped_program_stays_stopped_until_continued() -> None:
     tracer = SyscallTracer.launch(
         program(["sh", "-c", script], wanted, filtered=True), wanted, events.append, arch="amd64"
     )
-    while not any(isinstance(e, TracedSignal) and e.stopped for e in events):
+    while not any(isinstance(e, TracedStop) for e in events):
         tracer.step()
     state = Path(f"/proc/{tracer.group.pid}/stat").read_text().rpartition(") ")[2][0]
     assert state in "Tt"

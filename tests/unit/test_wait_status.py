@@ -47,6 +47,8 @@ def test_agrees_with_os_on_ends() -> None:
             continue
         status = decode_wait_status(raw)
         assert not status.is_stop
+        if raw & 0x7F or not raw & 0x80:
+            assert status.raw_end == (raw & 0xFF if raw & 0x7F else raw)
         if os.WIFEXITED(raw):
             assert (status.kind, status.exit_status) == (WaitKind.EXITED, os.WEXITSTATUS(raw))
         else:
