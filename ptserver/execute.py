@@ -300,11 +300,23 @@ def _buffer(
             registers[index] = _UNMAPPED
             return None
         return _Buffer(index, arg, size, min(back, size), data)
+    if kind in (ArgKind.IOV_IN, ArgKind.IOV_OUT):
+        _check_vector_length(registers, arg)
     if kind is ArgKind.IOV_OUT:
         return _Buffer(index, arg, back, back, b"")
     if kind is ArgKind.STRV:
         return _Buffer(index, arg, len(data) + 1, 0, data, _POINTER.size * (data.count(0) + 2))
     return _Buffer(index, arg, len(data), 0, data)  # IOV_IN
+
+
+def _check_vector_length(registers: list[int | bytes], arg: Arg) -> None:
+    """Refuse a negative number of buffers, which is lost when all become one."""
+    assert arg.length is not None
+    assert arg.length.arg is not None
+    count = registers[arg.length.arg]
+    assert isinstance(count, int)
+    if count & 0x80000000 and count >> 31 in (1, _NEGATIVE):
+        raise _RefusedError(errnos.EINVAL)
 
 
 def _request_buffer(

@@ -62,7 +62,8 @@ def test_vectors_are_one_buffer(fd: int) -> None:
     assert call("pwritev", fd, 1, 3, 5, ins={1: b"abc"}) == (3, 0, {})
     assert os.pread(fd, 10, 0) == b"01234abc89"
     assert call("preadv", fd, 1, 0, 0, outs={1: 0}) == (0, 0, {})
-    assert call("preadv", fd, 1, -1, 0, outs={1: 0})[1] == 0  # one empty buffer stands for a bad count
+    assert call("preadv", fd, 1, -1, 0, outs={1: 0})[1] == errno.EINVAL
+    assert call("pwritev", fd, 1, 2**32 - 1, 0, ins={1: b""})[1] == errno.EINVAL
 
 
 def test_buffers_of_any_size(fd: int) -> None:
