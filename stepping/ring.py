@@ -22,7 +22,7 @@ import time
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from stepping.errors import MemoryFaultError, TraceeGoneError
+from stepping.errors import TraceeGoneError
 from stepping.ring_clock import TscClock
 from stepping.ring_copies import CopiedArg, copies_of
 from stepping.ring_inject import DEFAULT_BUFFER_BYTES, DEFAULT_SLOTS, Installed, install, remove
@@ -41,7 +41,6 @@ from stepping.ring_site import RingSite, find_site
 from stepping.syscalls.marshal import Args
 from stepping.syscalls.model import Syscall
 from stepping.tracee_group import TraceeGroup
-from stepping.tracee_memory import TraceeMemory
 
 #: How long an unfinished record may hold up the others.
 STUCK_S = 2.0
@@ -56,7 +55,7 @@ class RingCall(NamedTuple):
 
     started_ns: by CLOCK_MONOTONIC; value: the raw result, a negative errno included; ins, outs: by argument
     index, the first bytes of what was read and filled. goid: the goroutine, 0 for the scheduler's own (g0).
-    tid: its thread, 0 if that is not known any more. frames: return addresses, the innermost (into the caller
+    tid: its thread. frames: return addresses, the innermost (into the caller
     of Syscall6) first, in the program's memory.
     """
 
@@ -96,8 +95,6 @@ class Ring:
         self._copied: dict[int, tuple[tuple[CopiedArg, object], ...]] = {
             number: copies_of(row) for number, row in self._rows.items()
         }
-        self._tids: dict[int, int] = {}
-        self._memory: TraceeMemory | None = None
 
     @classmethod
     def attach(
@@ -142,9 +139,6 @@ class Ring:
         self._bytes.release()
         self._map.close()
         self.clock.close()
-        if self._memory is not None:
-            self._memory.close()
-            self._memory = None
 
     def read_raw(self, *, final: bool = False) -> list[tuple[Any, ...]]:
         """Return the next complete records, at most `BATCH`, as `RECORD` has them; frees their slots.
@@ -181,16 +175,15 @@ class Ring:
             return []
         self.clock.calibrate()
         base, rate = self.clock.monotonic_ns(0), self.clock.ns_per_count
-        pid, rows, copied, tids = self.pid, self._rows, self._copied, self._tids
+        pid, rows, copied = self.pid, self._rows, self._copied
         calls = []
         for record in raw:
-            _, start, end, nr, frames, n0, n1, a0, a1, a2, a3, a4, a5, value, goid, _, m, stack, data = record
+            _, start, end, nr, frames, n0, n1, a0, a1, a2, a3, a4, a5, value, goid, _, tid, stack, data = (
+                record
+            )
             row = rows.get(nr)
             if row is None:
                 continue  # nobody asked for it: the program wrote it itself
-            tid = tids.get(m)
-            if tid is None:
-                tid = self._find_tid(m)
             ins: dict[int, bytes] = {}
             outs: dict[int, bytes] = {}
             if n0 or n1:
@@ -224,19 +217,6 @@ class Ring:
             self._skipped += 1
             self._stuck_since = None
             self._advance(1)
-
-    def _find_tid(self, m: int) -> int:
-        """Return the thread id in Go's struct m at that address, 0 if there is none."""
-        tid = 0
-        if m:
-            try:
-                if self._memory is None:
-                    self._memory = TraceeMemory(self.pid)
-                tid = int.from_bytes(self._memory.read(m + self.site.procid_offset, 8), "little")
-            except (MemoryFaultError, OSError):
-                return 0  # the program is gone
-        self._tids[m] = tid
-        return tid
 
 
 def _split(

@@ -34,6 +34,7 @@
         .set INDEX_MASK,   0x040        # number of slots - 1
         .set BUFFER_LIMIT, 0x048        # bytes copied of one buffer
         .set READ_ERRNOS,  0x050        # bit n: a call failed with errno n after it had read a name; 128 bits
+        .set PROCID,       0x098        # offset of procid in m
         .set WANTED,       0x0c0        # bit n: call n is recorded; 512 bits
         .set COPIES,       0x100        # per call 4 bytes: two descriptors of what is copied
         .set CODE,         0x900
@@ -57,7 +58,7 @@
         .set RESULT,       80
         .set GOID_FIELD,   88
         .set G_FIELD,      96
-        .set M_FIELD,      104
+        .set TID_FIELD,    104
         .set STACK,        112
         .set DATA,         240
         .set DATA_BYTES,   256
@@ -136,10 +137,10 @@ after:
         mov     %rax, STACK(%r13)
         mov     %r14, G_FIELD(%r13)
 
-        # Who: g, its goid, its m. No g in a thread that Go did not make.
+        # Who: g, its goid, its m's thread id. No g in a thread that Go did not make.
         xor     %edx, %edx
         mov     %rdx, GOID_FIELD(%r13)
-        mov     %rdx, M_FIELD(%r13)
+        mov     %rdx, TID_FIELD(%r13)
         test    %r14, %r14
         jz      copies
         mov     page_code-CODE+GOID(%rip), %rax
@@ -147,7 +148,12 @@ after:
         mov     %rax, GOID_FIELD(%r13)
         mov     page_code-CODE+GM(%rip), %rax
         mov     (%r14,%rax), %rax
-        mov     %rax, M_FIELD(%r13)
+        test    %rax, %rax
+        jz      1f
+        add     page_code-CODE+PROCID(%rip), %rax
+        mov     (%rax), %rax
+        mov     %rax, TID_FIELD(%r13)
+1:
 
         # Where from: return addresses by frame pointers, each above the last and inside g's stack [lo, hi).
         mov     $1, %edx

@@ -215,6 +215,7 @@ class _Template:
             tracer_pid=os.getpid(),
             tracer_start=process_start(os.getpid()),
             ring_bytes=self.ring_bytes,
+            procid_offset=site.procid_offset,
         )
         numbers = {int(row.numbers["amd64"]) for row in rows if "amd64" in row.numbers}
         self._page = encode_page(self._parameters, numbers, descriptors(rows, "amd64"), CODE)

@@ -4,10 +4,10 @@
     parameters = "ptsring1" version:u32 size:u32 cookie:u64 ring:u64 resume_call:u64 resume_after:u64
                  goid_offset:u64 m_offset:u64 index_mask:u64 buffer_limit:u64 read_errnos:u64[2]
                  entry:u64 entry_bytes[8] after:u64 after_bytes[8] tracer_pid:u32 pad[4] tracer_start:u64
-                 ring_bytes:u64 pad wanted:u64[8] copies:u32[512] at 0x100, code at 0x900
+                 ring_bytes:u64 procid_offset:u64 pad wanted:u64[8] copies:u32[512] at 0x100, code at 0x900
     ring       = head:u64 at 0, limit:u64 at 0x40, lost:u64 at 0x80; records from 0x1000 on
     record     = sequence:u64 start:u64 end:u64 number:u16 frames:u8 pad length0:u16 length1:u16
-                 args:u64[6] result:s64 goid:u64 g:u64 m:u64 stack:u64[16] data[256] pad[16]
+                 args:u64[6] result:s64 goid:u64 g:u64 tid:u64 stack:u64[16] data[256] pad[16]
     copies     = two descriptors of 16 bits, low one first; 0: none
     descriptor = arg:3 source:2 length_arg:3 after_error:1 units:6 present:1     (lowest bits first)
 
@@ -36,11 +36,11 @@ RECORD_BYTES = 512
 MAX_FRAMES = 16
 DATA_BYTES = 256
 
-#: sequence, start, end, number, frames, length0, length1, a0..a5, result, goid, g, m, stack, data.
+#: sequence, start, end, number, frames, length0, length1, a0..a5, result, goid, g, tid, stack, data.
 RECORD = struct.Struct("<QQQHBxHH6Qq3Q128s256s16x")
 STACK = struct.Struct(f"<{MAX_FRAMES}Q")
 
-_PARAMETERS = struct.Struct("<8sII8Q2QQ8sQ8sI4xQQ")
+_PARAMETERS = struct.Struct("<8sII8Q2QQ8sQ8sI4xQQQ")
 _WANTED = struct.Struct("<8Q")
 _COPIES = struct.Struct(f"<{MAX_SYSNO}I")
 
@@ -69,6 +69,7 @@ class Parameters:
     tracer_pid: int
     tracer_start: int
     ring_bytes: int
+    procid_offset: int
 
     def encode(self) -> bytes:
         """Return the page's first bytes."""
@@ -93,6 +94,7 @@ class Parameters:
             self.tracer_pid,
             self.tracer_start,
             self.ring_bytes,
+            self.procid_offset,
         )
 
 
@@ -130,7 +132,7 @@ def decode_parameters(page: bytes) -> Parameters | None:
     if magic != MAGIC or version != VERSION or size != PAGE_BYTES:
         return None
     cookie, ring, resume_call, resume_after, goid, m, mask, limit, low, high, *rest = fields
-    entry, entry_bytes, after, after_bytes, tracer_pid, tracer_start, ring_bytes = rest
+    entry, entry_bytes, after, after_bytes, tracer_pid, tracer_start, ring_bytes, procid = rest
     return Parameters(
         cookie=cookie,
         ring=ring,
@@ -148,6 +150,7 @@ def decode_parameters(page: bytes) -> Parameters | None:
         tracer_pid=tracer_pid,
         tracer_start=tracer_start,
         ring_bytes=ring_bytes,
+        procid_offset=procid,
     )
 
 

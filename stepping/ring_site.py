@@ -9,8 +9,8 @@ Source: internal/runtime/syscall/linux/asm_linux_amd64.s (Go 1.27); runtime/runt
 from dataclasses import dataclass
 
 from goabi.binary import GoBinary
-from goabi.errors import GoAbiError
-from stepping.errors import MemoryFaultError, SteppingError, TraceeGoneError
+from goabi.errors import GoAbiError, MemoryFaultError
+from stepping.errors import SteppingError, TraceeGoneError
 from stepping.maps import read_maps
 from stepping.tracee_memory import TraceeMemory
 
@@ -20,6 +20,7 @@ CALL_OFFSET = 12
 AFTER_OFFSET = 14
 AFTER_BYTES = 6
 
+_CGO = "it uses cgo, and the ring sees no calls made by C code"
 _LIBC_NAMES = ("libc.so", "libc-", "ld-musl")
 
 
@@ -75,42 +76,59 @@ def find_site(pid: int) -> RingSite:
         raise NoRingError(str(error)) from error
 
 
+def check_file(path: str) -> None:
+    """Look whether the program in a file is one for the ring, before it is started.
+
+    Raises:
+        NoRingError: it is not; the message says why.
+    """
+    try:
+        with GoBinary.open(path, prefer_table=True) as binary:
+            _check_binary(binary)
+    except OSError as error:
+        raise NoRingError(f"its file cannot be read ({error.strerror})") from error
+    except GoAbiError as error:
+        raise NoRingError(str(error)) from error
+
+
 def read_entry(memory: TraceeMemory, site: RingSite) -> bytes:
     """Return what stands at Syscall6 now: `SIGNATURE`, or the same with patches."""
     return memory.read(site.entry, len(SIGNATURE))
 
 
 def _find_site(pid: int, binary: GoBinary) -> RingSite:
-    if binary.elf.header.arch != "amd64":
-        raise NoRingError(f"it is built for {binary.elf.header.arch}; the ring is for amd64")
-    maps = read_maps(pid)
-    if any(name in vma.path for vma in maps for name in _LIBC_NAMES) or _has_cgo(binary):
-        raise NoRingError("it uses cgo, and the ring sees no calls made by C code")
-    binary.check_supported()
-    function = binary.syscall6
-    if function is None:
-        raise NoRingError("it has no function Syscall6")
+    entry = _check_binary(binary)
+    if any(name in vma.path for vma in read_maps(pid) for name in _LIBC_NAMES):
+        raise NoRingError(_CGO)
     layouts = binary.layouts
     bias = _load_bias(pid, binary)
-    site = RingSite(
-        entry=function.entry + bias,
+    return RingSite(
+        entry=entry + bias,
         goid_offset=layouts["g"].offset("goid"),
         m_offset=layouts["g"].offset("m"),
         procid_offset=layouts["m"].offset("procid"),
         load_bias=bias,
         go_version=str(binary.version),
     )
+
+
+def _check_binary(binary: GoBinary) -> int:
+    """Return the link-time address of Syscall6."""
+    if binary.elf.header.arch != "amd64":
+        raise NoRingError(f"it is built for {binary.elf.header.arch}; the ring is for amd64")
+    if binary.functions.find_function_by_name("_cgo_topofstack") is not None:
+        raise NoRingError(_CGO)
+    binary.check_supported()
+    function = binary.syscall6
+    if function is None:
+        raise NoRingError("it has no function Syscall6")
     try:
         code = binary.elf.read(function.entry, len(SIGNATURE))
     except MemoryFaultError as error:
         raise NoRingError("its Syscall6 cannot be read") from error
     if code != SIGNATURE:
-        raise NoRingError(f"its Syscall6 is not the one that Go {binary.version} is known to have")
-    return site
-
-
-def _has_cgo(binary: GoBinary) -> bool:
-    return binary.functions.find_function_by_name("_cgo_topofstack") is not None
+        raise NoRingError(f"its Syscall6 is not the one that {binary.version} is known to have")
+    return function.entry
 
 
 def _load_bias(pid: int, binary: GoBinary) -> int:
