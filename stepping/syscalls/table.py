@@ -29,7 +29,7 @@ sendfile                 40   71  file     wait  out_fd:fd in_fd:fd offset:inout
 copy_file_range         326  285  file     -     fd_in:fd off_in:inout[8]/u64_box fd_out:fd off_out:inout[8]/u64_box len:size flags:uint/hex -> bytes
 splice                  275   76  file     wait  fd_in:fd off_in:inout[8]/u64_box fd_out:fd off_out:inout[8]/u64_box len:size flags:uint/splice_flags -> bytes
 tee                     276   77  file     wait  fd_in:fd fd_out:fd len:size flags:uint/splice_flags -> bytes
-vmsplice                278   75  file     wait  fd:fd iov:iovin[nr_segs] nr_segs:size flags:uint/splice_flags -> bytes
+vmsplice                278   75  file     wait  fd:fd iov:iovin[nr_segs] nr_segs:size flags:uint/splice_flags -> bytes bound
 readahead               187  213  file     -     fd:fd offset:long count:size -> none
 fadvise64               221  223  file     -     fd:fd offset:long len:long advice:int/fadvice -> none
 cachestat               451  451  file     -     fd:fd range:in[16]/u64_pair cstat:out[40]/u64_array flags:uint/hex -> none
