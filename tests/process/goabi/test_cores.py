@@ -1,7 +1,4 @@
-"""Core dumps that gdb made: the same code on memory that is no process any more, with threads that ran.
-
-gdb also stops programs where no signal could: in a signal handler, on the system stack, in the growth of a stack.
-"""
+"""Core dumps that gdb made: the same code on memory that is no process any more, with threads that ran."""
 
 import subprocess
 from collections.abc import Iterator
@@ -18,7 +15,7 @@ from goabi.sched import GoRuntime
 from goabi.unwind import Unwinder
 from tests.gofixtures import build
 from tests.process.goabi.live import stopped
-from tests.process.goabi.test_goroutines import PIE, STRIPPED, for_versions, user_frames
+from tests.process.goabi.test_goroutines import for_versions, user_frames
 
 
 @contextmanager
@@ -28,26 +25,7 @@ def opened(core: Path, path: Path) -> Iterator[tuple[CoreFile, GoRuntime, Unwind
         yield memory, runtime, Unwinder(runtime, memory.registers_of)
 
 
-def dump_at(path: Path, arguments: str, places: list[int], core: Path) -> None:
-    """Run a program under gdb from one place to the next, each reached for the first time, and dump it
-    at the last.
-    """
-    script = ["set pagination off", "set confirm off", "handle SIGURG nostop noprint pass"]
-    for number, place in enumerate(places):
-        script += [f"tbreak *{place:#x}", "continue" if number else f"run {arguments} </dev/zero >/dev/null"]
-    script += [f"generate-core-file {core}", "kill"]
-    done = subprocess.run(
-        ["gdb", "-q", "-nx", "-batch", *(word for command in script for word in ("-ex", command)), path],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        stdin=subprocess.DEVNULL,
-        text=True,
-        timeout=120,
-    )
-    assert core.exists(), done.stdout
-
-
-@pytest.mark.parametrize(("go", "flags"), for_versions((), STRIPPED, PIE))
+@pytest.mark.parametrize(("go", "flags"), for_versions(()))
 def test_core_of_every_state(go: str, flags: tuple[str, ...], tmp_path: Path) -> None:
     path = build("goabi_states", go=go, flags=flags)
     with stopped(path, "spin", stop=False) as program:
@@ -86,52 +64,3 @@ def test_core_of_every_state(go: str, flags: tuple[str, ...], tmp_path: Path) ->
                 assert stack.is_complete, (stack, [f.function.name for f in stack.frames if f.function])
         with pytest.raises(MemoryFaultError, match="0x10"):
             memory.read(0x10, 8)
-
-
-@pytest.mark.parametrize(("go", "flags"), for_versions(()))
-@pytest.mark.parametrize(
-    ("stop_at", "crossed", "reached"),
-    [
-        ("runtime.doSigPreempt", "runtime.sigtramp", "main.spin"),
-        ("runtime.stopTheWorldWithSema", "runtime.systemstack", "main.collect"),
-        ("runtime.newstack", "runtime.morestack", "main.grow"),
-        ("runtime.park_m", "runtime.mcall", "main.collect"),
-    ],
-)
-def test_crossings(
-    go: str,
-    flags: tuple[str, ...],
-    stop_at: str,
-    crossed: str,
-    reached: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """A thread stopped on another stack is followed to the goroutine's own, and that to its end."""
-    monkeypatch.setenv("GOMAXPROCS", "2")
-    path = build("goabi_spin", go=go, flags=flags)
-    core = tmp_path / "core"
-    with GoBinary.open(path) as binary:
-        start = binary.functions.find_function_by_name("main.collect")
-        function = binary.functions.find_function_by_name(stop_at)
-        assert start is not None
-        assert function is not None
-    dump_at(path, "1 collect", [start.entry, function.entry], core)
-    with opened(core, path) as (memory, runtime, unwinder):
-        complete = []
-        for m in runtime.iter_ms():
-            registers = memory.registers_of(m.procid)
-            if registers is None:
-                continue
-            stack = unwinder.unwind_thread(m, registers)
-            functions = [f.function for f in unwinder.iter_source_frames(stack)]
-            if functions[0] == stop_at:
-                complete.append((stack, functions))
-        ((stack, functions),) = complete
-        assert stack.is_complete, (stack.problem, functions)
-        assert crossed in functions
-        assert any(name.startswith(reached) for name in functions[functions.index(crossed) :]), functions
-        assert functions[-1] in ("runtime.goexit", "runtime.mstart")
-        # The frames say on whose stack they are: it changes where the crossing is.
-        owners = [frame.goroutine for frame in stack.frames]
-        assert len(set(owners)) == 2
