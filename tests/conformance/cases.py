@@ -84,6 +84,7 @@ def terminate(running: Running) -> None:
 
 
 def line_by_line(running: Running) -> None:
+    running.expect("ready\n")
     for word in ("one", "two", "three"):
         running.send(f"{word}\n".encode())
         running.expect(f'line "{word}"\n')
@@ -105,6 +106,7 @@ def at_terminal(running: Running) -> None:
 
 
 def end_of_terminal_input(running: Running) -> None:
+    running.expect("ready\r\n")
     running.send(b"first\n")
     running.expect('line "first"\r\n')
     running.send(b"\x04")

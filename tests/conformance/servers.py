@@ -38,7 +38,8 @@ class Executing(RuntimeServer):
         and not SYSCALLS[name].may_wait
         and not SYSCALLS[name].bound
         and not any(arg.decoder == "fd_pair" for arg in SYSCALLS[name].args)
-        and name not in {"close", "close_range", "dup2", "dup3", "chdir", "fchdir", "umask", "chroot"}
+        and name
+        not in {"close", "close_range", "getcwd", "dup2", "dup3", "chdir", "fchdir", "umask", "chroot"}
     }
 
     def finished(self, call: Call, done: Done) -> None:

@@ -22,9 +22,9 @@ class Behaviour:
     """What is compared."""
 
     status: int
-    stdout: bytes
-    stderr: bytes
-    files: tuple[str, ...]
+    stdout: list[str]
+    stderr: list[str]
+    files: list[str]
 
 
 def files_in(folder: Path) -> Iterator[str]:
@@ -51,10 +51,12 @@ def behaviour(case: Case, mode: Mode, folder: Path) -> Behaviour:
             ended = running.finish()
     here = re.compile(re.escape(os.fsencode(folder)))
 
-    def comparable(output: bytes) -> bytes:
-        return here.sub(b"FOLDER", case.normalise(output))
+    def comparable(output: bytes) -> list[str]:
+        if len(output) > 1 << 16:
+            return [f"{len(output)} bytes {hashlib.sha256(output).hexdigest()}"]
+        return here.sub(b"FOLDER", case.normalise(output)).decode(errors="backslashreplace").splitlines()
 
-    return Behaviour(ended.status, comparable(ended.stdout), comparable(ended.stderr), tuple(files_in(work)))
+    return Behaviour(ended.status, comparable(ended.stdout), comparable(ended.stderr), [*files_in(work)])
 
 
 @pytest.fixture(scope="module")
@@ -67,22 +69,42 @@ def native(tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped
     return run
 
 
-MATRIX = [
-    pytest.param(case, mode, id=f"{mode.name}-{case.name}")
-    for case in CASES
-    for mode in MODES
-    if mode.local or not case.local_only
-]
+#: Where heavy cases belong to the everyday run: one mode of each kind.
+MODES_FOR_HEAVY = {"pass-through", "proceeding", "tcp"}
+
+
+#: What does not work yet, by (mode, case), with the reason.
+_RELATIVE = "calls made in the program's place look relative names up from the stub host's own folder"
+KNOWN_FAILURES = {
+    ("executing", "c-static"): _RELATIVE,
+    ("executing", "c-dynamic"): _RELATIVE,
+    ("executing", "c-static-pie"): _RELATIVE,
+}
+
+
+def row(case: Case, mode: Mode):  # type: ignore[no-untyped-def]
+    marks = []
+    if case.heavy and mode.name not in MODES_FOR_HEAVY:
+        marks.append(pytest.mark.slow)
+    if (mode.name, case.name) in KNOWN_FAILURES:
+        marks.append(pytest.mark.xfail(reason=KNOWN_FAILURES[mode.name, case.name]))
+    return pytest.param(case, mode, id=f"{mode.name}-{case.name}", marks=marks)
+
+
+MATRIX = [row(case, mode) for case in CASES for mode in MODES if mode.local or not case.local_only]
 
 
 @pytest.mark.parametrize(("case", "mode"), MATRIX)
 def test_as_native(case: Case, mode: Mode, native, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    assert behaviour(case, mode, tmp_path) == native(case.name)
+    expected, actual = native(case.name), behaviour(case, mode, tmp_path)
+    assert (actual.status, actual.stderr) == (expected.status, expected.stderr)
+    assert actual.stdout == expected.stdout
+    assert actual.files == expected.files
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
 def test_natively_nothing_fails(case: Case, native) -> None:  # type: ignore[no-untyped-def]
     """The yardstick itself is straight: no fixture found something wrong, and each said something."""
     result = native(case.name)
-    assert b"FAILED" not in result.stdout + result.stderr
+    assert not [line for line in result.stdout + result.stderr if "FAILED" in line]
     assert result.stdout or result.stderr
