@@ -58,6 +58,15 @@ class SignalEvent(NamedTuple):
     info: bytes = b""
 
 
+class StopEvent(NamedTuple):
+    """A thread was stopped by job control, with signal *signo*, and waits for a SIGCONT."""
+
+    start_ns: int
+    pid: int
+    tid: int
+    signo: int
+
+
 class ThreadEvent(NamedTuple):
     """A thread was ``created`` or has ``exited``."""
 
@@ -85,7 +94,7 @@ class LossEvent(NamedTuple):
     lost: int
 
 
-Event: TypeAlias = SyscallEvent | SignalEvent | ThreadEvent | ExitEvent | LossEvent
+Event: TypeAlias = SyscallEvent | SignalEvent | StopEvent | ThreadEvent | ExitEvent | LossEvent
 
 
 @lru_cache(maxsize=1024)

@@ -21,6 +21,7 @@ from ptserver.tracelog.events import (
     Frame,
     LossEvent,
     SignalEvent,
+    StopEvent,
     SyscallEvent,
     ThreadEvent,
     TraceStart,
@@ -70,7 +71,8 @@ class SyscallLine(_Line, frozen=True, tag="syscall"):
     start_ns, duration_ns: when and how long; null if unknown. args: by name, the arguments that this call has: a
     number; a string for a name of the kernel's, a path or an address (base 16); an array of names for flags; an
     object for a struct; for a buffer a string, or an object with `text` or `base64` and, if it was cut, `size`
-    in bytes; an object with `before` and `after` for what the call changed; null for a null pointer.
+    in bytes; an object with `before` and `after` for what the call changed, with `part` and
+    `size` for what is in the beginning of a buffer; null for a null pointer.
     value: what it returned, null if it did not; errno: the error's name, only if it failed. unfinished: the program
     ended meanwhile. goid and stack: the goroutine that made the call and where, if known.
     """
@@ -96,6 +98,15 @@ class SignalLine(_Line, frozen=True, tag="signal"):
     tid: int
     signal: str
     info: dict[str, Any] = {}
+
+
+class StopLine(_Line, frozen=True, tag="stop"):
+    """A thread was stopped by job control, by a signal, and waits for a SIGCONT."""
+
+    start_ns: int
+    pid: int
+    tid: int
+    signal: str
 
 
 class ThreadLine(_Line, frozen=True, tag="thread"):
@@ -125,7 +136,7 @@ class LossLine(_Line, frozen=True, tag="loss"):
     lost: int
 
 
-Line = StartLine | SyscallLine | SignalLine | ThreadLine | ExitLine | LossLine
+Line = StartLine | SyscallLine | SignalLine | StopLine | ThreadLine | ExitLine | LossLine
 
 _decoder: msgspec.json.Decoder[Line] = msgspec.json.Decoder(Line)
 
@@ -180,6 +191,8 @@ class JsonLinesSink:
                 name = signal_name(event.signo)
                 fields = info if isinstance(info, dict) else {}
                 return SignalLine(event.start_ns, event.pid, event.tid, name, fields)
+            case StopEvent():
+                return StopLine(event.start_ns, event.pid, event.tid, signal_name(event.signo))
             case ThreadEvent():
                 return ThreadLine(event.start_ns, event.pid, event.tid, event.event)
             case ExitEvent():

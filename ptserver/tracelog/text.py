@@ -18,6 +18,7 @@ from ptserver.tracelog.events import (
     Frame,
     LossEvent,
     SignalEvent,
+    StopEvent,
     SyscallEvent,
     ThreadEvent,
     TraceStart,
@@ -148,6 +149,9 @@ class TextSink:
                 decode = find_buffer("siginfo", self._start.arch) if event.info else None
                 info = to_text(decode(event.info, self._start.arch), self._options.limit) if decode else ""
                 return f"{self._prefix(event.start_ns, event.tid)}--- {name}{' ' if info else ''}{info} ---"
+            case StopEvent():
+                prefix = self._prefix(event.start_ns, event.tid)
+                return f"{prefix}--- stopped by {signal_name(event.signo)} ---"
             case ThreadEvent():
                 prefix = self._prefix(event.start_ns, None)
                 return f"{prefix}+++ thread {event.tid} {event.event} +++"

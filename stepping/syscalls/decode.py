@@ -25,7 +25,18 @@ from stepping.syscalls.decode_special import (
     SpecialArgument,
     decode_request_argument,
 )
-from stepping.syscalls.decode_values import Change, Data, Hex, Node, Symbol, Vector, Whole, to_plain, to_text
+from stepping.syscalls.decode_values import (
+    Change,
+    Data,
+    Hex,
+    Node,
+    Partial,
+    Symbol,
+    Vector,
+    Whole,
+    to_plain,
+    to_text,
+)
 from stepping.syscalls.errno_names import errno_name, errno_text, is_restart
 from stepping.syscalls.model import RESULT, Arch, Arg, ArgKind, Length, ResultKind, Syscall
 from stepping.syscalls.structs import BufferDecoder
@@ -325,7 +336,9 @@ def _out_getter(index: int, arg: Arg, arch: Arch) -> _Getter:
         size = valid.of(value, arch) if valid else len(data)
         if len(data) > size:
             data = data[:size]
-        return Data(data, size) if decode is None else decode(data, arch)
+        if decode is None:
+            return Data(data, size)
+        return decode(data, arch) if len(data) == size else Partial(decode(data, arch), size)
 
     return get
 

@@ -70,6 +70,13 @@ class Change(NamedTuple):
     after: Node
 
 
+class Partial(NamedTuple):
+    """What the beginning of a buffer of *size* bytes holds; the rest was not taken."""
+
+    node: Node
+    size: int
+
+
 class Shown(NamedTuple):
     """A value whose text is not made from its parts."""
 
@@ -182,6 +189,7 @@ _TEXT: dict[type, Callable[[Any, int], str]] = {
     list: _text_of_list,
     Record: _text_of_record,
     Change: _text_of_change,
+    Partial: lambda node, limit: to_text(node.node, limit) + "...",
     Shown: lambda node, limit: node.text,
 }
 
@@ -224,5 +232,6 @@ _PLAIN: dict[type, Callable[[Any, int], Plain]] = {
     list: lambda node, limit: [to_plain(item, limit) for item in node],
     Record: lambda node, limit: {name: to_plain(value, limit) for name, value in node.fields.items()},
     Change: _plain_of_change,
+    Partial: lambda node, limit: {"part": to_plain(node.node, limit), "size": node.size},
     Shown: lambda node, limit: to_plain(node.value, limit),
 }

@@ -236,6 +236,15 @@ def test_directory_entries_are_counted_in_text_and_listed_in_values() -> None:
     assert [(entry["d_name"], entry["d_type"]) for entry in listed] == [(".", "DT_DIR"), ("a.go", "DT_REG")]
 
 
+def test_buffer_that_was_not_taken_whole() -> None:
+    entry = struct.pack("<QqHB", 1, 0, 24, 4) + b".".ljust(5, b"\0")
+    call = ("getdents64", (3, AT, 4096), 4000)
+    assert text(*call, outs={1: entry}) == "getdents64(3, /* 1 entry */..., 4096) = 4000"
+    listed = plain(*call, outs={1: entry})["args"]["dirent"]
+    assert (listed["size"], listed["part"][0]["d_name"]) == (4000, ".")
+    assert text("getgroups", (9, AT), 3, outs={1: struct.pack("<I", 4)}) == "getgroups(9, [4]...) = 3"
+
+
 def test_plain_values() -> None:
     assert plain("openat", (FD_CWD, AT, 0o2000101, 0o644), -1, 2, ins={1: b"/etc/h\xc3\xa4"}) == {
         "args": {

@@ -15,6 +15,7 @@ from ptserver.tracelog.events import (
     Frame,
     LossEvent,
     SignalEvent,
+    StopEvent,
     SyscallEvent,
     ThreadEvent,
     TraceStart,
@@ -46,6 +47,7 @@ EVERYTHING: list[Event] = [
     SyscallEvent(14, 1, 7, 8, "syscall_0x1f5", (1, 0, 0, 0, 0, 0), value=-1, errno=38),
     SignalEvent(15, 7, 8, 17, INFO),
     SignalEvent(15, 7, 8, 23),
+    StopEvent(15, 7, 8, 20),
     ThreadEvent(16, 7, 9, "created"),
     LossEvent(17, 3),
     ExitEvent(18, 7, 7, 0),
@@ -97,6 +99,7 @@ def test_lines(trace: Path) -> None:
     ]
     assert lines[5]["signal"] == "SIGCHLD"
     assert lines[5]["info"]["si_code"] == "CLD_EXITED"
+    assert lines[7] == {"type": "stop", "start_ns": 15, "pid": 7, "tid": 8, "signal": "SIGTSTP"}
     assert lines[-3:] == [
         {"type": "loss", "start_ns": 17, "lost": 3},
         {"type": "exit", "start_ns": 18, "pid": 7, "tid": 7, "status": 0},

@@ -10,6 +10,7 @@ from ptserver.tracelog.events import (
     Frame,
     LossEvent,
     SignalEvent,
+    StopEvent,
     SyscallEvent,
     ThreadEvent,
     TraceStart,
@@ -104,6 +105,7 @@ def test_other_events(tmp_path: Path) -> None:
         tmp_path,
         SignalEvent(0, 7, 7, 23, info),
         SignalEvent(0, 7, 7, 40),
+        StopEvent(0, 7, 7, 20),
         ThreadEvent(0, 7, 9, "created"),
         LossEvent(0, 12),
         ExitEvent(0, 7, 7, 3),
@@ -112,6 +114,7 @@ def test_other_events(tmp_path: Path) -> None:
     ) == [
         "--- SIGURG {si_signo=SIGURG, si_code=SI_TKILL, si_pid=7, si_uid=0} ---",
         "--- SIGRT_8 ---",
+        "--- stopped by SIGTSTP ---",
         "+++ thread 9 created +++",
         "*** 12 events lost ***",
         "+++ exited with 3 +++",
