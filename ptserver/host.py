@@ -15,18 +15,17 @@ Not trusted: the program. Its memory is read once per call (`stepping.syscalls.m
 
 import contextlib
 import errno
-import heapq
 import itertools
 import os
 import select
 import signal
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Literal
 
 from ptserver.host_signals import HostSignals, is_passed_on
 from ptserver.messages import Interest
 from ptserver.policy import THREAD_CALLS
+from ptserver.poll_loop import PollLoop
 from ptserver.stub.hypercalls import (
     REQUEST_MAX_BYTES,
     STUB_ABI,
@@ -126,13 +125,11 @@ class Host:
         self._processes: dict[int, Process] = {launched.pid: self._main}
         self._pending: dict[int, PendingCall] = {}
         self._ids = itertools.count(1)
-        self._timers: list[tuple[float, int, Callable[[], None]]] = []
-        self._poll = select.poll()
-        self._handlers: dict[int, Callable[[], None]] = {}
+        self._loop = PollLoop()
         self._wait_status: int | None = None
-        self._watch(self._listener.fileno(), self._on_call)
-        self._watch(self._pidfd, self._on_exit)
-        self._watch(signals.fileno(), self._on_signal)
+        self._loop.watch(self._listener.fileno(), self._on_call)
+        self._loop.watch(self._pidfd, self._on_exit)
+        self._loop.watch(signals.fileno(), self._on_signal)
 
     def run(self) -> int:
         """Serve the program until it is gone; return its wait status, as waitpid(2) gives it."""
@@ -141,15 +138,14 @@ class Host:
         return self._wait_status
 
     def _round(self) -> None:
-        """Wait for something to happen, and deal with all that has."""
-        for fd, event in self._poll.poll(self._timeout_ms() if self._timers else None):
-            if event & select.POLLHUP and fd == self._listener.fileno():
-                self._unwatch(fd)  # no process of the program is left
-            elif fd in self._handlers:
-                self._handlers[fd]()
-        if self._timers:
-            self._fire_timers()
+        self._loop.round()
         self._end_of_round()
+
+    def has_processes(self) -> bool:
+        """Whether a process of the program is left that could make a call."""
+        poll = select.poll()
+        poll.register(self._listener.fileno(), select.POLLIN)
+        return not any(event & select.POLLHUP for _, event in poll.poll(0))
 
     def close(self) -> None:
         """Kill the program if it still runs, and give up every descriptor."""
@@ -185,6 +181,8 @@ class Host:
     def _on_call(self) -> None:
         notification = self._listener.receive()
         if notification is None:
+            if not self.has_processes():
+                self._loop.unwatch(self._listener.fileno())
             return
         tid = notification[1]
         earlier = self._pending.get(tid)
@@ -321,30 +319,11 @@ class Host:
 
     # Everything else that happens.
 
-    def _watch(self, fd: int, handler: Callable[[], None], events: int = select.POLLIN) -> None:
-        self._handlers[fd] = handler
-        self._poll.register(fd, events)
-
-    def _unwatch(self, fd: int) -> None:
-        if self._handlers.pop(fd, None) is not None:
-            self._poll.unregister(fd)
-
-    def _later(self, seconds: float, action: Callable[[], None]) -> None:
-        heapq.heappush(self._timers, (time.monotonic() + seconds, next(self._ids), action))
-
-    def _timeout_ms(self) -> float:
-        return max(0.0, self._timers[0][0] - time.monotonic()) * 1000
-
-    def _fire_timers(self) -> None:
-        now = time.monotonic()
-        while self._timers and self._timers[0][0] <= now:
-            heapq.heappop(self._timers)[2]()
-
     def _on_exit(self) -> None:
         pid, status = os.waitpid(self.pid, os.WNOHANG)
         if pid:
             self._wait_status = status
-            self._unwatch(self._pidfd)
+            self._loop.unwatch(self._pidfd)
 
     def _on_signal(self) -> None:
         for signo, from_kernel in self._signals.receive():

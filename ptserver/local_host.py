@@ -12,7 +12,6 @@ cannot change.
 import contextlib
 import errno
 import os
-import select
 import traceback
 from collections.abc import Callable
 
@@ -77,17 +76,11 @@ class LocalHost(Host):
         It returns at once in the calling process, and a copy of it does the work: whoever waits for the program
         gets its status now, as if nobody stood in between.
         """
-        if self._has_processes() and os.fork() == 0:
+        if self.has_processes() and os.fork() == 0:
             with contextlib.suppress(PtServerError):
-                while self._has_processes():
+                while self.has_processes():
                     self._round()
             os._exit(0)
-
-    def _has_processes(self) -> bool:
-        """Whether a process is left that could make a call."""
-        poll = select.poll()
-        poll.register(self._listener.fileno(), select.POLLIN)
-        return not any(event & select.POLLHUP for _, event in poll.poll(0))
 
     def _serve(self, call: PendingCall) -> None:
         assert call.row is not None
@@ -139,7 +132,7 @@ class LocalHost(Host):
                 else:
                     self._proceed(call)
             case Delay():
-                self._later(outcome.seconds, lambda: self._apply_delayed(call, seen, outcome.outcome))
+                self._loop.later(outcome.seconds, lambda: self._apply_delayed(call, seen, outcome.outcome))
             case OpenBytes():
                 fd = os.memfd_create("ptserver", os.MFD_CLOEXEC)
                 with os.fdopen(fd, "wb", closefd=False) as file:

@@ -16,7 +16,7 @@ import errno
 import os
 import select
 import signal
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from typing import TypeVar
 
 from ptserver.connection import Connection
@@ -91,8 +91,7 @@ class RemoteHost(Host):
         self._congested = False
         self._outgoing: dict[int, OutgoingStream] = {}
         self._incoming: dict[int, IncomingStream] = {}
-        self._polled: dict[int, int] = {}  # events asked for, by descriptor
-        self._watch(connection.fileno(), self._on_ready)
+        self._loop.watch(connection.fileno(), self._on_ready)
         if 0 in streams:
             self._outgoing[0] = OutgoingStream(0, 0, connection.send, owned=False)
         for number in (1, 2):
@@ -105,7 +104,9 @@ class RemoteHost(Host):
         status = super().run()
         if self.lost is None:
             self._connection.send(Exited(*exit_of(status)))
-            self._later(_GOODBYE_SECONDS, lambda: self._lose("the server did not end the session in time"))
+            self._loop.later(
+                _GOODBYE_SECONDS, lambda: self._lose("the server did not end the session in time")
+            )
         while self.lost is None and not self._goodbye:
             self._end_of_round()
             self._round()
@@ -221,7 +222,7 @@ class RemoteHost(Host):
         if self.lost is not None:
             return
         self.lost = reason
-        self._unwatch(self._connection.fileno())
+        self._loop.unwatch(self._connection.fileno())
         for stream in self._outgoing.values():
             stream.stop()
         if self._wait_status is not None:
@@ -232,7 +233,7 @@ class RemoteHost(Host):
         address, size = self._watch_call.args[:2]
         self._put(self._watch_call, address, encode_message(reason, min(size, MESSAGE_BYTES)))
         self._answer(self._watch_call, 0, 0, {})
-        self._later(_PANIC_SECONDS, lambda: self._signal_program(signal.SIGKILL))
+        self._loop.later(_PANIC_SECONDS, lambda: self._signal_program(signal.SIGKILL))
 
     # Everything else that happens.
 
@@ -253,25 +254,17 @@ class RemoteHost(Host):
         connection = self._connection
         if self.lost is None:
             sent = connection.flush()
-            self._ask(
-                connection.fileno(), select.POLLIN if sent else select.POLLIN | select.POLLOUT, self._on_ready
-            )
+            events = select.POLLIN if sent else select.POLLIN | select.POLLOUT
+            self._loop.watch(connection.fileno(), self._on_ready, events)
             if connection.congested != self._congested:
                 self._congested = connection.congested
                 if self._congested:
-                    self._unwatch(self._listener.fileno())
+                    self._loop.unwatch(self._listener.fileno())
                 else:
-                    self._watch(self._listener.fileno(), self._on_call)
+                    self._loop.watch(self._listener.fileno(), self._on_call)
         for outgoing in self._outgoing.values():
-            self._ask(outgoing.fd, select.POLLIN if outgoing.wants_read else 0, outgoing.on_readable)
+            wanted = outgoing.wants_read and not self._congested
+            self._loop.watch(outgoing.fd, outgoing.on_readable, select.POLLIN if wanted else 0)
         for incoming in self._incoming.values():
-            self._ask(incoming.fd, select.POLLOUT if incoming.wants_write else 0, incoming.on_writable)
-
-    def _ask(self, fd: int, events: int, handler: Callable[[], None]) -> None:
-        """Have *handler* called for *events* of *fd*, for none if 0."""
-        if self._polled.get(fd, 0) == events:
-            return
-        self._polled[fd] = events
-        self._unwatch(fd)
-        if events:
-            self._watch(fd, handler, events)
+            wanted = incoming.wants_write
+            self._loop.watch(incoming.fd, incoming.on_writable, select.POLLOUT if wanted else 0)

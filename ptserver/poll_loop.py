@@ -1,0 +1,60 @@
+"""A poll loop on one thread: descriptors that have something, timers that are due. Nothing else ever waits."""
+
+import heapq
+import itertools
+import select
+import time
+from collections.abc import Callable
+
+Handler = Callable[[], None]
+
+
+class PollLoop:
+    """Calls handlers. All belongs to the thread that calls `round`; handlers may change the loop."""
+
+    def __init__(self) -> None:
+        self._poll = select.poll()
+        self._events: dict[int, int] = {}
+        self._handlers: dict[int, Handler] = {}
+        self._timers: list[tuple[float, int, Handler]] = []
+        self._order = itertools.count()
+
+    def watch(self, fd: int, handler: Handler, events: int = select.POLLIN) -> None:
+        """Have *handler* called when *fd* has one of *events*, or is hung up; for 0, never again."""
+        if self._events.get(fd, 0) == events:
+            return
+        self._events[fd] = events
+        if events:
+            self._handlers[fd] = handler
+            self._poll.register(fd, events)
+        else:
+            del self._handlers[fd]
+            self._poll.unregister(fd)
+
+    def unwatch(self, fd: int) -> None:
+        """Forget *fd*; no matter if it was not watched."""
+        if self._events.pop(fd, 0):
+            del self._handlers[fd]
+            self._poll.unregister(fd)
+
+    def later(self, seconds: float, handler: Handler) -> None:
+        """Have *handler* called once, *seconds* from now or a little later."""
+        heapq.heappush(self._timers, (time.monotonic() + max(seconds, 0.0), next(self._order), handler))
+
+    def round(self) -> None:
+        """Wait until something happens, and deal with all that has."""
+        handlers = self._handlers
+        for fd, _ in self._poll.poll(self._timeout_ms() if self._timers else None):
+            handler = handlers.get(fd)  # none if an earlier handler of this round has unwatched it
+            if handler is not None:
+                handler()
+        if self._timers:
+            self._fire_timers()
+
+    def _timeout_ms(self) -> float:
+        return max(0.0, self._timers[0][0] - time.monotonic()) * 1000
+
+    def _fire_timers(self) -> None:
+        now = time.monotonic()
+        while self._timers and self._timers[0][0] <= now:
+            heapq.heappop(self._timers)[2]()
