@@ -1,9 +1,11 @@
 """What the ring copies of each call's arguments, derived from the syscall table.
 
-The routine runs in the program and reads its memory with plain loads, so it may read only what the kernel has
-just read or written itself. After a success that is every argument. After an error it is the first name of a
+The routine runs in the program and reads its memory with plain loads, so it reads only what the kernel has just
+read or written itself. After a success that is every argument. After an error it is the first name of a
 call that failed for reasons found after reading it (no such file, no permission...), and the address given to
-connect(2). A pointer that the kernel refused is never touched, so the program gets its EFAULT and no crash.
+connect(2). A pointer that the kernel refused is never touched, so the program gets its EFAULT and no crash. What remains is
+a buffer that the kernel accepts unseen (a write to /dev/null) at an address where no memory is: no slice of Go's
+leads there.
 
 Source: fs/namei.c, net/socket.c (the order in which calls look at their arguments).
 """
@@ -14,6 +16,20 @@ from typing import NamedTuple
 
 from stepping.ring_layout import MAX_SYSNO, Copy, Source, encode_copies
 from stepping.syscalls.model import RESULT, Arch, Arg, ArgKind, Length, ResultKind, Syscall
+
+#: The calls of which arguments are copied: those that read and fill all of what the table says, whenever they
+#: succeed. Others may ignore a pointer (epoll_ctl when it deletes, wait4 when nothing has happened, setsockopt
+#: beyond the option's own size), so that what it leads to need not even be mapped.
+COPIED_CALLS = frozenset(
+    (
+        "open openat openat2 creat access faccessat faccessat2 stat lstat fstat newfstatat statx statfs fstatfs "
+        "readlink readlinkat mkdir mkdirat rmdir unlink unlinkat rename renameat renameat2 link linkat symlink "
+        "symlinkat mknod mknodat chmod fchmodat fchmodat2 chown lchown fchownat truncate utimensat chdir chroot "
+        "getcwd getdents64 getxattr lgetxattr setxattr lsetxattr listxattr llistxattr removexattr lremovexattr "
+        "inotify_add_watch execve memfd_create read write pread64 pwrite64 getrandom pipe pipe2 socketpair "
+        "bind connect sendto recvfrom uname timerfd_settime prlimit64 getrlimit setrlimit"
+    ).split()
+)
 
 #: A call that failed with one of these has read its first name (or connect's address) in full.
 READ_ERRNOS = frozenset(
@@ -57,7 +73,7 @@ def copies_of(row: Syscall) -> tuple[tuple[CopiedArg, Copy], ...]:
     known = _copies.get(row.name)
     if known is None:
         found: list[tuple[CopiedArg, Copy]] = []
-        for index, arg in enumerate(row.args):
+        for index, arg in enumerate(row.args if row.name in COPIED_CALLS else ()):
             names = sum(copy.source is Source.STRING for _, copy in found)
             copy = _copy_of(row, index, arg, first_name=names == 0)
             if copy is not None:
@@ -96,7 +112,7 @@ def _copy_of(row: Syscall, index: int, arg: Arg, *, first_name: bool) -> Copy | 
         return Copy(index, Source.RESULT, length_arg=length.arg) if by_result else None
     if arg.kind is ArgKind.OUT:
         return None  # how much of it was filled is not known
-    if row.result is ResultKind.BYTES and length.arg == index + 1:
+    if row.result is ResultKind.BYTES and all(one.kind is not ArgKind.IN for one in row.args[:index]):
         # It may take less than it was given: then only so much is known to be readable.
         return Copy(index, Source.RESULT, length_arg=length.arg)
     return Copy(index, Source.ARGUMENT, length_arg=length.arg, after_error=row.name == "connect")
