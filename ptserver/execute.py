@@ -133,6 +133,7 @@ def _no_such_call(*_args: object) -> int:
 
 
 _READ_ONLY = frozenset({ArgKind.PATH, ArgKind.STR, ArgKind.IN, ArgKind.PTR, ArgKind.SIGSET_REF})
+_STRINGS = frozenset({ArgKind.PATH, ArgKind.STR})
 _UNSUPPORTED = frozenset({ArgKind.MSG_IN, ArgKind.MSG_OUT, ArgKind.MMSG_IN, ArgKind.MMSG_OUT})
 
 
@@ -166,6 +167,8 @@ def _in_buffer(registers: list[int | bytes], index: int, arg: Arg, ins: dict[int
     data = ins.get(index)
     if data is None or arg.kind is ArgKind.PTR:
         return _UNMAPPED if registers[index] else 0
+    if arg.kind in _STRINGS and b"\0" in data:
+        raise _RefusedError(errnos.EINVAL)  # whoever judged it by its end would have judged another string
     if arg.kind is ArgKind.IN and _fitted(registers, arg, len(data), ins) > len(data):
         return _UNMAPPED
     return data
@@ -197,8 +200,8 @@ def _fitted(registers: list[int | bytes], arg: Arg, room: int, ins: dict[int, by
         if length.of(count, _ARCH) > room:
             raise _RefusedError(errnos.EINVAL)
     elif count * length.scale > room:
-        if count & 0x80000000 and count >> 31 in (1, _NEGATIVE):
-            raise _RefusedError(errnos.EINVAL)  # a negative int, in whatever way it was extended
+        if count >> 63:
+            raise _RefusedError(errnos.EINVAL)  # negative, and refused so by every call
         registers[length.arg] = room // length.scale
     return room
 

@@ -267,7 +267,7 @@ class SessionLoop:
         observes = interest == "observe"
         if observes and method is None:
             method = self._server.observe
-        failure = errno.ENOSYS if self._shadow.refuses(row, quietly=has_method) else 0
+        failure = errno.ENOSYS if self._shadow.refuses(row, quietly=method is not None) else 0
         entry = self._entries[name] = _Entry(row, method, observes, failure)
         return entry
 
