@@ -331,8 +331,12 @@ def _out_getter(index: int, arg: Arg, arch: Arch) -> _Getter:
         errno: int,
     ) -> Node:
         data = outs.get(index)
-        if data is None or errno or value is None:
+        if errno or value is None:
             return _address(args[index])
+        if data is None:
+            if value or not (valid and args[index]):
+                return _address(args[index])
+            data = b""
         size = valid.of(value, arch) if valid else len(data)
         if len(data) > size:
             data = data[:size]

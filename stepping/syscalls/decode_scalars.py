@@ -62,11 +62,11 @@ def _signal(value: int) -> Node:
 def _file_mode(value: int) -> Node:
     types = find_names("file_type")
     name = types.name_of(value & ~_PERMISSIONS) if types else None
-    mode = Octal(value & _PERMISSIONS)
-    text = f"0{mode:o}"
     if name is None:
         return Octal(value)
-    return Symbol(f"{name}|{text}")
+    special = find_names("mode_bits")
+    flags = special.flags_of(value & _PERMISSIONS & ~0o777) if special else ()
+    return Symbol("|".join((name, *flags, f"0{value & 0o777:03o}")))
 
 
 def _device(value: int) -> Node:

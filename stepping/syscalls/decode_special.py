@@ -168,7 +168,7 @@ def _descriptor_flags(args: Sequence[int], value: int) -> str | None:
     scalar = find_scalar(sets.get(request.name if request else "", ""), 32)
     if scalar is None or value < 0 or (not value and request and request.name != "F_GETFL"):
         return None
-    return f"{value:#x} (flags {to_text(scalar(value), 32)})"
+    return f"{hex(value) if value else 0} (flags {to_text(scalar(value), 32)})"
 
 
 def _octal(args: Sequence[int], value: int) -> str | None:

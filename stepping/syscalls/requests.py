@@ -28,8 +28,8 @@ fcntl   F_SETFD              2     -   -  fd_flags
 fcntl   F_GETFL              3     -   -
 fcntl   F_SETFL              4     -   -  open_flags
 fcntl   F_GETLK              5    32  32  flock
-fcntl   F_SETLK              6    32   0  flock
-fcntl   F_SETLKW             7    32   0  flock
+fcntl   F_SETLK              6    32   0  flock_wanted
+fcntl   F_SETLKW             7    32   0  flock_wanted
 fcntl   F_SETOWN             8     -   -  int
 fcntl   F_GETOWN             9     -   -
 fcntl   F_SETSIG            10     -   -  signal
@@ -38,8 +38,8 @@ fcntl   F_SETOWN_EX         15     8   0  owner_ex
 fcntl   F_GETOWN_EX         16     0   8  owner_ex
 fcntl   F_GETOWNER_UIDS     17     0   8  u32_array
 fcntl   F_OFD_GETLK         36    32  32  flock
-fcntl   F_OFD_SETLK         37    32   0  flock
-fcntl   F_OFD_SETLKW        38    32   0  flock
+fcntl   F_OFD_SETLK         37    32   0  flock_wanted
+fcntl   F_OFD_SETLKW        38    32   0  flock_wanted
 fcntl   F_SETLEASE        1024     -   -  lease
 fcntl   F_GETLEASE        1025     -   -
 fcntl   F_NOTIFY          1026     -   -  dnotify_flags

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from functools import cache
 
 from stepping.syscalls.decode_scalars import find_scalar
-from stepping.syscalls.decode_values import Hex, Node, Record, Symbol
+from stepping.syscalls.decode_values import Hex, Node, Record, Shown, Symbol
 from stepping.syscalls.model import Arch
 
 #: Makes a node of the bytes of a buffer.
@@ -32,7 +32,7 @@ stat Q:st_dev/dev Q:st_ino Q:st_nlink I:*st_mode/file_mode I:st_uid I:st_gid 4x 
 stat.arm64 Q:st_dev/dev Q:st_ino I:*st_mode/file_mode I:st_nlink I:st_uid I:st_gid Q:*st_rdev/dev_or_none 8x
     q:*st_size i:st_blksize 4x q:st_blocks q:st_atime Q:st_atime_nsec q:st_mtime Q:st_mtime_nsec
     q:st_ctime Q:st_ctime_nsec 8x
-statx I:*stx_mask/statx_mask I:stx_blksize Q:stx_attributes/statx_attributes I:stx_nlink I:stx_uid I:stx_gid
+statx I:*stx_mask/statx_mask I:stx_blksize Q:*stx_attributes/statx_attributes I:stx_nlink I:stx_uid I:stx_gid
     H:*stx_mode/file_mode 2x Q:stx_ino Q:*stx_size Q:stx_blocks Q:stx_attributes_mask/statx_attributes
     16s:stx_atime/statx_timestamp 16s:stx_btime/statx_timestamp 16s:stx_ctime/statx_timestamp
     16s:stx_mtime/statx_timestamp I:stx_rdev_major I:stx_rdev_minor I:stx_dev_major I:stx_dev_minor
@@ -60,6 +60,7 @@ timex I:*modes/hex 4x q:*offset q:freq q:maxerror q:esterror I:*status/hex 4x q:
     q:tolerance 16s:*time/timeval q:tick q:ppsfreq q:jitter i:shift 4x q:stabil q:jitcnt q:calcnt q:errcnt
     q:stbcnt i:tai 44x
 flock h:l_type/lock_type h:l_whence/whence 4x q:l_start q:l_len i:l_pid 4x
+flock_wanted h:l_type/lock_type h:l_whence/whence 4x q:l_start q:l_len 8x
 owner_ex i:type/owner_type i:pid
 open_how Q:flags/open_flags Q:mode/mode Q:resolve/resolve_flags
 mount_attr Q:attr_set/mount_attr_flags Q:attr_clr/mount_attr_flags Q:propagation/mount_flags Q:userns_fd
@@ -70,7 +71,7 @@ sigaction Q:sa_handler/handler Q:sa_flags/sigaction_flags Q:sa_restorer/hex 8s:s
 stack Q:ss_sp/hex I:ss_flags/sigstack_flags 4x Q:ss_size
 sigevent Q:sigev_value/hex i:sigev_signo/signal i:sigev_notify/sigev_notify i:sigev_notify_thread_id 44x
 cap_header I:version/hex i:pid
-pollfd i:fd h:events/poll_events h:revents/poll_events
+pollfd i:fd h:events/poll_events h:revents/events_or_none
 epoll_event I:events/epoll_event_bits Q:data/hex
 epoll_event.arm64 I:events/epoll_event_bits 4x Q:data/hex
 sembuf H:sem_num h:sem_op h:sem_flg/ipc_flags
@@ -146,8 +147,15 @@ def _device_if_any(value: int) -> Node:
     return device(value) if value and device else None
 
 
+def _events_if_any(value: int) -> Node:
+    events = find_scalar("poll_events", 16)
+    return events(value) if value and events else None
+
+
 def _limit(value: int) -> Node:
-    return Symbol("RLIM64_INFINITY") if value == (1 << 64) - 1 else value
+    if value == (1 << 64) - 1:
+        return Symbol("RLIM64_INFINITY")
+    return Shown(f"{value >> 10}*1024", value) if value > 1024 and not value & 1023 else value
 
 
 def _handler(value: int) -> Node:
@@ -157,6 +165,7 @@ def _handler(value: int) -> Node:
 #: Scalars that only structs have; a field whose decoder returns None is left out.
 _FIELD_SCALARS: dict[str, Callable[[int], Node]] = {
     "dev_or_none": _device_if_any,
+    "events_or_none": _events_if_any,
     "limit": _limit,
     "handler": _handler,
 }

@@ -136,7 +136,7 @@ ppoll                   271   73  file     wait  fds:inout[nfds*8]/pollfds nfds:
 select                   23    -  file     wait  nfds:int readfds:inout[nfds/8]/fd_set writefds:inout[nfds/8]/fd_set exceptfds:inout[nfds/8]/fd_set timeout:inout[16]/timeval -> int
 pselect6                270   72  file     wait  nfds:int readfds:inout[nfds/8]/fd_set writefds:inout[nfds/8]/fd_set exceptfds:inout[nfds/8]/fd_set timeout:inout[16]/timespec sigmask:sigref/sigset -> int
 epoll_create            213    -  file     -     size:int -> fd
-epoll_create1           291   20  file     -     flags:int/fd_flags_at_birth -> fd
+epoll_create1           291   20  file     -     flags:int/epoll_flags -> fd
 epoll_ctl               233   21  file     -     epfd:fd op:int/epoll_op fd:fd event:in[12|16]/epoll_event -> none
 epoll_wait              232    -  file     wait  epfd:fd events:out[maxevents*12|16;ret*12|16]/epoll_events maxevents:int timeout:int -> int
 epoll_pwait             281   22  file     wait  epfd:fd events:out[maxevents*12|16;ret*12|16]/epoll_events maxevents:int timeout:int sigmask:in[sigsetsize]/sigset sigsetsize:size -> int
@@ -146,12 +146,12 @@ epoll_wait_old          215    -  file     -     -> int bound
 eventfd                 284    -  file     -     initval:uint -> fd
 eventfd2                290   19  file     -     initval:uint flags:int/eventfd_flags -> fd
 signalfd                282    -  file     -     fd:fd mask:in[sizemask]/sigset sizemask:size -> fd
-signalfd4               289   74  file     -     fd:fd mask:in[sizemask]/sigset sizemask:size flags:int/fd_flags_at_birth -> fd
-timerfd_create          283   85  file     -     clockid:int/clockid flags:int/fd_flags_at_birth -> fd
+signalfd4               289   74  file     -     fd:fd mask:in[sizemask]/sigset sizemask:size flags:int/signalfd_flags -> fd
+timerfd_create          283   85  file     -     clockid:int/clockid flags:int/timerfd_create_flags -> fd
 timerfd_settime         286   86  file     -     fd:fd flags:int/timerfd_flags new_value:in[32]/itimerspec old_value:out[32]/itimerspec -> none
 timerfd_gettime         287   87  file     -     fd:fd curr_value:out[32]/itimerspec -> none
 inotify_init            253    -  file     -     -> fd
-inotify_init1           294   26  file     -     flags:int/fd_flags_at_birth -> fd
+inotify_init1           294   26  file     -     flags:int/inotify_flags -> fd
 inotify_add_watch       254   27  file     -     fd:fd path:path mask:uint/inotify_mask -> int
 inotify_rm_watch        255   28  file     -     fd:fd wd:int -> none
 fanotify_init           300  262  file     -     flags:uint/fanotify_flags event_f_flags:uint/open_flags -> fd
@@ -207,7 +207,7 @@ wait4                    61  260  process  wait  process:int status:out[4]/wait_
 waitid                  247   95  process  wait  idtype:int/id_type who:int infop:out[128]/siginfo options:int/wait_options rusage:out[144]/rusage -> int
 kill                     62  129  process  -     process:int sig:int/signal -> none
 rt_sigqueueinfo         129  138  process  -     process:int sig:int/signal info:in[128]/siginfo -> none
-pidfd_open              434  434  process  -     process:int flags:uint/fd_flags_at_birth -> fd
+pidfd_open              434  434  process  -     process:int flags:uint/pidfd_flags -> fd
 pidfd_send_signal       424  424  process  -     pidfd:fd sig:int/signal info:in[128]/siginfo flags:uint/hex -> none
 pidfd_getfd             438  438  process  -     pidfd:fd targetfd:int flags:uint/hex -> fd
 process_mrelease        448  448  process  -     pidfd:fd flags:uint/hex -> none

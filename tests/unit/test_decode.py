@@ -66,6 +66,7 @@ def registers(args: tuple[int, ...]) -> tuple[int, ...]:
             text("read", (3, AT, 8), None, 512),
             "read(3, 0x1000, 8) = ? ERESTARTSYS (To be restarted if SA_RESTART is set)",
         ),
+        (text("read", (3, AT, 99), 0), 'read(3, "", 99) = 0'),
         (text("read", (3, AT, 99), 99, outs={1: b"x" * 99}), f'read(3, "{"x" * 32}"..., 99) = 99'),
         (text("read", (3, AT, 99), 99, outs={1: b"x" * 4}), 'read(3, "xxxx"..., 99) = 99'),
         (text("read", (3, AT, 9), 2, outs={1: b"xxxx"}), 'read(3, "xx", 9) = 2'),
@@ -83,6 +84,10 @@ def registers(args: tuple[int, ...]) -> tuple[int, ...]:
             text("utimensat", (FD_CWD, AT, AT, 0), ins={1: b"f", 2: struct.pack("<4q", 1, 2, 0, 0x3FFFFFFE)}),
             'utimensat(AT_FDCWD, "f", [{tv_sec=1, tv_nsec=2}, UTIME_OMIT], 0) = 0',
         ),
+        (
+            text("stat", (AT, AT), ins={0: b"/tmp"}, outs={1: STAT[:24] + b"\xff\x43" + STAT[26:]}),
+            'stat("/tmp", {st_mode=S_IFDIR|S_ISVTX|0777, st_size=221, ...}) = 0',
+        ),
         (text("mkdir", (AT, 0o755), ins={0: b"d"}), 'mkdir("d", 0755) = 0'),
         (text("umask", (0o22,), 0o77), "umask(022) = 077"),
         (
@@ -94,13 +99,16 @@ def registers(args: tuple[int, ...]) -> tuple[int, ...]:
             text("fcntl", (3, 3), 0x8402),
             "fcntl(3, F_GETFL) = 0x8402 (flags O_RDWR|O_APPEND|O_LARGEFILE)",
         ),
+        (text("fcntl", (3, 3), 0), "fcntl(3, F_GETFL) = 0 (flags O_RDONLY)"),
+        (text("epoll_create1", (0x80000,), 4), "epoll_create1(EPOLL_CLOEXEC) = 4"),
+        (text("epoll_pwait", (4, AT, 8, 0), 0), "epoll_pwait(4, [], 8, 0, NULL, 0) = 0"),
         (text("fcntl", (3, 1), 1), "fcntl(3, F_GETFD) = 0x1 (flags FD_CLOEXEC)"),
         (text("fcntl", (3, 1), 0), "fcntl(3, F_GETFD) = 0"),
         (text("fcntl", (3, 2, 1)), "fcntl(3, F_SETFD, FD_CLOEXEC) = 0"),
         (text("fcntl", (3, 1030, 10), 10), "fcntl(3, F_DUPFD_CLOEXEC, 10) = 10"),
         (
             text("fcntl", (3, 6, AT), ins={2: struct.pack("<hh4xqqi4x", 1, 0, 5, 10, 0)}),
-            "fcntl(3, F_SETLK, {l_type=F_WRLCK, l_whence=SEEK_SET, l_start=5, l_len=10, l_pid=0}) = 0",
+            "fcntl(3, F_SETLK, {l_type=F_WRLCK, l_whence=SEEK_SET, l_start=5, l_len=10}) = 0",
         ),
         (
             text("ioctl", (0, 0x5413, AT), outs={2: struct.pack("<4H", 24, 80, 0, 0)}),
@@ -149,7 +157,7 @@ def registers(args: tuple[int, ...]) -> tuple[int, ...]:
         ),
         (
             text("socket", (2, 0x80801, 0), 3),
-            "socket(AF_INET, SOCK_STREAM|SOCK_NONBLOCK|SOCK_CLOEXEC, IPPROTO_IP) = 3",
+            "socket(AF_INET, SOCK_STREAM|SOCK_CLOEXEC|SOCK_NONBLOCK, IPPROTO_IP) = 3",
         ),
         (text("socket", (16, 3, 0), 3), "socket(AF_NETLINK, SOCK_RAW, NETLINK_ROUTE) = 3"),
         (
@@ -166,7 +174,7 @@ def registers(args: tuple[int, ...]) -> tuple[int, ...]:
                 outs={1: SOCKET_V6, 2: struct.pack("<i", 28)},
             ),
             'accept4(3, {sa_family=AF_INET6, sin6_port=htons(8080), sin6_flowinfo=0, sin6_addr=inet_pton(AF_INET6,'
-            ' "::1"), sin6_scope_id=0}, [112 => 28], SOCK_NONBLOCK|SOCK_CLOEXEC) = 5',
+            ' "::1"), sin6_scope_id=0}, [112 => 28], SOCK_CLOEXEC|SOCK_NONBLOCK) = 5',
         ),
         (
             text("bind", (3, AT, 5), ins={1: b"\1\0\0xy"}),
@@ -216,8 +224,8 @@ def registers(args: tuple[int, ...]) -> tuple[int, ...]:
         (text("sync", ()), "sync() = 0"),
         (text("getpid", (), 7), "getpid() = 7"),
         (
-            text("prlimit64", (0, 7, 0, AT), outs={3: struct.pack("<QQ", 1024, ALL_BITS)}),
-            "prlimit64(0, RLIMIT_NOFILE, NULL, {rlim_cur=1024, rlim_max=RLIM64_INFINITY}) = 0",
+            text("prlimit64", (0, 7, 0, AT), outs={3: struct.pack("<QQ", 4096, ALL_BITS)}),
+            "prlimit64(0, RLIMIT_NOFILE, NULL, {rlim_cur=4*1024, rlim_max=RLIM64_INFINITY}) = 0",
         ),
     ],
 )  # fmt: skip
