@@ -4,7 +4,7 @@ The suite plays a stub host without a program: it says hello and makes calls as 
 needs nothing of the machine that it runs on. What it finds is by the protocol's description in `docs/protocol/`;
 a check that a server's welcome makes meaningless is skipped, and says why.
 
-`checks` holds what a check is, `client` the stub host that it plays; the checks themselves are in
+`checks` holds what a check is, `client` and `caller` the stub host that it plays; the checks themselves are in
 `handshake`, `framing`, `calls`, `files` and `streams`. Nothing that the server sends is trusted; a server that
 does not answer costs a check its timeout.
 """

@@ -10,7 +10,8 @@ from typing import Literal, Never
 
 import msgspec
 
-from ptserver.conformance.client import HELLO, Client, RawClient
+from ptserver.conformance.caller import Caller
+from ptserver.conformance.client import HELLO, RawClient
 from ptserver.errors import PtServerError
 from ptserver.messages import CODECS, Hello, Message, StreamId, Terminal, Welcome
 
@@ -66,15 +67,15 @@ class Server:
         codecs: tuple[str, ...] = CODECS,
         streams: tuple[StreamId, ...] = (),
         terminal: Terminal | None = None,
-    ) -> Iterator[Client]:
+    ) -> Iterator[Caller]:
         """Open a session and close its connection at the end."""
         hello = msgspec.structs.replace(self.hello(), codecs=codecs, streams=streams, terminal=terminal)
-        client = Client(self.address, hello, self.timeout)
+        client = Caller(self.address, hello, self.timeout)
         with contextlib.closing(client):
             yield client
 
     @contextlib.contextmanager
-    def own_session(self, *, streams: tuple[StreamId, ...] = ()) -> Iterator[Client]:
+    def own_session(self, *, streams: tuple[StreamId, ...] = ()) -> Iterator[Caller]:
         """Open a session with a server that has the program's resources; skip the check for any other."""
         with self.session(streams=streams) as client:
             if client.welcome.resources != "server":
@@ -88,7 +89,7 @@ class Server:
             yield client
 
     @contextlib.contextmanager
-    def folder(self, client: Client) -> Iterator[bytes]:
+    def folder(self, client: Caller) -> Iterator[bytes]:
         """Make a new folder in the scratch folder, for one check, and remove it with the files in it."""
         if not self.scratch:
             skip("no --scratch folder")
@@ -99,14 +100,14 @@ class Server:
         finally:
             client.remove_tree(path)
 
-    def require_alive(self, bystander: Client) -> None:
+    def require_alive(self, bystander: Caller) -> None:
         """Fail unless an older session still works and a new one can be opened."""
         bystander.ping()
         with self.session() as client:
             client.ping()
 
     @contextlib.contextmanager
-    def dropped(self) -> Iterator[Client]:
+    def dropped(self) -> Iterator[Caller]:
         """Open a session that misbehaves in the block; fail unless the server drops it, and it alone."""
         with self.session() as bystander, self.session() as client:
             yield client

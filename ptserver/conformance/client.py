@@ -1,15 +1,13 @@
 """The stub host that the checks play: blocking, with one connection and no program.
 
 `RawClient` sends bytes and reads frames in JSON, for what happens before a session; `Client` has a session,
-makes calls, keeps what arrives in between, and names the common calls. Numbers and structures are those of
-Linux on amd64, which the hello says.
+makes calls and keeps what arrives in between. Neither trusts the server.
 """
 
 import errno
 import os
 import select
 import socket
-import struct
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Mapping
@@ -50,8 +48,6 @@ HELLO = Hello(
 
 #: What a pointer register holds: no address at the server, which must use the buffers instead.
 POINTER = 0x7FFF_0000_1000
-AT_FDCWD = -100
-AT_REMOVEDIR = 0x200
 _MASK = (1 << 64) - 1
 _TID, _PID = 4242, 4242
 _MAX_WELCOME = Welcome | Refused
@@ -127,6 +123,7 @@ class Client:
         self._poll = select.poll()
         self._poll.register(self.connection, select.POLLIN)
         self._last_id = 0
+        self._offered: dict[int, dict[int, int]] = {}  # the room of the calls in flight, by id
         self.results: dict[int, Result] = {}
         self.streams: dict[int, bytearray] = defaultdict(bytearray)
         self.credit = 0
@@ -169,14 +166,22 @@ class Client:
 
         Raises:
             ConnectionLostError: the server has closed.
+            ProtocolError: what comes is no message, or answers no call, or has more bytes than the call has
+                room for.
         """
         if not self._poll.poll(max(timeout, 0) * 1000):
             return False
         for message in self.connection.receive():
             match message:
                 case Result(id=number):
-                    if number in self.results:
-                        raise ProtocolError(f"call {number} was answered twice")
+                    offered = self._offered.pop(number, None)
+                    if offered is None:
+                        raise ProtocolError(f"an answer came to call {number}, which is not in flight")
+                    for index, data in message.outs.items():
+                        if len(data) > offered.get(index, 0):
+                            raise ProtocolError(
+                                f"{len(data)} bytes came for argument {index}, with room for {offered.get(index, 0)}"
+                            )
                     self.results[number] = message
                 case StreamData(stream=stream, data=data):
                     self.streams[stream] += data
@@ -224,6 +229,7 @@ class Client:
         self._last_id += 1
         registers = tuple(value & _MASK for value in (*args, *[0] * (6 - len(args))))
         call = Syscall(self._last_id, tid, _PID, name, registers, ins or {}, outs or {})  # type: ignore[arg-type]
+        self._offered[self._last_id] = outs or {}
         self.send(call)
         return self._last_id
 
@@ -278,71 +284,3 @@ class Client:
     def goodbye(self) -> None:
         """Wait for the server's goodbye."""
         self.expect(Goodbye())
-
-    # The common calls, each with the arguments of its man page. They raise OSError.
-
-    def open(self, path: bytes, flags: int = os.O_RDONLY, mode: int = 0o600, dirfd: int = AT_FDCWD) -> int:
-        """Return the descriptor that openat gives."""
-        return self.do("openat", dirfd, POINTER, flags | os.O_CLOEXEC, mode, ins={1: path}).value
-
-    def read(self, fd: int, size: int) -> bytes:
-        """Return what one read of at most `size` bytes gives."""
-        return self.data(self.do("read", fd, POINTER, size, outs={1: size}))
-
-    def pread(self, fd: int, size: int, offset: int) -> bytes:
-        """Return what one pread64 gives."""
-        return self.data(self.do("pread64", fd, POINTER, size, offset, outs={1: size}))
-
-    def write(self, fd: int, data: bytes) -> int:
-        """Return how much one write has taken."""
-        return self.do("write", fd, POINTER, len(data), ins={1: data}).value
-
-    def close_fd(self, fd: int) -> None:
-        """Close a descriptor."""
-        self.do("close", fd)
-
-    def mkdir(self, path: bytes, mode: int = 0o700) -> None:
-        """Make a folder."""
-        self.do("mkdirat", AT_FDCWD, POINTER, mode, ins={1: path})
-
-    def unlink(self, path: bytes, flags: int = 0) -> None:
-        """Remove a file, or a folder if `flags` is `AT_REMOVEDIR`."""
-        self.do("unlinkat", AT_FDCWD, POINTER, flags, ins={1: path})
-
-    def pipe(self) -> tuple[int, int]:
-        """Return the reading and the writing end of a new pipe."""
-        ends: tuple[int, int] = struct.unpack(
-            "ii", self.do("pipe2", POINTER, os.O_CLOEXEC, outs={0: 8}).outs[0]
-        )
-        return ends
-
-    def list_folder(self, path: bytes) -> dict[bytes, int]:
-        """Return the names in a folder with their types (DT_DIR and so on), without `.` and `..`."""
-        fd = self.open(path, os.O_RDONLY | os.O_DIRECTORY)
-        names: dict[bytes, int] = {}
-        while entries := self.data(self.do("getdents64", fd, POINTER, 4096, outs={1: 4096})):
-            while entries:
-                length, kind = struct.unpack_from("HB", entries, 16)
-                if length < 20 or length > len(entries):
-                    raise ProtocolError(f"getdents64 gave an entry of {length} bytes")
-                names[entries[19:length].split(b"\0", 1)[0]] = kind
-                entries = entries[length:]
-        self.close_fd(fd)
-        return {name: kind for name, kind in names.items() if name not in (b".", b"..")}
-
-    def remove_tree(self, path: bytes) -> None:
-        """Remove a folder and all in it."""
-        for name, kind in self.list_folder(path).items():
-            if kind == 4:  # <dirent.h>: DT_DIR
-                self.remove_tree(path + b"/" + name)
-            else:
-                self.unlink(path + b"/" + name)
-        self.unlink(path, AT_REMOVEDIR)
-
-    @staticmethod
-    def data(result: Result, index: int = 1) -> bytes:
-        """Return the bytes that a call which returns a count has put into its out-buffer `index`."""
-        data = result.outs.get(index, b"")
-        if len(data) < result.value:
-            raise ProtocolError(f"the call returned {result.value} and only {len(data)} bytes")
-        return data[: result.value]

@@ -5,8 +5,9 @@ import os
 import stat
 import struct
 
+from ptserver.conformance.caller import AT_FDCWD, AT_REMOVEDIR, Caller
 from ptserver.conformance.checks import Check, Server, check, require
-from ptserver.conformance.client import AT_FDCWD, AT_REMOVEDIR, POINTER
+from ptserver.conformance.client import POINTER
 from ptserver.messages import MAX_TRANSFER_BYTES
 
 _GROUP = "files"
@@ -59,12 +60,12 @@ def _stat(server: Server) -> None:
     with server.own_session() as client, server.folder(client) as folder:
         fd = client.open(folder + b"/file", _CREATE, 0o640)
         client.write(fd, bytes(1234))
-        for result in (
-            client.do("fstat", fd, POINTER, outs={1: 144}),
-            client.do("newfstatat", AT_FDCWD, POINTER, POINTER, 0, ins={1: folder + b"/file"}, outs={2: 144}),
-        ):
-            (data,) = result.outs.values()
-            require(len(data) == 144, f"struct stat has {len(data)} bytes")
+        outs = {2: 144}
+        by_name = client.do(
+            "newfstatat", AT_FDCWD, POINTER, POINTER, 0, ins={1: folder + b"/file"}, outs=outs
+        )
+        for result, index in ((client.do("fstat", fd, POINTER, outs={1: 144}), 1), (by_name, 2)):
+            data = client.structure(result, index, 144)
             mode, size = struct.unpack_from("<I", data, 24)[0], struct.unpack_from("<q", data, 48)[0]
             require(stat.S_ISREG(mode), f"the mode is {mode:o}")
             require(size == 1234, f"the size is {size}")
@@ -113,8 +114,8 @@ def _from_folder(server: Server) -> None:
 def _working_folder(server: Server) -> None:
     with server.own_session() as client, server.own_session() as other, server.folder(client) as folder:
 
-        def where(session: object) -> bytes:
-            result = session.do("getcwd", POINTER, 4096, outs={0: 4096})  # type: ignore[attr-defined]
+        def where(session: Caller) -> bytes:
+            result = session.do("getcwd", POINTER, 4096, outs={0: 4096})
             return client.data(result, 0).rstrip(b"\0")
 
         before = where(other)
@@ -152,7 +153,7 @@ def _vectors(server: Server) -> None:
 @check(_GROUP, "the host's name is the one of the welcome")
 def _host_name(server: Server) -> None:
     with server.own_session() as client:
-        data = client.do("uname", POINTER, outs={0: 390}).outs[0]
+        data = client.structure(client.do("uname", POINTER, outs={0: 390}), 0, 390)
         system, node = data[:65].rstrip(b"\0"), data[65:130].rstrip(b"\0").decode(errors="replace")
         require(system == b"Linux", f"the system is {system!r}")
         require(node == client.welcome.host, f"the name is {node!r}, the welcome's {client.welcome.host!r}")

@@ -4,7 +4,7 @@ import itertools
 import typing
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ptserver.errors import ProtocolError
@@ -109,7 +109,6 @@ MESSAGES: dict[type[Message], st.SearchStrategy[Message]] = {
 any_message = st.one_of(*MESSAGES.values())
 codecs = st.sampled_from(CODECS).map(Codec)
 DECODED: typing.Any = ToServer | ToHost
-unhurried = settings(deadline=None)  # the machine may be busy
 
 
 def cut(data: bytes, cuts: list[int]) -> list[bytes]:
@@ -129,7 +128,6 @@ def feed_all(pieces: list[bytes], limit: int) -> list[bytes] | None:
     return found
 
 
-@unhurried
 @given(codecs, st.lists(any_message, max_size=5), st.lists(st.integers(0, 5000), max_size=10))
 def test_messages_come_out_as_they_went_in(codec: Codec, sent: list[Message], cuts: list[int]) -> None:
     stream = b"".join(bytes(codec.encode(message)) for message in sent)
@@ -138,7 +136,6 @@ def test_messages_come_out_as_they_went_in(codec: Codec, sent: list[Message], cu
     assert decoder.pending_bytes == 0
 
 
-@unhurried
 @given(st.binary(max_size=200), st.lists(st.integers(0, 200), max_size=10), st.integers(1, 40))
 def test_the_result_does_not_depend_on_the_pieces(data: bytes, cuts: list[int], limit: int) -> None:
     shrunk = bytes(byte % 3 if place % 5 < 3 else byte % 30 for place, byte in enumerate(data))  # small sizes
@@ -146,7 +143,6 @@ def test_the_result_does_not_depend_on_the_pieces(data: bytes, cuts: list[int], 
         assert feed_all(cut(stream, cuts), limit) == feed_all([stream], limit)
 
 
-@unhurried
 @given(codecs, any_message, st.data())
 def test_truncated_payloads_raise_only_protocol_errors(
     codec: Codec, message: Message, data: st.DataObject
@@ -157,7 +153,6 @@ def test_truncated_payloads_raise_only_protocol_errors(
         codec.decoder(DECODED)(short)
 
 
-@unhurried
 @given(
     codecs,
     any_message,
@@ -176,7 +171,6 @@ def test_mutated_payloads_decode_or_raise_protocol_errors(
     assert codec.decoder(DECODED)(codec.encode(decoded)[4:]) == decoded
 
 
-@unhurried
 @given(codecs, st.binary(max_size=300))
 def test_garbage_raises_only_protocol_errors(codec: Codec, garbage: bytes) -> None:
     with pytest.raises(ProtocolError):
