@@ -65,24 +65,29 @@ def held_at(path: Path, arguments: str, places: list[int]) -> Iterator[tuple[int
 
 @pytest.mark.parametrize(("go", "flags"), for_versions(()))
 @pytest.mark.parametrize(
-    ("stop_at", "crossed", "reached"),
+    ("arguments", "first", "stop_at", "crossed", "reached"),
     [
-        ("runtime.doSigPreempt", "runtime.sigtramp", "main.spin"),
-        ("runtime.stopTheWorldWithSema", "runtime.systemstack", "main.collect"),
-        ("runtime.newstack", "runtime.morestack", "main.grow"),
-        ("runtime.park_m", "runtime.mcall", "runtime.gopark"),
+        ("1", "main.spin", "runtime.doSigPreempt", "runtime.sigtramp", "main."),
+        ("0 collect", "main.collect", "runtime.stopTheWorldWithSema", "runtime.systemstack", "main.collect"),
+        ("0 collect", "main.collect", "runtime.newstack", "runtime.morestack", "main.grow"),
+        ("0 collect", "main.collect", "runtime.park_m", "runtime.mcall", "runtime.gopark"),
     ],
 )
 def test_stack_goes_on_across(
-    go: str, flags: tuple[str, ...], stop_at: str, crossed: str, reached: str, monkeypatch: pytest.MonkeyPatch
+    go: str,
+    flags: tuple[str, ...],
+    arguments: str,
+    first: str,
+    stop_at: str,
+    crossed: str,
+    reached: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("GOMAXPROCS", "2")
     path = build("goabi_spin", go=go, flags=flags)
-    # A goroutine that spins is there only to be preempted: it makes gdb slow.
-    arguments = "1 collect" if reached == "main.spin" else "0 collect"
     with GoBinary.open(path) as binary:
         entries = []
-        for name in ("main.collect", stop_at):
+        for name in (first, stop_at):
             function = binary.functions.find_function_by_name(name)
             assert function is not None, name
             entries.append(function.entry)
@@ -109,4 +114,4 @@ def test_stack_goes_on_across(
             assert any(name.startswith(reached) for name in beyond), functions
             assert functions[-1] in ("runtime.goexit", "runtime.mstart")
             # The frames say on whose stack they are: it changes where the crossing is.
-            assert len({frame.goroutine for frame in stack.frames}) == 2
+            assert len({frame.goroutine for frame in stack.frames}) >= 2
