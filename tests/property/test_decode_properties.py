@@ -4,7 +4,7 @@ import ast
 import json
 from typing import Any
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from stepping.syscalls import SYSCALLS, Arch
@@ -25,7 +25,6 @@ ARCHES = st.sampled_from(["amd64", "arm64"])
 BUFFER_DECODERS = sorted({*_ARRAYS, *_SPECIAL, *(name.partition(".")[0] for name in _all_structs())})
 
 
-@settings(deadline=None)  # the machine may be busy
 @given(
     name=st.sampled_from(list(SYSCALLS)),
     args=st.tuples(*[REGISTERS] * 6),
@@ -43,7 +42,6 @@ def test_any_call_is_decoded(
     check_call(name, args, ins, outs, value, errno, limit, arch)
 
 
-@settings(deadline=None)  # the machine may be busy
 @given(request=REQUESTS, ins=BUFFERS, outs=BUFFERS, value=VALUES, errno=ERRNOS, arg=REGISTERS)
 def test_any_request_is_decoded(
     request: tuple[str, int], ins: dict[int, bytes], outs: dict[int, bytes],
@@ -68,7 +66,6 @@ def check_call(name: str, args: tuple[int, ...], ins: dict[int, bytes], outs: di
     assert set(decoded["args"]) <= {arg.name for arg in row.args}
 
 
-@settings(deadline=None)  # the machine may be busy
 @given(name=st.sampled_from(BUFFER_DECODERS), data=st.binary(max_size=400), arch=ARCHES)
 def test_any_buffer_is_decoded(name: str, data: bytes, arch: Arch) -> None:
     decode = find_buffer(name, arch)
@@ -78,7 +75,6 @@ def test_any_buffer_is_decoded(name: str, data: bytes, arch: Arch) -> None:
     json.dumps(to_plain(node, 32))
 
 
-@settings(deadline=None)  # the machine may be busy
 @given(name=st.sampled_from(set_names()), value=st.integers(0, 2**32 - 1), arch=ARCHES)
 def test_flags_name_every_bit_once(name: str, value: int, arch: Arch) -> None:
     names = find_names(name, arch)
@@ -93,7 +89,6 @@ def test_flags_name_every_bit_once(name: str, value: int, arch: Arch) -> None:
     assert total == value
 
 
-@settings(deadline=None)  # the machine may be busy
 @given(name=st.sampled_from(set_names()), value=st.integers(0, 2**64 - 1))
 def test_any_number_is_decoded(name: str, value: int) -> None:
     scalar = find_scalar(name, 64)
@@ -101,7 +96,6 @@ def test_any_number_is_decoded(name: str, value: int) -> None:
     assert to_text(scalar(value), 32)
 
 
-@settings(deadline=None)  # the machine may be busy
 @given(data=st.binary(max_size=100))
 def test_quoted_text_is_what_c_reads_back(data: bytes) -> None:
     assert ast.literal_eval("b" + quote(data)) == data  # Python has the same escapes

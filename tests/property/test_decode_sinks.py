@@ -54,7 +54,7 @@ OTHERS = st.one_of(
 START = TraceStart(("./main",), "amd64", 0, 0)
 
 
-@settings(deadline=None, max_examples=40)  # the machine may be busy
+@settings(max_examples=40)
 @given(events=st.lists(CALLS | OTHERS, max_size=8), stacks=st.booleans())
 def test_any_events_are_written(events: list[Event], stacks: bool) -> None:
     fd = os.memfd_create("trace")
