@@ -142,6 +142,7 @@ def started(
     env: Mapping[str, str],
     cwd: Path | str,
     terminal: bool = False,
+    pass_fds: Sequence[int] = (),
 ) -> Iterator[Running]:
     """Start *command*; with *terminal*, as the leader of a session whose terminal is a new one, 80x24."""
     if terminal:
@@ -154,6 +155,7 @@ def started(
             stderr=theirs,
             env=env,
             cwd=cwd,
+            pass_fds=pass_fds,
         )
         os.close(theirs)
     else:
