@@ -199,6 +199,7 @@ shutdown                 48  210  net      -     fd:fd how:int/shutdown_how -> n
 # Processes
 fork                     57    -  process  -     -> int bound
 vfork                    58    -  process  wait  -> int bound
+# clone: on arm64, tls comes before child_tid.
 clone                    56  220  process  -     flags:size/clone_flags stack:ptr parent_tid:ptr child_tid:ptr tls:ptr -> int bound only flags&0x10000=0
 clone3                  435  435  process  -     cl_args:in[size]/clone_args size:size -> int bound
 execve                   59  221  process  -     path:path argv:strv envp:strv/environment -> none bound
@@ -272,7 +273,7 @@ listmount               458  458  system   -     req:in[*req]/hexdump mnt_ids:ou
 listns                  470  470  system   -     req:in[*req]/hexdump ns_ids:out[nr_ns_ids*8;ret*8]/u64_array nr_ns_ids:size flags:uint/hex -> int
 swapon                  167  224  system   -     path:path flags:int/hex -> none
 swapoff                 168  225  system   -     path:path -> none
-reboot                  169  142  system   -     magic1:uint/hex magic2:uint/hex cmd:uint/hex arg:str -> none
+reboot                  169  142  system   -     magic1:uint/hex magic2:uint/hex cmd:uint/hex arg:ptr -> none bound
 syslog                  103  116  system   wait  type:int buf:out[len;ret] len:int -> int
 acct                    163   89  system   -     path:path -> none
 quotactl                179   60  system   -     cmd:uint/hex special:path owner:int addr:ptr -> none bound
