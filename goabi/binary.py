@@ -163,9 +163,13 @@ class GoBinary:
     def allgs_addr(self) -> int:
         """Where the slice of all goroutines is. Raises: `LayoutError`."""
         addr = self.find_variable_addr("runtime.allgs")
-        if addr is not None:
-            return addr
-        # allgadd appends to one slice, and to nothing else: the only three words in a row that it refers to.
+        return addr if addr is not None else self.search_allgs()
+
+    def search_allgs(self) -> int:
+        """The same, from the runtime's code alone. Raises: `LayoutError`.
+
+        allgadd appends to one slice, and to nothing else: the only three words in a row that it refers to.
+        """
         targets = set(self.iter_candidates("runtime.allgadd"))
         slices = [at for at in sorted(targets) if {at + 8, at + 16} <= targets and at - 8 not in targets]
         if len(slices) != 1:
