@@ -19,7 +19,7 @@ import itertools
 import os
 import select
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 from ptserver.host_signals import HostSignals, is_passed_on
@@ -46,12 +46,13 @@ ThreadChange = Literal["created", "exited"]
 
 
 class Process:
-    """A process of the program: its id and its memory."""
+    """A process of the program: its id, its memory, and a descriptor that stands for it (pidfd_open(2))."""
 
-    __slots__ = ("memory", "pid")
+    __slots__ = ("memory", "pid", "pidfd")
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
+        self.pidfd = os.pidfd_open(pid)
         self.memory = TraceeMemory(pid)
 
     def reopen(self) -> None:
@@ -60,6 +61,11 @@ class Process:
         self.memory.close()
         self.memory = fresh
 
+    def close(self) -> None:
+        """Give up the descriptors."""
+        self.memory.close()
+        os.close(self.pidfd)
+
 
 _NOT_GATHERED = Gathered((0, 0, 0, 0, 0, 0), {}, {}, {})
 
@@ -67,12 +73,14 @@ _NOT_GATHERED = Gathered((0, 0, 0, 0, 0, 0), {}, {}, {})
 class PendingCall:
     """A call that was taken and not yet answered, or whose answer found nobody waiting.
 
-    row is None for a hypercall. answer: (value, errno, outs) once known; while the call still waits it has none.
+    row is None for a hypercall. answer: gives the answer, once it is known; the call waits as long as it is None.
+    fd: a descriptor of this process that the answer will give to the program, or -1.
     """
 
     __slots__ = (
         "answer",
         "args",
+        "fd",
         "gathered",
         "id",
         "ip",
@@ -92,7 +100,8 @@ class PendingCall:
         self.process = process
         self.row = row
         self.gathered = _NOT_GATHERED
-        self.answer: tuple[int, int, dict[int, bytes]] | None = None
+        self.answer: Callable[[], None] | None = None
+        self.fd = -1
 
     def is_repeated_by(self, notification: Notification) -> bool:
         """Whether *notification* is this call again, restarted by the kernel after a signal."""
@@ -113,7 +122,7 @@ class Host:
         assert launched.listener is not None
         self.stub_info: dict[str, str] = {}
         self.refusal = ""
-        self._watch_call: PendingCall | None = None
+        self._watch_calls: dict[int, PendingCall] = {}  # by process: each that has the stub makes one
         self.pid = launched.pid
         self._pidfd = launched.pidfd
         self._listener: Listener = launched.listener
@@ -156,7 +165,7 @@ class Host:
         self._listener.close()
         os.close(self._pidfd)
         for process in {self._main, *self._processes.values()}:
-            process.memory.close()
+            process.close()
 
     # What subclasses provide.
 
@@ -165,7 +174,7 @@ class Host:
         raise NotImplementedError
 
     def _abandon(self, call: PendingCall) -> None:
-        """Give up *call*: its thread was interrupted and does something else now."""
+        """Give up *call*, answered or not: its thread was interrupted and does something else now."""
 
     def _end_of_round(self) -> None:
         """Do what waited for all events of one round."""
@@ -190,11 +199,10 @@ class Host:
             if earlier.is_repeated_by(notification):
                 earlier.notification_id = notification[0]
                 if earlier.answer is not None:
-                    self._answer(earlier, *earlier.answer)
+                    earlier.answer()
                 return
             del self._pending[tid]
-            if earlier.answer is None:
-                self._abandon(earlier)
+            self._abandon(earlier)
         process = self._processes.get(tid) or self._find_process(tid)
         number = notification[3]
         row = self._seen_rows.get(number)
@@ -229,7 +237,7 @@ class Host:
         try:
             self._listener.answer(call.notification_id, value, error)
         except NotificationGoneError:
-            call.answer = (value, error, outs)  # the repeated call gets it
+            call.answer = lambda: self._answer(call, value, error, outs)  # for the repeated call
             return
         self._forget(call)
 
@@ -271,7 +279,7 @@ class Host:
             self._put(call, address, text[:size])
             self._answer(call, len(text), 0, {})
         elif call.nr == Hypercall.WATCH:
-            self._watch_call = call  # answered when the connection is lost
+            self._watch_calls[call.process.pid] = call  # answered when the connection is lost
         else:
             self._answer(call, 0, errno.ENOSYS, {})
 

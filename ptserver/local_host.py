@@ -12,20 +12,25 @@ cannot change.
 import contextlib
 import errno
 import os
+import struct
 import traceback
 from collections.abc import Callable
 
 from ptserver.call import Call
 from ptserver.errors import PtServerError
+from ptserver.execute import Executed
 from ptserver.host import Host, PendingCall, ThreadChange, exit_of
 from ptserver.host_signals import HostSignals
 from ptserver.outcomes import Delay, Done, Fail, OpenBytes, Outcome, Proceed, Return
-from ptserver.proxy import Executed, closes_on_exec, execute_for
+from ptserver.proxy import Proxy, can_make, closes_on_exec
 from ptserver.server import RuntimeServer
 from ptserver.session import Session
+from ptserver.shadow_workers import RETRY_SECONDS
 from stepping.errors import NotificationGoneError
 from stepping.launch import Launched
-from stepping.syscalls import Arch, Syscall
+from stepping.syscalls import Arch, ResultKind, Syscall
+
+_PAIR = struct.Struct("=ii")
 
 
 class ServerMistakeError(PtServerError):
@@ -51,6 +56,9 @@ class LocalHost(Host):
             name: getattr(server, name, server.observe) for name in interest
         }
         self._observed = frozenset(name for name, wanted in interest.items() if wanted == "observe")
+        self._proxy = Proxy()
+        self._making: dict[int, tuple[PendingCall, Call, Proceed]] = {}  # calls that wait, by id
+        self._loop.watch(self._proxy.fileno(), self._on_made)
         self._sees_results = type(server).finished is not RuntimeServer.finished
 
     def run(self) -> int:
@@ -127,10 +135,7 @@ class LocalHost(Host):
             case Fail():
                 self._done(call, seen, Done(0, outcome.errno))
             case Proceed():
-                if outcome.changes or outcome.then or self._sees_results:
-                    self._execute_here(call, seen, outcome)
-                else:
-                    self._proceed(call)
+                self._let_proceed(call, seen, outcome)
             case Delay():
                 self._loop.later(outcome.seconds, lambda: self._apply_delayed(call, seen, outcome.outcome))
             case OpenBytes():
@@ -147,20 +152,47 @@ class LocalHost(Host):
         if self._pending.get(call.tid) is call:
             self._apply(call, seen, outcome)
 
-    def _execute_here(self, call: PendingCall, seen: Call, outcome: Proceed) -> None:
+    def _let_proceed(self, call: PendingCall, seen: Call, outcome: Proceed) -> None:
+        """Let the thread make its call; or make it here, if the arguments are others or the result matters."""
+        must_be_here = bool(outcome.changes or outcome.then)
+        if not must_be_here and not (self._sees_results and can_make(seen.syscall)):
+            self._proceed(call)
+            return
+        if not can_make(seen.syscall):
+            raise ServerMistakeError(
+                f"{seen.name} acts on what belongs to the calling process alone: it can be answered, or proceed "
+                "as it is, but not be changed or looked at afterwards"
+            )
         args, ins = seen.changed(outcome.changes)
-        executed = execute_for(call.tid, call.process.pid, seen.syscall, args, ins, seen.outs)
-        self._executed(call, seen, outcome, executed)
+        process = call.process
+        executed = self._proxy.make(
+            call.id, call.tid, process.pid, process.pidfd, seen.syscall, args, ins, seen.outs
+        )
+        if executed is None:
+            self._making[call.id] = (call, seen, outcome)
+        else:
+            self._made(call, seen, outcome, executed)
 
-    def _executed(self, call: PendingCall, seen: Call, outcome: Proceed, executed: Executed) -> None:
-        done = Done(executed.value, executed.errno, seen.outs_by_name(executed.outs))
+    def _on_made(self) -> None:
+        for call_id, executed in self._proxy.take_finished():
+            call, seen, outcome = self._making.pop(call_id)
+            if self._pending.get(call.tid) is call:
+                self._made(call, seen, outcome, executed)
+            else:
+                _close_results(seen.syscall, executed)  # abandoned meanwhile
+
+    def _made(self, call: PendingCall, seen: Call, outcome: Proceed, executed: Executed) -> None:
+        """Answer a call that was made here, or do what the server wants instead."""
+        value, error, outs = executed
+        done = Done(value, error, seen.outs_by_name(outs))
         replaced = outcome.then(done) if outcome.then else None
         if replaced is not None:
-            if executed.fd >= 0:
-                os.close(executed.fd)
+            _close_results(seen.syscall, executed)
             self._apply(call, seen, replaced)
-        elif executed.fd >= 0:
-            self._give_fd(call, seen, executed.fd, closes_on_exec(executed.fd))
+        elif _returns_fd(seen.syscall) and not error:
+            self._give_fd(call, seen, value, closes_on_exec(value))
+        elif (index := _fd_pair(seen.syscall)) is not None and not error:
+            self._give_pair(call, seen, index, outs)
         else:
             self._done(call, seen, done)
 
@@ -168,18 +200,72 @@ class LocalHost(Host):
         """Let *call* return a new descriptor of the program for what *fd* is open on; close *fd*."""
         try:
             number = self._listener.answer_with_fd(call.notification_id, fd, close_on_exec=close_on_exec)
+        except NotificationGoneError:  # the repeated call gets it
+            call.fd = fd
+            call.answer = lambda: self._give_fd(call, seen, fd, close_on_exec)
+            return
+        except OSError as error:
+            os.close(fd)
+            self._done(call, seen, Done(0, error.errno or errno.EMFILE))
+            return
+        os.close(fd)
+        self._forget(call)
+        if self._sees_results:
+            self._server.finished(seen, Done(number))
+
+    def _give_pair(self, call: PendingCall, seen: Call, index: int, outs: dict[int, bytes]) -> None:
+        """Put the two descriptors that *call* has opened here into the program, and their numbers in its memory."""
+        pair = _PAIR.unpack(outs[index])
+        numbers = []
+        try:
+            for fd in pair:
+                close_on_exec = closes_on_exec(fd)
+                numbers.append(self._listener.add_fd(call.notification_id, fd, close_on_exec=close_on_exec))
         except NotificationGoneError:
-            return  # nothing happened that the program could see: the repeated call begins anew
+            self._forget(call)  # a pair that nobody knows of: the repeated call makes another
+            return
         except OSError as error:
             self._done(call, seen, Done(0, error.errno or errno.EMFILE))
             return
         finally:
-            os.close(fd)
-        self._forget(call)
-        if self._sees_results:
-            self._server.finished(seen, Done(number))
+            for fd in pair:
+                os.close(fd)
+        self._done(call, seen, Done(0, 0, {seen.syscall.args[index].name: _PAIR.pack(*numbers)}))
+
+    def _abandon(self, call: PendingCall) -> None:
+        if call.id in self._making:
+            self._proxy.interrupt(call.id)
+            self._loop.later(RETRY_SECONDS, self._interrupt_again)
+        elif call.fd >= 0:
+            os.close(call.fd)
+
+    def _interrupt_again(self) -> None:
+        if self._proxy.interrupt_again():
+            self._loop.later(RETRY_SECONDS, self._interrupt_again)
 
     def _done(self, call: PendingCall, seen: Call, done: Done) -> None:
         self._answer(call, done.value, done.errno, seen.outs_by_index(done.outs))
         if self._sees_results:
             self._server.finished(seen, done)
+
+
+def _returns_fd(row: Syscall) -> bool:
+    return row.result is ResultKind.FD
+
+
+def _fd_pair(row: Syscall) -> int | None:
+    """Return which argument a call fills with two new descriptors, if it does."""
+    return next((index for index, arg in enumerate(row.args) if arg.decoder == "fd_pair"), None)
+
+
+def _close_results(row: Syscall, executed: Executed) -> None:
+    """Close the descriptors that a call opened in this process, because the program will not get them."""
+    value, error, outs = executed
+    if error:
+        return
+    if _returns_fd(row):
+        os.close(value)
+    index = _fd_pair(row)
+    if index is not None:
+        for fd in _PAIR.unpack(outs[index]):
+            os.close(fd)

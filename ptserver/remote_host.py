@@ -227,12 +227,13 @@ class RemoteHost(Host):
             stream.stop()
         if self._wait_status is not None:
             return
-        if not self._has_stub or self._watch_call is None:
+        if not self._has_stub or self.pid not in self._watch_calls:
             self._signal_program(signal.SIGKILL)
             return
-        address, size = self._watch_call.args[:2]
-        self._put(self._watch_call, address, encode_message(reason, min(size, MESSAGE_BYTES)))
-        self._answer(self._watch_call, 0, 0, {})
+        for call in self._watch_calls.values():
+            address, size = call.args[:2]
+            self._put(call, address, encode_message(reason, min(size, MESSAGE_BYTES)))
+            self._answer(call, 0, 0, {})
         self._loop.later(_PANIC_SECONDS, lambda: self._signal_program(signal.SIGKILL))
 
     # Everything else that happens.

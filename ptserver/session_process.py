@@ -102,7 +102,7 @@ class SessionLoop:
             keep_descriptor=descriptors.keep,
         )
         self._descriptors = descriptors
-        self._workers: Workers[int] = Workers(descriptors)
+        self._workers: Workers[int] = Workers(descriptors.keep)
         self._shadow = Shadow(descriptors, log, self._workers.retire_idle)
         self._signals = _catch_signals(descriptors)
         self._stdio = Stdio(hello, descriptors, connection.send)

@@ -18,7 +18,6 @@ from queue import SimpleQueue
 from typing import Generic, TypeVar
 
 from ptserver.execute import Executed
-from ptserver.shadow_descriptors import Descriptors
 
 _Key = TypeVar("_Key", bound=Hashable)
 Work = Callable[[], Executed]
@@ -39,8 +38,9 @@ class _NoThreadError(Exception):
 class Workers(Generic[_Key]):
     """Runs work under keys, see the module's text. Works are calls of `execute`."""
 
-    def __init__(self, descriptors: Descriptors) -> None:
-        self._eventfd = descriptors.keep(os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC))
+    def __init__(self, keep: Callable[[int], int]) -> None:
+        """Keep: moves a descriptor out of a program's way, as `Descriptors.keep` does."""
+        self._eventfd = keep(os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC))
         self._finished: collections.deque[tuple[_Key, Executed]] = collections.deque()
         self._idle: list[_Worker[_Key]] = []
         self._busy: dict[_Key, _Worker[_Key]] = {}
