@@ -144,7 +144,8 @@ _plans: dict[Arch, dict[str, tuple[tuple[str, _Getter], ...]]] = {"amd64": {}, "
 
 def _plan(row: Syscall, arch: Arch) -> tuple[tuple[str, _Getter], ...]:
     plan = tuple((arg.name, _make_getter(row, index, arg, arch)) for index, arg in enumerate(row.args))
-    _plans[arch][row.name] = plan
+    if row.numbers:  # calls that the table lacks have as many names as a program likes
+        _plans[arch][row.name] = plan
     return plan
 
 
