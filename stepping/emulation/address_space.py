@@ -1,0 +1,291 @@
+"""The memory of an emulated program.
+
+Where a page of the program lies in this process is fixed: at `AddressSpace.base` plus its address. All of that range
+is reserved once, without any memory behind it; the kernel provides a page when it is first touched and takes it
+back when the program gives it up. So a reservation of terabytes, as Go makes them, costs nothing, and this
+process reaches the program's memory without Unicorn.
+
+The list of mappings (`Vma`) says what the program may touch. It is kept sorted, without overlaps; those that allow
+anything are mapped in the processor, one for one.
+
+Not trusted: the program; every address and size is checked.
+"""
+
+import ctypes
+import errno
+import mmap as mmap_module
+import os
+from bisect import bisect_right
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+from stepping.emulator import ADDRESS_LIMIT
+from stepping.errors import MemoryFaultError, SteppingError
+
+PAGE_BYTES = 4096
+
+#: The lowest address that may be mapped (vm.mmap_min_addr).
+LOWEST = 0x10000
+
+#: Mappings without a wish go below this, downwards; the stack is above.
+MMAP_TOP = ADDRESS_LIMIT - (1 << 32)
+
+PROT_READ, PROT_WRITE, PROT_EXEC = 1, 2, 4
+
+_MAP_PRIVATE, _MAP_FIXED, _MAP_ANONYMOUS, _MAP_NORESERVE = 0x2, 0x10, 0x20, 0x4000
+_MADV_DONTNEED = 4
+_MADV_NOHUGEPAGE = 15
+_FAILED = ctypes.c_void_p(-1).value
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_mmap = _libc.mmap
+_mmap.restype = ctypes.c_void_p
+_mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+_munmap = _libc.munmap
+_munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+_madvise = _libc.madvise
+_madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+
+
+class AddressSpaceError(SteppingError):
+    """There is no room here for a program's address space; the text says why."""
+
+
+class Translator(Protocol):
+    """Whoever executes code in the address space: told what the program may touch. See `emulator.Processor`."""
+
+    def map(self, start: int, size: int, protection: int, host_address: int) -> None:
+        """Let code touch *size* bytes at *start*, which lie at *host_address* in this process."""
+
+    def unmap(self, start: int, size: int) -> None:
+        """Forbid it again."""
+
+
+class Vma(NamedTuple):
+    """One mapping: [start, end), multiples of the page size; protection: PROT_*, or'ed.
+
+    backed: a file is behind it, so giving a page up does not make it zero.
+    """
+
+    start: int
+    end: int
+    protection: int
+    backed: bool = False
+
+
+#: Called to map a file: (address in this process, size) -> errno or 0.
+FileMapper = Callable[[int, int], int]
+
+
+class AddressSpace:
+    """The mappings of one program, and access to what is in them."""
+
+    def __init__(self, translator: Translator) -> None:
+        self._translator = translator
+        self._starts: list[int] = []
+        self._vmas: list[Vma] = []
+        self._last = Vma(0, 0, 0)
+        flags = _MAP_PRIVATE | _MAP_ANONYMOUS | _MAP_NORESERVE
+        base = _mmap(None, ADDRESS_LIMIT, PROT_READ | PROT_WRITE, flags, -1, 0)
+        if base == _FAILED:
+            raise AddressSpaceError(
+                f"cannot reserve {ADDRESS_LIMIT >> 40} TB of address space for the program: "
+                f"{os.strerror(ctypes.get_errno())}; vm.overcommit_memory must not be 2, nor ulimit -v set"
+            )
+        self.base: int = base
+        _madvise(base, ADDRESS_LIMIT, _MADV_NOHUGEPAGE)
+        self._bytes = memoryview((ctypes.c_char * ADDRESS_LIMIT).from_address(base)).cast("B")
+
+    def close(self) -> None:
+        """Give everything up; nothing may execute in it any more."""
+        self._bytes.release()
+        _munmap(self.base, ADDRESS_LIMIT)
+
+    # The program's bytes.
+
+    @property
+    def view(self) -> memoryview:
+        """All memory, by address. Unchecked: ask `allows` first; what is not mapped reads as zeros."""
+        return self._bytes
+
+    def allows(self, address: int, size: int, protection: int) -> bool:
+        """Whether all of *size* bytes at *address* may be touched in that way."""
+        end = address + size
+        vma = self._last
+        while not (vma.start <= address and end <= vma.end and vma.protection & protection == protection):
+            found = self.find(address)
+            if found is None or found.protection & protection != protection:
+                return False
+            if end <= found.end:
+                self._last = found
+                return True
+            address = found.end
+            vma = found
+        return True
+
+    def read(self, address: int, size: int) -> bytes:
+        """Return exactly *size* bytes; MemoryFaultError if they are not all there."""
+        if not self.allows(address, size, PROT_READ):
+            raise MemoryFaultError(address)
+        return self._bytes[address : address + size].tobytes()
+
+    def read_string(self, address: int, limit: int) -> bytes:
+        """Return the bytes before the first NUL; ValueError if it is not within *limit*."""
+        found = b""
+        while len(found) < limit:
+            size = min(PAGE_BYTES - address % PAGE_BYTES, limit - len(found))
+            piece = self.read(address, size)
+            before, end, _ = piece.partition(b"\0")
+            found += before
+            if end:
+                return found
+            address += size
+        raise ValueError("no NUL")
+
+    def write(self, address: int, data: bytes) -> None:
+        """Put *data* there; MemoryFaultError if not all of it fits."""
+        size = len(data)
+        if not self.allows(address, size, PROT_WRITE):
+            raise MemoryFaultError(address)
+        self._bytes[address : address + size] = data
+
+    # The mappings.
+
+    def vmas(self) -> list[Vma]:
+        """Return the mappings, by address."""
+        return list(self._vmas)
+
+    def find(self, address: int) -> Vma | None:
+        """Return the mapping that *address* is in."""
+        index = bisect_right(self._starts, address) - 1
+        if index >= 0 and address < self._vmas[index].end:
+            return self._vmas[index]
+        return None
+
+    def is_free(self, start: int, size: int) -> bool:
+        """Whether nothing is mapped in these *size* bytes, and something could be."""
+        if start < LOWEST or start + size > ADDRESS_LIMIT:
+            return False
+        index = bisect_right(self._starts, start) - 1
+        if index >= 0 and start < self._vmas[index].end:
+            return False
+        return index + 1 >= len(self._vmas) or self._starts[index + 1] >= start + size
+
+    def find_room(self, size: int) -> int | None:
+        """Return the highest free address below `MMAP_TOP` where *size* bytes fit; None if nowhere."""
+        end = MMAP_TOP
+        for index in range(bisect_right(self._starts, MMAP_TOP) - 1, -1, -1):
+            vma = self._vmas[index]
+            if vma.end + size <= end:
+                break
+            end = min(end, vma.start)
+        start = end - size
+        return start if start >= LOWEST else None
+
+    def map(self, start: int, size: int, protection: int, mapper: FileMapper | None = None) -> int:
+        """Map *size* bytes at *start*, instead of what was there: zeros, or what *mapper* puts there.
+
+        Returns:
+            0, or an errno; nothing is mapped there then.
+        """
+        self.unmap(start, size)
+        if mapper is not None:
+            number = mapper(self.base + start, size)
+            if number:
+                self._make_anonymous(start, size)
+                return number
+        self._insert(Vma(start, start + size, protection, mapper is not None))
+        return 0
+
+    def unmap(self, start: int, size: int) -> None:
+        """Unmap whatever is mapped in the range."""
+        for vma in self._carve(start, start + size):
+            if vma.backed:
+                self._make_anonymous(vma.start, vma.end - vma.start)
+            elif vma.protection:
+                _madvise(self.base + vma.start, vma.end - vma.start, _MADV_DONTNEED)
+
+    def protect(self, start: int, size: int, protection: int) -> int:
+        """Change what may be done in the range; return 0, or ENOMEM if not all of it is mapped."""
+        address, end = start, start + size
+        while address < end:
+            vma = self.find(address)
+            if vma is None:
+                return errno.ENOMEM
+            address = vma.end
+        for vma in self._overlapping(start, end):
+            if vma.protection != protection:
+                first, last = max(vma.start, start), min(vma.end, end)
+                self._carve(first, last)
+                self._insert(Vma(first, last, protection, vma.backed))
+        return 0
+
+    def discard(self, start: int, size: int) -> None:
+        """Make what is mapped in the range as it was when it was mapped (MADV_DONTNEED)."""
+        for vma in self._overlapping(start, start + size):
+            first, last = max(vma.start, start), min(vma.end, start + size)
+            _madvise(self.base + first, last - first, _MADV_DONTNEED)
+
+    def move(self, start: int, old_size: int, target: int, new_size: int) -> None:
+        """Move a mapping's content and protection to *target*, which is mapped anew with *new_size* bytes."""
+        vma = self.find(start)
+        assert vma is not None
+        content = min(old_size, new_size)
+        self.map(target, new_size, vma.protection)
+        self._bytes[target : target + content] = self._bytes[start : start + content]
+        self.unmap(start, old_size)
+
+    def _insert(self, vma: Vma) -> None:
+        index = bisect_right(self._starts, vma.start)
+        self._starts.insert(index, vma.start)
+        self._vmas.insert(index, vma)
+        if vma.protection:
+            self._translator.map(vma.start, vma.end - vma.start, vma.protection, self.base + vma.start)
+
+    def _overlapping(self, start: int, end: int) -> list[Vma]:
+        first = max(bisect_right(self._starts, start) - 1, 0)
+        found = []
+        for vma in self._vmas[first:]:
+            if vma.start >= end:
+                break
+            if vma.end > start:
+                found.append(vma)
+        return found
+
+    def _carve(self, start: int, end: int) -> list[Vma]:
+        """Take [start, end) out of the list and the processor; return the pieces taken."""
+        self._last = Vma(0, 0, 0)
+        taken = []
+        for vma in self._overlapping(start, end):
+            index = bisect_right(self._starts, vma.start) - 1
+            first, last = max(vma.start, start), min(vma.end, end)
+            rest = []
+            if vma.start < first:
+                rest.append(vma._replace(end=first))
+            if last < vma.end:
+                rest.append(vma._replace(start=last))
+            self._vmas[index : index + 1] = rest
+            self._starts[index : index + 1] = [part.start for part in rest]
+            if vma.protection:
+                self._translator.unmap(first, last - first)
+            taken.append(vma._replace(start=first, end=last))
+        return taken
+
+    def _make_anonymous(self, start: int, size: int) -> None:
+        flags = _MAP_PRIVATE | _MAP_FIXED | _MAP_ANONYMOUS | _MAP_NORESERVE
+        _mmap(self.base + start, size, PROT_READ | PROT_WRITE, flags, -1, 0)
+
+
+def map_file(address: int, size: int, fd: int, offset: int, shared: bool) -> int:
+    """Put *size* bytes of the file open as *fd*, from *offset* on, at *address* of this process; return the errno.
+
+    For a `FileMapper`. A private mapping can be written to whatever the file's mode.
+    """
+    flags = _MAP_FIXED | (mmap_module.MAP_SHARED if shared else _MAP_PRIVATE)
+    protection = PROT_READ | PROT_WRITE
+    if _mmap(address, size, protection, flags, fd, offset) != _FAILED:
+        return 0
+    number = ctypes.get_errno()
+    if number == errno.EACCES and shared and _mmap(address, size, PROT_READ, flags, fd, offset) != _FAILED:
+        return 0
+    return number

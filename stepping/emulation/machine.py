@@ -1,0 +1,345 @@
+"""One emulated program from its first instruction to its exit status.
+
+`Machine` joins the parts: a processor, an address space, threads, signals, clocks. It answers the syscalls that are
+about the program itself (`calls_*.py`); all others, those that reach outside, it hands to its `Resources`.
+
+A syscall is answered in the middle of the processor's run, and if the thread must wait, another one's registers
+are put in without leaving it: that takes microseconds, where starting the processor takes a dozen. Whoever computes
+without syscalls is stopped when its slice is over: after `SLICE_SECONDS` by a timer thread, or, if the run is to
+be repeatable, after `SLICE_BYTES` of code.
+
+Not trusted: the program.
+Thread rules: one thread constructs and runs a machine; signals may come from any (`raise_signal`).
+"""
+
+import errno
+import random
+import signal
+import threading
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from stepping.emulation.abi import abi_of
+from stepping.emulation.address_space import PAGE_BYTES, PROT_EXEC, PROT_READ, AddressSpace
+from stepping.emulation.clock import Clock, CountingClock, HostClock
+from stepping.emulation.futex import Futexes
+from stepping.emulation.loader import load, read_program
+from stepping.emulation.registers import Context
+from stepping.emulation.signals import SI_KERNEL, Signals, make_info
+from stepping.emulation.threads import BLOCKED, RELOAD, Result, Scheduler, Thread
+from stepping.emulator import ADDRESS_LIMIT, EmulatorError, Processor, Stopped, Trap, TrapKind
+from stepping.syscalls import Syscall, SyscallClass, Sysno, by_number
+
+SLICE_SECONDS = 0.002
+SLICE_BYTES = 400_000
+
+_SIGRETURN_AT = ADDRESS_LIMIT - (1 << 20)
+
+_SEGV_MAPERR, _SEGV_ACCERR, _ILL_ILLOPN, _TRAP_BRKPT, _FPE_INTDIV = 1, 2, 2, 1, 1
+
+
+class Resources(Protocol):
+    """Whoever provides what lies outside the program. claimed: the calls that go there whatever they are about."""
+
+    @property
+    def claimed(self) -> frozenset[str]:
+        """See above."""
+
+    def call(self, machine: "Machine", thread: Thread, row: Syscall, args: list[int]) -> Result:
+        """Make the call *row* with the registers *args* for *thread*, or let it wait (`machine.scheduler`)."""
+
+    def map_file(self, fd: int, offset: int, address: int, size: int, shared: bool) -> int:
+        """Put a part of a file at *address* of this process; return 0 or an errno."""
+
+
+class Observer(Protocol):
+    """Whoever wants to see every call and signal of the program. Times are those of the program's clock, ns."""
+
+    def called(
+        self,
+        machine: "Machine",
+        tid: int,
+        row: Syscall,
+        args: list[int],
+        result: int | None,
+        began: int,
+        ended: int,
+    ) -> None:
+        """Thread *tid* made a call that returned *result* (None: it does not return)."""
+
+    def signalled(self, machine: "Machine", tid: int, number: int, info: bytes) -> None:
+        """A fault of thread *tid* raised signal *number*."""
+
+
+Handler = Callable[[Thread, list[int]], Result]
+
+
+class Machine:
+    """Runs the program *path* with *argv* and *env*.
+
+    seed: makes the run depend on nothing but the program and this number: times, randomness and the order in
+    which threads run. pid: what the program is told its process id is.
+
+    Raises:
+        LoadError, OSError, GoAbiError: the program cannot be run.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        argv: Sequence[bytes],
+        env: Sequence[bytes],
+        resources: Resources,
+        *,
+        pid: int,
+        seed: int | None = None,
+        observer: Observer | None = None,
+    ) -> None:
+        from stepping.emulation import calls
+
+        header = read_program(path)
+        self.path = path
+        self.pid = pid
+        self.seed = seed
+        self.resources = resources
+        self.observer = observer
+        self.abi = abi_of(header.arch)
+        self.clock: Clock = HostClock() if seed is None else CountingClock()
+        self.random = random.Random(seed) if seed is not None else random.SystemRandom()
+        ticks = None if seed is None else self.clock.ticks
+        self.processor = Processor(header.arch, self._on_syscall, ticks, budgeted=seed is not None)
+        self.space = AddressSpace(self.processor)
+        self.scheduler = Scheduler(self.clock)
+        self.futexes = Futexes(self.space, self.scheduler)
+        self.signals = Signals(
+            self.space,
+            self.abi,
+            self.scheduler,
+            self.die,
+            self._stop_process,
+            self._disposition_changed,
+            _SIGRETURN_AT,
+        )
+        self.status: int | None = None
+        self.threads: dict[int, Thread] = {}
+        self.current: Thread | None = None
+        self.on_disposition: Callable[[int, int], None] | None = None
+        self.on_stop: Callable[[int], None] | None = None
+        self._next_tid = pid
+        self._rows = by_number(header.arch)
+        self._own_handlers = calls.handlers(self, header.arch)
+        self._handlers = {
+            number: handler
+            for number, handler in self._own_handlers.items()
+            if self._rows[Sysno(number)].name not in resources.claimed
+        }
+        self._map_sigreturn()
+        loaded = load(header, path, self.space, self.abi, argv, env, self.random.randbytes(16))
+        self.brk_start = self.brk = loaded.brk
+        main = self.new_thread()
+        main.context.save()
+        main.context.pc = loaded.entry
+        main.context.sp = loaded.sp
+        self.scheduler.ready.append(main)
+
+    def run(self) -> int:
+        """Run the program until it is gone; return its wait status, as waitpid(2) gives it."""
+        ticker = None if self.seed is not None else _Ticker(self.processor)
+        try:
+            while self.status is None:
+                if not self.scheduler.ready:
+                    if self.scheduler.is_stuck():
+                        self._wait_for_signal()
+                    self.scheduler.poll(may_sleep=True)
+                    continue
+                self._run_slice()
+                self.scheduler.poll(may_sleep=False)
+        finally:
+            if ticker is not None:
+                ticker.close()
+        return self.status
+
+    def close(self) -> None:
+        """Give everything up."""
+        self.processor.close()
+        self.space.close()
+        self.scheduler.close()
+
+    def own_handler(self, row: Syscall) -> "Handler | None":
+        """Return the machine's own implementation of the call *row*, if it is about the program itself."""
+        return self._own_handlers.get(row.numbers[self.abi.arch])
+
+    def new_thread(self) -> Thread:
+        """Return a new thread of the program, which is not ready yet."""
+        thread = Thread(self._next_tid, Context(self.processor))
+        self._next_tid += 1
+        self.threads[thread.tid] = thread
+        return thread
+
+    def end_thread(self, thread: Thread) -> None:
+        """Take *thread* out of the program."""
+        del self.threads[thread.tid]
+        thread.context.free()
+        if thread.clear_child_tid and self.space.allows(thread.clear_child_tid, 4, 2):
+            self.space.view[thread.clear_child_tid : thread.clear_child_tid + 4] = bytes(4)
+            self.futexes.wake(thread.clear_child_tid, 1)
+
+    def die(self, number: int) -> None:
+        """End the program as signal *number* does."""
+        self.exit(number)
+
+    def exit(self, status: int) -> None:
+        """End the program with wait status *status*."""
+        if self.status is None:
+            self.status = status
+        self.processor.stop()
+
+    def raise_signal(self, number: int, info: bytes | None = None) -> None:
+        """Send signal *number* to the program, from outside; any thread may call it."""
+        sent = info or make_info(number, SI_KERNEL)
+        self.scheduler.complete(
+            lambda: self.signals.send_to_process(self.threads.values(), number, sent),
+        )
+        self.processor.stop()
+
+    # Running.
+
+    def _run_slice(self) -> None:
+        """Run the thread that is next, and whichever follow it, until a slice is over or no thread is ready."""
+        if not self._load_next():
+            return
+        assert self.current is not None
+        stop = self.processor.run(self.current.context.pc, 0 if self.seed is None else SLICE_BYTES)
+        thread, self.current = self.current, None
+        if self.seed is not None:
+            self.clock.ran(SLICE_BYTES)
+        if self.status is not None or thread is None:
+            return
+        thread.context.save()
+        if isinstance(stop, Stopped):
+            self.scheduler.ready.append(thread)
+        else:
+            self._on_trap(thread, stop)
+
+    def _load_next(self) -> bool:
+        """Put the next ready thread into the processor; return whether there is one."""
+        ready = self.scheduler.ready
+        while ready and self.status is None:
+            thread = ready.popleft()
+            if self._prepare(thread):
+                thread.context.load()
+                self.current = thread
+                return True
+        self.current = None
+        return False
+
+    def _prepare(self, thread: Thread) -> bool:
+        """Finish the call of *thread* and deliver its signals; return whether the program still runs."""
+        if thread.result is not None:
+            thread.context.set_result(thread.result)
+            thread.result = None
+        if self.signals.has_deliverable(thread) or thread.interrupted is not None:
+            self.signals.deliver(thread)
+        return self.status is None
+
+    def _on_syscall(self) -> None:
+        """Answer the syscall that the processor is in; called in the middle of its run."""
+        number, *args = call = self.processor.read_call()
+        thread = self.current
+        assert thread is not None
+        if self.observer is None:
+            handler = self._handlers.get(number)
+            result = (
+                handler(thread, args) if handler is not None else self._call_outside(thread, number, args)
+            )
+        else:
+            result = self._observed(thread, number, args)
+        if isinstance(result, int):
+            if not (thread.pending or self.signals.has_deliverable(thread)):
+                self.processor.set_result(result)
+                return
+            thread.context.save()
+            thread.result = result
+            self.scheduler.ready.appendleft(thread)
+        elif result is BLOCKED:
+            thread.context.save()
+            thread.call = call[0] if self.abi.arch == "amd64" else call[1]
+        elif result is RELOAD:
+            self.scheduler.ready.appendleft(thread)
+        if not self._load_next():
+            self.processor.stop()
+
+    def _observed(self, thread: Thread, number: int, args: list[int]) -> Result:
+        assert self.observer is not None
+        row = self._rows.get(Sysno(number))
+        began = self.clock.now()
+        handler = self._handlers.get(number)
+        result = handler(thread, args) if handler is not None else self._call_outside(thread, number, args)
+        if row is not None:
+            value = result if isinstance(result, int) else None
+            self.observer.called(self, thread.tid, row, args, value, began, self.clock.now())
+        return result
+
+    def _call_outside(self, thread: Thread, number: int, args: list[int]) -> Result:
+        row = self._rows.get(Sysno(number))
+        if row is None or not (
+            row.klass.is_resource or row.klass is SyscallClass.HOST or row.name in self.resources.claimed
+        ):
+            return -errno.ENOSYS
+        return self.resources.call(self, thread, row, args)
+
+    def _on_trap(self, thread: Thread, trap: Trap) -> None:
+        """Turn what the processor could not do into the signal that a kernel would send."""
+        match trap.kind:
+            case TrapKind.MEMORY:
+                code = _SEGV_ACCERR if trap.mapped else _SEGV_MAPERR
+                number, address = signal.SIGSEGV, trap.address
+            case TrapKind.INSTRUCTION:
+                number, code, address = signal.SIGILL, _ILL_ILLOPN, thread.context.pc
+            case TrapKind.BREAKPOINT:
+                number, code, address = signal.SIGTRAP, _TRAP_BRKPT, thread.context.pc
+            case TrapKind.ARITHMETIC:
+                number, code, address = signal.SIGFPE, _FPE_INTDIV, thread.context.pc
+            case _:
+                raise EmulatorError(
+                    f"exception {trap.detail} at {thread.context.pc:#x}, which no program raises"
+                )
+        if self.observer is not None:
+            self.observer.signalled(self, thread.tid, number, make_info(number, code, address=address))
+        self.signals.fault(thread, number, code, address)
+        self.scheduler.ready.appendleft(thread)
+
+    def _wait_for_signal(self) -> None:
+        """Every thread waits for another: only a signal from outside can change that, so wait for one."""
+
+    def _stop_process(self, number: int) -> None:
+        if self.on_stop is not None:
+            self.on_stop(number)
+
+    def _disposition_changed(self, number: int, handler: int) -> None:
+        if self.on_disposition is not None:
+            self.on_disposition(number, handler)
+
+    def _map_sigreturn(self) -> None:
+        self.space.map(_SIGRETURN_AT, PAGE_BYTES, PROT_READ | PROT_EXEC)
+        code = self.abi.sigreturn
+        self.space.view[_SIGRETURN_AT : _SIGRETURN_AT + len(code)] = code
+
+
+class _Ticker:
+    """Stops a processor every `SLICE_SECONDS`, from a thread of its own."""
+
+    def __init__(self, processor: Processor) -> None:
+        self._processor = processor
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._tick, name="ptserver-slices", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """End the thread."""
+        self._over.set()
+        self._thread.join()
+
+    def _tick(self) -> None:
+        while not self._over.wait(SLICE_SECONDS):
+            self._processor.stop()

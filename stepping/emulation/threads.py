@@ -1,0 +1,271 @@
+"""The threads of an emulated program, and who runs next.
+
+One processor executes all threads, one at a time, each until it waits or its time slice is over. A thread that
+waits has a `Wait`; whatever ends that (another thread, a time, a descriptor, a signal) calls `Scheduler.wake` with
+what its syscall returns.
+
+Thread rules: everything here belongs to the machine's one thread, but for `Scheduler.complete`.
+"""
+
+import collections
+import errno
+import heapq
+import itertools
+import os
+import select
+import threading
+from collections.abc import Callable
+from enum import Enum
+
+from stepping.emulation.clock import Clock
+from stepping.emulation.registers import Context
+
+
+class Outcome(Enum):
+    """What a syscall's implementation says instead of a result."""
+
+    BLOCKED = "blocked"  #: the thread waits
+    RELOAD = "reload"  #: the thread goes on with what its `context` holds now
+    AWAY = "away"  #: the thread does not go on now; it is gone, or its `context` is saved and it is ready
+
+
+BLOCKED, RELOAD, AWAY = Outcome.BLOCKED, Outcome.RELOAD, Outcome.AWAY
+
+#: What an implementation of a syscall returns: what the kernel would (negative errno), or how it ended otherwise.
+Result = int | Outcome
+
+
+class Wait:
+    """What a thread waits for.
+
+    cancel: called when something else ends the wait; restarts: a signal whose handler has SA_RESTART makes the
+    thread repeat the call instead of failing with EINTR; timeout_result: what the call returns at its deadline.
+    """
+
+    __slots__ = ("cancel", "restarts", "timeout_result")
+
+    def __init__(
+        self,
+        cancel: Callable[[], None] | None = None,
+        restarts: bool = False,
+        timeout_result: int = -errno.ETIMEDOUT,
+    ) -> None:
+        self.cancel = cancel
+        self.restarts = restarts
+        self.timeout_result = timeout_result
+
+
+class Thread:
+    """One thread of the program.
+
+    context: its registers while it does not run; call: what the register of results held when its syscall began;
+    result: what its syscall returns, once it runs again; pending:
+    its signals that were not delivered yet, with their siginfo; mask: its blocked signals, signal n is bit n - 1;
+    saved_mask: the mask to come back to after a call that waited with another (sigsuspend); altstack: (address,
+    flags, size) as of sigaltstack(2).
+    """
+
+    __slots__ = (
+        "altstack",
+        "call",
+        "clear_child_tid",
+        "context",
+        "interrupted",
+        "mask",
+        "name",
+        "pending",
+        "result",
+        "robust_list",
+        "saved_mask",
+        "tid",
+        "wait",
+    )
+
+    def __init__(self, tid: int, context: Context) -> None:
+        self.tid = tid
+        self.context = context
+        self.call: int | None = None
+        self.result: int | None = None
+        self.wait: Wait | None = None
+        self.interrupted: Wait | None = None
+        self.pending: dict[int, bytes] = {}
+        self.mask = 0
+        self.saved_mask: int | None = None
+        self.altstack = (0, 2, 0)
+        self.clear_child_tid = 0
+        self.robust_list = (0, 0)
+        self.name = b""
+
+
+class Scheduler:
+    """Which threads can run, and what the others wait for."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self.ready: collections.deque[Thread] = collections.deque()
+        self._deadlines: list[tuple[int, int, Thread | None, object]] = []
+        self._order = itertools.count()
+        self._poll = select.poll()
+        self._watched: dict[int, list[tuple[int, Thread, Wait, Callable[[], Result]]]] = {}
+        self._done: collections.deque[Callable[[], None]] = collections.deque()
+        self._wakeup = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._move_up()
+        self._poll.register(self._wakeup, select.POLLIN)
+        self._in_background = 0
+
+    def _move_up(self) -> None:
+        """Leave the low descriptor numbers to the program."""
+        import fcntl
+
+        low, self._wakeup = self._wakeup, fcntl.fcntl(self._wakeup, fcntl.F_DUPFD_CLOEXEC, 900)
+        os.close(low)
+
+    def close(self) -> None:
+        """Give up the descriptors."""
+        os.close(self._wakeup)
+
+    def block(self, thread: Thread, wait: Wait, deadline: int | None = None) -> Outcome:
+        """Let *thread* wait, at most until *deadline* of the program's clock; return `BLOCKED`."""
+        thread.wait = wait
+        if deadline is not None:
+            heapq.heappush(self._deadlines, (deadline, next(self._order), thread, wait))
+        return BLOCKED
+
+    def call_at(self, deadline: int, action: Callable[[], None]) -> None:
+        """Call *action* at *deadline*."""
+        heapq.heappush(self._deadlines, (deadline, next(self._order), None, action))
+
+    def watch(
+        self,
+        thread: Thread,
+        descriptors: list[tuple[int, int]],
+        retry: Callable[[], Result],
+        wait: Wait,
+        deadline: int | None = None,
+    ) -> Outcome:
+        """Let *thread* wait until one of *descriptors* (number, poll(2) events) is ready, then call *retry*.
+
+        retry: returns what the call returns, or `BLOCKED` to wait on.
+        """
+        for fd, events in descriptors:
+            self._watched.setdefault(fd, []).append((events, thread, wait, retry))
+            self._register(fd)
+        cancel = wait.cancel
+
+        def forget() -> None:
+            for fd, _ in descriptors:
+                entries = [entry for entry in self._watched.get(fd, []) if entry[2] is not wait]
+                self._watched[fd] = entries
+                self._register(fd)
+            if cancel is not None:
+                cancel()
+
+        wait.cancel = forget
+        return self.block(thread, wait, deadline)
+
+    def in_background(
+        self, thread: Thread, call: Callable[[], None], wait: Wait, finish: Callable[[], None]
+    ) -> Outcome:
+        """Let a thread of this process make *call*, which may sleep; then *finish* ends the wait of *thread*."""
+        self._in_background += 1
+
+        def over() -> None:
+            self._in_background -= 1
+            finish()
+
+        def work() -> None:
+            call()
+            self.complete(over)
+
+        threading.Thread(target=work, daemon=True).start()
+        return self.block(thread, wait)
+
+    def complete(self, action: Callable[[], None]) -> None:
+        """Let the machine's thread call *action* soon; any thread may say so."""
+        self._done.append(action)
+        os.eventfd_write(self._wakeup, 1)
+
+    def wake(self, thread: Thread, result: int) -> None:
+        """End the wait of *thread*: its call returns *result*."""
+        wait = thread.wait
+        if wait is None:
+            return
+        thread.wait = None
+        thread.result = result
+        if wait.cancel is not None:
+            wait.cancel()
+        self.ready.append(thread)
+
+    def interrupt(self, thread: Thread) -> None:
+        """End the wait of *thread* because it has a signal to handle."""
+        wait = thread.wait
+        if wait is not None:
+            self.wake(thread, -errno.EINTR)
+            thread.interrupted = wait
+
+    def is_stuck(self) -> bool:
+        """Whether no thread can run and nothing could change that but a signal."""
+        return not (
+            self.ready or self._deadlines or any(self._watched.values()) or self._in_background or self._done
+        )
+
+    def poll(self, may_sleep: bool) -> None:
+        """Wake whoever's time has come or whose descriptor is ready; sleep until there is one, if *may_sleep*."""
+        timeout = self._timeout_ms() if may_sleep else 0
+        if self._watched or timeout != 0 or self._done:
+            for fd, _ in self._poll.poll(timeout):
+                self._on_ready(fd)
+        self._fire()
+
+    def _timeout_ms(self) -> int | None:
+        if self._done:
+            return 0
+        while self._deadlines and self._is_stale(self._deadlines[0]):
+            heapq.heappop(self._deadlines)
+        if not self._deadlines:
+            return None
+        deadline = self._deadlines[0][0]
+        if self._clock.skip_to(deadline):
+            return 0
+        return max(0, -((self._clock.now() - deadline) // 1_000_000))
+
+    @staticmethod
+    def _is_stale(entry: tuple[int, int, Thread | None, object]) -> bool:
+        return entry[2] is not None and entry[2].wait is not entry[3]
+
+    def _fire(self) -> None:
+        if not self._deadlines:
+            return
+        now = self._clock.now()
+        while self._deadlines and self._deadlines[0][0] <= now:
+            entry = heapq.heappop(self._deadlines)
+            _, _, thread, what = entry
+            if thread is None:
+                assert callable(what)
+                what()
+            elif thread.wait is what:
+                assert isinstance(what, Wait)
+                self.wake(thread, what.timeout_result)
+
+    def _on_ready(self, fd: int) -> None:
+        if fd == self._wakeup:
+            os.eventfd_read(fd)
+            while self._done:
+                self._done.popleft()()
+            return
+        for _, thread, wait, retry in list(self._watched.get(fd, [])):
+            if thread.wait is wait:
+                result = retry()
+                if isinstance(result, int):
+                    self.wake(thread, result)
+
+    def _register(self, fd: int) -> None:
+        entries = self._watched.get(fd)
+        if entries:
+            events = 0
+            for entry in entries:
+                events |= entry[0]
+            self._poll.register(fd, events)
+        else:
+            self._watched.pop(fd, None)
+            self._poll.unregister(fd)
