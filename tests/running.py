@@ -62,6 +62,11 @@ class Collected:
             assert at >= 0, f"waited for {text!r}, got {bytes(self._data)!r}"
             return at + len(text)
 
+    def so_far(self) -> bytes:
+        """Return what has arrived."""
+        with self._condition:
+            return bytes(self._data)
+
     def finish(self) -> bytes:
         """Return everything, after the end."""
         self._thread.join(PATIENCE_SECONDS)
