@@ -1,11 +1,11 @@
 """What the ring copies of each call's arguments, derived from the syscall table.
 
 The routine runs in the program and reads its memory with plain loads, so it reads only what the kernel has just
-read or written itself. After a success that is every argument. After an error it is the first name of a
-call that failed for reasons found after reading it (no such file, no permission...), and the address given to
-connect(2). A pointer that the kernel refused is never touched, so the program gets its EFAULT and no crash. What remains is
-a buffer that the kernel accepts unseen (a write to /dev/null) at an address where no memory is: no slice of Go's
-leads there.
+read or written itself. After a success that is every argument. After an error it is the first name of a call
+that failed for reasons found after reading it (no such file, no permission...), and the address given to
+connect(2). A pointer that the kernel refused is never touched, so the program gets its EFAULT and no crash. What
+remains is a buffer that the kernel accepts unseen (a write to /dev/null) at an address where no memory is: no
+slice of Go's leads there.
 
 Source: fs/namei.c, net/socket.c (the order in which calls look at their arguments).
 """

@@ -5,8 +5,8 @@ from Syscall6, and shared memory (a memfd that this process maps too) for the re
 written. No thread can be in the middle of what they replace, but for one address, from which it is set back.
 
 Removing: the bytes are put back first, which any thread survives wherever it is; then the page is unmapped as
-soon as no thread executes in it, nor will return to it from a signal handler. For the latter, the stacks are
-searched for addresses within the page: the frame of an interrupted routine holds one.
+soon as no thread executes in it, nor will return to it from a signal handler. For the latter, the signal stacks
+are searched for addresses within the page: the frame of an interrupted routine holds one.
 
 If this process dies, the program goes on, counting calls as lost once the ring is full. Whoever attaches next
 finds the page by its magic and removes it. Nothing else is left: no descriptor, no thread, no trace on disk.
@@ -22,7 +22,7 @@ import re
 import secrets
 import struct
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from stepping.errors import MemoryFaultError, PtraceRefusedError, SteppingError, TraceeGoneError
@@ -61,6 +61,9 @@ _REACH = (1 << 31) - (1 << 24)
 _REMOVE_TRIES = 200
 _REMOVE_INTERVAL_S = 0.001
 _STACK_SCAN_BYTES = 1 << 16
+_SCRATCH_OFFSET = 0x800  # in the ring's first page, beyond its counters
+_STACK_T = struct.Struct("<Qi4xQ")  # stack_t: ss_sp, ss_flags, ss_size
+_U64 = struct.Struct("<Q")
 _NAME = b"ptserver-ring\0"
 _PROT_RW = mmap.PROT_READ | mmap.PROT_WRITE
 _PROT_RX = mmap.PROT_READ | mmap.PROT_EXEC
@@ -131,8 +134,10 @@ def remove(pid: int, page: int, parameters: Parameters, group: TraceeGroup | Non
     try:
         for _ in range(_REMOVE_TRIES):
             attached.stop_all()
+            if not _is_there(memory, page, parameters):
+                return True  # the process has executed another program
             _restore_code(memory, page, parameters)
-            if not any(_is_inside(tracee, memory, page) for tracee in attached):
+            if not any(_is_inside(tracee, memory, page, parameters) for tracee in attached):
                 with remote_syscall(_any_tracee(attached)) as sys:
                     sys.call("munmap", parameters.ring, parameters.ring_bytes)
                     sys.call("munmap", page, PAGE_BYTES)
@@ -314,35 +319,58 @@ def _restore_code(memory: TraceeMemory, page: int, parameters: Parameters) -> No
             continue  # another program runs there now
 
 
-def _is_inside(tracee: Tracee, memory: TraceeMemory, page: int) -> bool:
-    """Whether the thread executes in the page, or its stack holds an address in it."""
+def _is_inside(tracee: Tracee, memory: TraceeMemory, page: int, parameters: Parameters) -> bool:
+    """Whether the thread executes in the page, or will return to it from a signal handler."""
     try:
         registers = tracee.read_registers()
+        if page <= registers.pc < page + PAGE_BYTES:
+            return True
+        # Nobody calls into the page, so its addresses get on a stack by signals only. (They may get elsewhere: a
+        # profile has them on the heap.) Go's handlers run on the thread's signal stack, whose place the kernel
+        # knows; asking it takes a call by the thread, so a quick look comes first.
+        places = _find_addresses(memory, registers.sp, page)
+        if not places:
+            return False
+        low, high = _read_signal_stack(tracee, memory, parameters)
+        return low <= registers.sp < high and any(low <= place < high for place in places)
     except TraceeGoneError:
         return False
-    if page <= registers.pc < page + PAGE_BYTES:
-        return True
-    high = struct.pack("<Q", page)[2:]
-    return any(
-        page <= word < page + PAGE_BYTES
-        for stack in _read_stack(memory, registers.sp)
-        for match in re.finditer(re.escape(high), stack)
-        if match.start() % 8 == 2
-        for word in struct.unpack_from("<Q", stack, match.start() - 2)
-    )
 
 
-def _read_stack(memory: TraceeMemory, sp: int) -> Iterator[bytes]:
-    """Give what lies above the stack pointer, as far as it is mapped; a signal stack is far smaller."""
+def _is_there(memory: TraceeMemory, page: int, parameters: Parameters) -> bool:
+    try:
+        return decode_parameters(memory.read(page, CODE_OFFSET)) == parameters
+    except MemoryFaultError:
+        return False
+
+
+def _find_addresses(memory: TraceeMemory, sp: int, page: int) -> list[int]:
+    """Return where above the stack pointer words lie that are addresses in the page."""
     start = sp & -8
     size = _STACK_SCAN_BYTES
     while size >= 8:
         try:
-            yield memory.read(start, size)
+            stack = memory.read(start, size)
         except MemoryFaultError:
             size //= 2
-        else:
-            return
+            continue
+        found = re.finditer(re.escape(struct.pack("<Q", page)[2:]), stack)
+        offsets = (match.start() - 2 for match in found)
+        return [
+            start + offset
+            for offset in offsets
+            if offset >= 0 and offset % 8 == 0 and _U64.unpack_from(stack, offset)[0] & -PAGE_BYTES == page
+        ]
+    return []
+
+
+def _read_signal_stack(tracee: Tracee, memory: TraceeMemory, parameters: Parameters) -> tuple[int, int]:
+    """Return the bounds of the thread's alternate signal stack."""
+    scratch = parameters.ring + _SCRATCH_OFFSET
+    with remote_syscall(tracee, parameters.resume_call) as sys:
+        sys.call("sigaltstack", 0, scratch)
+    low, _, size = _STACK_T.unpack(memory.read(scratch, _STACK_T.size))
+    return low, low + size
 
 
 def _any_tracee(group: TraceeGroup) -> Tracee:

@@ -88,8 +88,8 @@ class Tracee:
         """Take in a report that somebody else waited for."""
         status = decode_wait_status(raw)
         self.status = status
-        if status.kind is WaitKind.EVENT and status.event is Event.STOP:
-            self.interrupted = False
+        if status.kind is WaitKind.GROUP or status.event is Event.STOP:
+            self.interrupted = False  # both are the stop that an interrupt asks for
         elif self._held is not None and status.kind is WaitKind.SIGNAL_DELIVERY:
             signo, siginfo = self._held
             if signo == status.signo:
