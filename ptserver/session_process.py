@@ -56,7 +56,8 @@ from stepping.syscalls import Syscall as Row
 _TERMINAL_SIGNALS = frozenset({signal.SIGINT, signal.SIGQUIT, signal.SIGTSTP, signal.SIGHUP, signal.SIGWINCH})
 #: How long calls that wait may take to return when the program is gone.
 _INTERRUPT_SECONDS = 2.0
-_FAREWELL_SECONDS = 5.0
+#: More calls in flight than any program has threads waiting.
+_MAX_WAITING = 16384
 
 
 class _Entry(NamedTuple):
@@ -280,6 +281,10 @@ class SessionLoop:
             return
         if call_id in self._waiting:
             raise ProtocolError(f"the host sent call {call_id} twice")
+        if len(self._waiting) >= _MAX_WAITING:
+            raise ProtocolError(
+                f"the host has {_MAX_WAITING} calls in flight, more than a program has threads"
+            )
         if entry.method is None and not self._watches_results:
             self._make(call_id, entry, None, None, message.args, message.ins, message.outs, message.pid)
             return

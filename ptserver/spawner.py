@@ -157,6 +157,8 @@ class _Zygote:
             _die_with(zygote)
             os.setsid()
             run_session(connection, session_id, self._config)
+        except OSError as error:  # before there is a session that could say so
+            self._config.log(f"cannot start session {session_id}: {error}")
         finally:
             os._exit(1)
 
