@@ -51,10 +51,9 @@ ShortText = Annotated[str, Meta(max_length=255)]
 LongText = Annotated[str, Meta(max_length=4096)]
 Blob = Annotated[bytes, Meta(max_length=MAX_TRANSFER_BYTES)]
 Registers = tuple[U64, U64, U64, U64, U64, U64]
-Buffers = Annotated[dict[ArgumentIndex, Blob], Meta(max_length=6)]
-Capacities = Annotated[
-    dict[ArgumentIndex, Annotated[int, Meta(ge=0, le=MAX_TRANSFER_BYTES)]], Meta(max_length=6)
-]
+_ByIndex = Meta(max_length=6, extra_json_schema={"propertyNames": {"enum": ["0", "1", "2", "3", "4", "5"]}})
+Buffers = Annotated[dict[ArgumentIndex, Blob], _ByIndex]
+Capacities = Annotated[dict[ArgumentIndex, Annotated[int, Meta(ge=0, le=MAX_TRANSFER_BYTES)]], _ByIndex]
 
 
 class Message(msgspec.Struct, frozen=True, tag_field="type", tag=str.lower, omit_defaults=True, gc=False):
@@ -147,7 +146,7 @@ class Welcome(Message, frozen=True):
     server: the server's name, such as ``passthrough``; software: what it runs on, with its version; session:
     its name for this session; host: its machine's host name.
     interest: what the server wants of each syscall by name; `default_interest` holds for the other calls that
-    touch resources. environment: the program's, as ``NAME=VALUE``, or None for the host's own.
+    touch resources. environment: the program's, as ``NAME=VALUE``, or null for the host's own.
     """
 
     version: Annotated[int, Meta(ge=1, le=65535)]
@@ -186,8 +185,8 @@ class Syscall(Message, frozen=True):
     id: unique among the calls in flight, above 0; tid: the calling thread, pid: its process, at the host;
     name: the call's name on Linux; args: its six registers. ins: by argument index, the bytes that it reads
     (paths without their NUL; iovecs joined; string vectors joined by NUL bytes); outs: by argument index, how
-    many bytes it may fill. The buffers of all `ins`, and those of all `outs`, hold at most
-    `MAX_TRANSFER_BYTES` together: the host shortens longer reads and writes, as the kernel may.
+    many bytes it may fill. The buffers of all ins, and those of all outs, hold at most 8 MiB together: the
+    host shortens longer reads and writes, as the kernel may.
     A call that the server does not know is answered with ENOSYS.
     """
 
@@ -287,7 +286,7 @@ class ThreadEvent(Message, frozen=True):
 
 
 class Exited(Message, frozen=True):
-    """Host to server: the program is gone. status: its exit status, or None if *signo* killed it."""
+    """Host to server: the program is gone. status: its exit status, or null if *signo* killed it."""
 
     status: Annotated[int, Meta(ge=0, le=255)] | None
     signo: SignalNumber = 0

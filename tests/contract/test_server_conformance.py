@@ -153,3 +153,20 @@ def test_a_session_can_be_opened_after_all_that(
     server = Server(served[1], token=TOKEN)
     with server.session() as client:
         client.ping()
+
+
+def test_the_example_in_the_description_works(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "protocol" / "README.md").read_text()
+    (example,) = re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    with serving("goserver", "127.0.0.1:0", tmp_path) as address:
+        done = subprocess.run(
+            [sys.executable, "-c", example, address, TOKEN],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        )
+    welcome, folder, last = done.stdout.splitlines()
+    assert "'type': 'welcome'" in welcome
+    assert folder == str(tmp_path)
+    assert last == "{'type': 'goodbye'}"
