@@ -74,7 +74,8 @@ def main() -> None:
     try:
         status = cli.main(standalone_mode=False)
     except click.UsageError as error:
-        error.show()
+        where = error.ctx.command_path if error.ctx is not None else "ptserver"
+        print(f"ptserver: {error.format_message()} (see `{where} --help`)", file=sys.stderr)
         status = 64
     except (click.exceptions.Abort, KeyboardInterrupt):
         status = 130

@@ -19,8 +19,8 @@ import itertools
 import os
 import select
 import signal
-from collections.abc import Callable, Mapping
-from typing import Literal
+from collections.abc import Callable, Collection, Mapping
+from typing import TYPE_CHECKING, Literal
 
 from ptserver.host_signals import HostSignals, is_passed_on
 from ptserver.messages import Interest
@@ -41,6 +41,10 @@ from stepping.listener import Listener, Notification
 from stepping.syscalls import Arch, Syscall, Sysno, by_number
 from stepping.syscalls.marshal import Args, BadArgumentError, Gathered, gather, scatter
 from stepping.tracee_memory import TraceeMemory
+
+if TYPE_CHECKING:
+    from ptserver.host_trace import HostTrace
+    from ptserver.tracelog.events import TraceSink
 
 ThreadChange = Literal["created", "exited"]
 
@@ -74,7 +78,8 @@ class PendingCall:
     """A call that was taken and not yet answered, or whose answer found nobody waiting.
 
     row is None for a hypercall. answer: gives the answer, once it is known; the call waits as long as it is None.
-    fd: a descriptor of this process that the answer will give to the program, or -1.
+    fd: a descriptor of this process that the answer will give to the program, or -1. started_ns, goid: set for a
+    trace, else 0.
     """
 
     __slots__ = (
@@ -82,12 +87,14 @@ class PendingCall:
         "args",
         "fd",
         "gathered",
+        "goid",
         "id",
         "ip",
         "notification_id",
         "nr",
         "process",
         "row",
+        "started_ns",
         "tid",
     )
 
@@ -102,6 +109,8 @@ class PendingCall:
         self.gathered = _NOT_GATHERED
         self.answer: Callable[[], None] | None = None
         self.fd = -1
+        self.started_ns = 0
+        self.goid = 0
 
     def is_repeated_by(self, notification: Notification) -> bool:
         """Whether *notification* is this call again, restarted by the kernel after a signal."""
@@ -113,7 +122,7 @@ class Host:
     """Runs the session of one launched program; see the module's text. Subclasses answer.
 
     stub_info: what a program with the stub is told of its server, by the keys of `hypercalls.INFO_KEYS`; refusal:
-    if set, such a program is not let start, and panics with this text.
+    if set, such a program is not let start, and panics with this text. trace: hears of every call, if set.
     """
 
     def __init__(
@@ -122,6 +131,7 @@ class Host:
         assert launched.listener is not None
         self.stub_info: dict[str, str] = {}
         self.refusal = ""
+        self.trace: HostTrace | None = None
         self._watch_calls: dict[int, PendingCall] = {}  # by process: each that has the stub makes one
         self.pid = launched.pid
         self._pidfd = launched.pidfd
@@ -144,11 +154,21 @@ class Host:
         """Serve the program until it is gone; return its wait status, as waitpid(2) gives it."""
         while self._wait_status is None:
             self._round()
+        if self.trace is not None:
+            self.trace.exited(self.pid, self._wait_status)
         return self._wait_status
 
     def _round(self) -> None:
         self._loop.round()
         self._end_of_round()
+
+    def start_trace(self, sink: "TraceSink", names: Collection[str], path: str) -> None:
+        """Log the calls of *names* that are taken to *sink*, with goroutines if *path* is a Go program."""
+        from ptserver.goids import GoroutineIds
+        from ptserver.host_trace import HostTrace
+
+        goids = GoroutineIds.find(path, self.pid, self._main.memory)
+        self.trace = HostTrace(sink, names, goids, self._loop)
 
     def has_processes(self) -> bool:
         """Whether a process of the program is left that could make a call."""
@@ -225,6 +245,8 @@ class Host:
         except BadArgumentError as error:
             self._answer(call, 0, error.errno, {})
             return
+        if self.trace is not None:
+            self.trace.taken(call)
         self._serve(call)
 
     def _answer(self, call: PendingCall, value: int, error: int, outs: dict[int, bytes]) -> None:
@@ -240,6 +262,8 @@ class Host:
             call.answer = lambda: self._answer(call, value, error, outs)  # for the repeated call
             return
         self._forget(call)
+        if self.trace is not None:
+            self.trace.answered(call, value, error, outs)
 
     def _proceed(self, call: PendingCall) -> None:
         """Let the thread make *call* itself."""
@@ -248,6 +272,8 @@ class Host:
         except NotificationGoneError:
             pass  # the thread begins anew
         self._forget(call)
+        if self.trace is not None and call.started_ns:
+            self.trace.proceeded(call)
 
     def _forget(self, call: PendingCall) -> None:
         if self._pending.get(call.tid) is call:
@@ -318,12 +344,17 @@ class Host:
             except OSError:
                 process = self._main
         self._processes[tid] = process
-        self._on_thread(tid, "created")
+        self._thread_changed(process, tid, "created")
         return process
 
     def _thread_ended(self, tid: int) -> None:
-        self._processes.pop(tid, None)
-        self._on_thread(tid, "exited")
+        process = self._processes.pop(tid, self._main)
+        self._thread_changed(process, tid, "exited")
+
+    def _thread_changed(self, process: Process, tid: int, change: ThreadChange) -> None:
+        if self.trace is not None:
+            self.trace.thread(process.pid, tid, change)
+        self._on_thread(tid, change)
 
     # Everything else that happens.
 

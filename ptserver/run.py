@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from goabi.elf_header import ElfHeader
@@ -15,7 +16,7 @@ from ptserver.errors import (
     RefusedError,
     TokenError,
 )
-from ptserver.host import exit_of
+from ptserver.host import Host, exit_of
 from ptserver.host_signals import HostSignals, die_by
 from ptserver.machine import native_arch, this_machine, version
 from ptserver.messages import CODECS, PROTOCOL_VERSION, Hello, StreamId
@@ -27,6 +28,7 @@ from ptserver.servers import load
 from ptserver.session import Session
 from ptserver.stub.hypercalls import DEFAULT_GOOSREMOTE
 from ptserver.stub.marker import StubInfo, find_stub_marker
+from ptserver.trace_options import TraceOptions
 from ptserver.transport import is_address
 from stepping.launch import Program, launch
 from stepping.seccomp import assemble
@@ -37,7 +39,7 @@ class RunOptions:
     """What the command line says.
 
     program: its name or path; server: a name, ``module:Class`` or an address; argv0: what argv[0] is to be, if not
-    *program*; stub: the program's own stub started us, so failures are to be its panics.
+    *program*; stub: the program's own stub started us, so failures are to be its panics; trace: log the calls.
     """
 
     program: str
@@ -46,6 +48,7 @@ class RunOptions:
     argv0: str | None = None
     token_file: str | None = None
     stub: bool = False
+    trace: TraceOptions | None = None
 
     @property
     def argv(self) -> list[bytes]:
@@ -64,6 +67,8 @@ def run(options: RunOptions) -> int:
     if is_address(options.server):
         return _run_remotely(options, path, header, stub)
     if options.server == "passthrough" and stub is None:
+        if options.trace is not None:
+            return _run_traced(options, options.trace, path)
         os.execve(path, options.argv, os.environb)
     return _run_locally(options, path, stub)
 
@@ -95,7 +100,7 @@ def _host_locally(
         Program(
             path=path,
             argv=options.argv,
-            env=[name + b"=" + value for name, value in os.environb.items()],
+            env=environment(),
             bpf=assemble(rules, arch),
             without_vdso=serves_time(interest),
             blocked=signals.original_mask,
@@ -119,11 +124,9 @@ def _host_locally(
         "host": session.machine.hostname,
         "goosremote": server_class.abstraction,
     }
-    try:
+    with _tracing(options, path, host):
         status = host.run()
         host.serve_the_rest()
-    finally:
-        host.close()
     return end_as(status)
 
 
@@ -170,7 +173,7 @@ def _run_remotely(options: RunOptions, path: str, header: ElfHeader, stub: StubI
         Program(
             path=path,
             argv=options.argv,
-            env=welcome.environment or [name + b"=" + value for name, value in os.environb.items()],
+            env=welcome.environment or environment(),
             bpf=assemble([*rules, *hypercall_rules(), *thread_rules(arch)], arch),
             stdio=(null, null, null) if carried else (0, 1, 2),
             new_session=carried,
@@ -188,14 +191,50 @@ def _run_remotely(options: RunOptions, path: str, header: ElfHeader, stub: StubI
         "host": welcome.host,
         "goosremote": welcome.abstraction,
     }
-    try:
-        with RawTerminal() if terminal is not None and carried else contextlib.nullcontext():
-            status = host.run()
-    finally:
-        host.close()
+    raw = RawTerminal() if terminal is not None and carried else contextlib.nullcontext()
+    with _tracing(options, path, host), raw:
+        status = host.run()
     if host.lost is not None and exit_of(status)[1] == signal.SIGKILL:
         raise ConnectionLostError(f"lost connection to runtime server {options.server}: {host.lost}")
     return end_as(status)
+
+
+def _run_traced(options: RunOptions, trace: TraceOptions, path: str) -> int:
+    """Run natively, with a log of every call that is asked for."""
+    from ptserver.tracing import run_traced
+
+    sink = trace.open(options.argv)
+    try:
+        status = run_traced(
+            path,
+            options.argv,
+            environment(),
+            sink,
+            trace.names(),
+            source=trace.source,
+            stacks=trace.stacks,
+            note=trace.note,
+        )
+    finally:
+        sink.close()
+    return end_as(status)
+
+
+@contextlib.contextmanager
+def _tracing(options: RunOptions, path: str, host: Host) -> Iterator[None]:
+    """Close *host* at the end; until then log the calls that it takes, if that is asked for."""
+    with contextlib.ExitStack() as stack:
+        stack.callback(host.close)
+        if options.trace is not None:
+            sink = options.trace.open(options.argv, host.pid)
+            stack.callback(sink.close)
+            host.start_trace(sink, options.trace.names(), path)
+        yield
+
+
+def environment() -> list[bytes]:
+    """Return this process's environment as ``NAME=VALUE``."""
+    return [name + b"=" + value for name, value in os.environb.items()]
 
 
 def read_token(path: str | None) -> str:

@@ -2,10 +2,14 @@
 
 import click
 
+from ptserver.commands.trace_arguments import OptionalValueCommand, trace_arguments
+from ptserver.trace_options import TraceOptions
+
 
 @click.command(
     "run",
-    context_settings={"ignore_unknown_options": False, "allow_interspersed_args": False},
+    cls=OptionalValueCommand,
+    context_settings={"allow_interspersed_args": False},
     no_args_is_help=True,
 )
 @click.option(
@@ -19,6 +23,7 @@ import click
 @click.option("--token-file", type=click.Path(dir_okay=False), help="File that holds the server's token.")
 @click.option("--argv0", metavar="NAME", help="What the program finds in argv[0], instead of PROGRAM.")
 @click.option("--stub", is_flag=True, hidden=True, help="The program's own stub calls: report as it would.")
+@trace_arguments
 @click.argument("program")
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 @click.pass_context
@@ -28,6 +33,7 @@ def run_command(
     token_file: str | None,
     argv0: str | None,
     stub: bool,
+    trace: TraceOptions | None,
     program: str,
     arguments: tuple[str, ...],
 ) -> None:
@@ -37,12 +43,17 @@ def run_command(
     calls which that server wants are taken. With an address, the program's files, standard streams, environment,
     and working directory are those of the server; its memory, threads and timers stay here.
 
+    With --trace every call that reaches outside the program is logged; under a server, those that it takes.
+
     \b
     ptserver run ./main -v
     ptserver run --server fake_hosts ./main
     ptserver run --server mymodule:MyServer ./main
     ptserver run --server db1:11235 --token-file ~/.ptserver-token ./main
+    ptserver run --trace -e trace=openat,%network ./main
+    ptserver run --trace=calls.jsonl --json ./main
+    ptserver run --trace -c ./main
     """
     from ptserver.run import RunOptions, run
 
-    ctx.exit(run(RunOptions(program, arguments, server, argv0, token_file, stub)))
+    ctx.exit(run(RunOptions(program, arguments, server, argv0, token_file, stub, trace)))

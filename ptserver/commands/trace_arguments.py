@@ -1,0 +1,101 @@
+"""The options that all commands which trace have in common."""
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+import click
+
+from ptserver.trace_options import TraceOptions
+
+_SOURCES = ("auto", "ring", "stops")
+_TIMES = ("none", "relative", "elapsed", "clock", "epoch")
+
+
+class OptionalValueCommand(click.Command):
+    """A command whose `--trace=FILE` means `--trace -o FILE`; click's own optional values swallow the next word."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Split such a word where it stands before the first argument that is no option."""
+        with_value = {
+            name
+            for param in self.params
+            if isinstance(param, click.Option) and not param.is_flag
+            for name in param.opts
+        }
+        words = iter(list(args))
+        split: list[str] = []
+        for word in words:
+            if word.startswith("--trace="):
+                split += ["--trace", "-o", word.removeprefix("--trace=")]
+                continue
+            split.append(word)
+            if word in with_value:
+                split += [value for value in [next(words, None)] if value is not None]
+            elif not word.startswith("-") or word == "--":
+                split += words
+        return super().parse_args(ctx, split)
+
+
+def trace_arguments(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options of a trace to *command*, which gets them as one `trace`: `TraceOptions`, or None."""
+
+    @wraps(command)
+    def with_trace(*args: Any, **options: Any) -> Any:
+        wanted = options.pop("trace")
+        words = {name: options.pop(name) for name in _NAMES}
+        if not wanted and any(words[name] for name in _NAMES if name not in _DEFAULTS):
+            raise click.UsageError("-e, -o, -c, -k and --json belong to --trace")
+        return command(*args, trace=_options(words) if wanted else None, **options)
+
+    for option in reversed(_OPTIONS):
+        with_trace = option(with_trace)
+    return with_trace
+
+
+_NAMES = ("filters", "output", "count", "json", "stacks", "strings", "time", "source", "quiet")
+_DEFAULTS = frozenset({"strings", "time", "source", "quiet"})
+
+_OPTIONS = (
+    click.option("--trace", is_flag=True, help="Log the program's calls; --trace=FILE to a file."),
+    click.option(
+        "-e",
+        "filters",
+        metavar="EXPR",
+        multiple=True,
+        help="Which calls: names, %sets (%file, %desc, %network, ...), /REGEXP, !LIST for all others. "
+        "By default all that reach outside the program.",
+    ),
+    click.option("-o", "output", metavar="FILE", help="Write the log to FILE, `-` for standard output."),
+    click.option("-c", "count", is_flag=True, help="Print a summary by call at the end, instead of the log."),
+    click.option("--json", is_flag=True, help="Write JSON lines; with -c, one object."),
+    click.option("-k", "stacks", is_flag=True, help="Show where in the program each call was made."),
+    click.option("-s", "strings", metavar="BYTES", type=click.IntRange(0), help="Cut strings at BYTES [32]."),
+    click.option("--time", type=click.Choice(_TIMES), default="none", help="Show when each call began."),
+    click.option(
+        "--source",
+        type=click.Choice(_SOURCES),
+        default="auto",
+        help="How calls are seen: by a ring inside a Go program, which costs little, or by stopping it.",
+    ),
+    click.option("-q", "quiet", is_flag=True, help="No remarks about the trace itself."),
+)
+
+
+def _options(words: dict[str, Any]) -> TraceOptions:
+    from ptserver.tracelog.text import TextOptions
+
+    text = TextOptions(time=words["time"], durations=True, stacks=words["stacks"])
+    if words["strings"] is not None:
+        text = text._replace(limit=words["strings"])
+    forms = ("text", "json"), ("summary", "summary-json")
+    form = forms[words["count"]][words["json"]]
+    return TraceOptions(
+        filters=words["filters"],
+        output=words["output"],
+        form=form,  # type: ignore[arg-type]
+        text=text,
+        source=words["source"],
+        stacks=words["stacks"],
+        quiet=words["quiet"],
+    )

@@ -1,0 +1,83 @@
+"""Logs the calls that a stub host takes, as the trace's events, with the goroutine that made each.
+
+Calls that nobody takes are not seen here: `ptserver.tracing` traces whole programs.
+Thread rules: those of the host.
+"""
+
+import time
+from collections.abc import Collection
+
+from ptserver.goids import GoroutineIds
+from ptserver.host import PendingCall, exit_of
+from ptserver.poll_loop import PollLoop
+from ptserver.tracelog.events import ExitEvent, SyscallEvent, ThreadEvent, TraceSink
+
+#: How long an event may lie in the sink's buffer while the program is quiet.
+_FLUSH_SECONDS = 0.1
+
+
+class HostTrace:
+    """Gives *sink* an event for each answered call whose name is in *names*."""
+
+    def __init__(
+        self, sink: TraceSink, names: Collection[str], goids: GoroutineIds | None, loop: PollLoop
+    ) -> None:
+        self._sink = sink
+        self._names = names
+        self._goids = goids
+        self._loop = loop
+        self._flushes = False
+
+    def taken(self, call: PendingCall) -> None:
+        """Note when *call* came, and from which goroutine; its thread waits."""
+        call.started_ns = time.monotonic_ns()
+        if self._goids is not None:
+            call.goid = self._goids.of(call.tid)
+
+    def answered(self, call: PendingCall, value: int, error: int, outs: dict[int, bytes]) -> None:
+        """Log *call*, which has returned."""
+        self._log(call, -1 if error else value, error, outs)
+
+    def proceeded(self, call: PendingCall) -> None:
+        """Log *call*, which its thread makes itself: nobody will see the result."""
+        self._log(call, None, 0, {})
+
+    def thread(self, pid: int, tid: int, change: str) -> None:
+        """Log that a thread was created or exits."""
+        self._give(ThreadEvent(time.monotonic_ns(), pid, tid, change))
+
+    def exited(self, pid: int, wait_status: int) -> None:
+        """Log the end of the program."""
+        self._give(ExitEvent(time.monotonic_ns(), pid, pid, *exit_of(wait_status)))
+        self._sink.flush()
+
+    def _log(self, call: PendingCall, value: int | None, error: int, outs: dict[int, bytes]) -> None:
+        row = call.row
+        if row is None or row.name not in self._names:
+            return
+        args, ins, _, _ = call.gathered
+        self._give(
+            SyscallEvent(
+                call.started_ns,
+                time.monotonic_ns() - call.started_ns if value is not None else None,
+                call.process.pid,
+                call.tid,
+                row.name,
+                args,
+                ins,
+                outs,
+                value,
+                error,
+                goid=call.goid or None,
+            )
+        )
+
+    def _give(self, event: SyscallEvent | ThreadEvent | ExitEvent) -> None:
+        self._sink.event(event)
+        if not self._flushes:
+            self._flushes = True
+            self._loop.later(_FLUSH_SECONDS, self._flush)
+
+    def _flush(self) -> None:
+        self._flushes = False
+        self._sink.flush()

@@ -1,0 +1,57 @@
+"""What a user wants of a trace, and the sink that writes it so. Imports the trace log only when it is used."""
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ptserver.tracelog.events import TraceSink
+    from ptserver.tracelog.sinks import Form
+    from ptserver.tracelog.text import TextOptions
+    from ptserver.tracing import Source
+
+
+@dataclass(frozen=True)
+class TraceOptions:
+    """How to log calls.
+
+    filters: expressions of ``-e``; output: a file, None for standard error, ``-`` for standard output; form: see
+    `tracelog.sinks.Form`; text: how text looks; source: where calls are taken from; quiet: no remarks.
+    """
+
+    filters: tuple[str, ...] = ()
+    output: str | None = None
+    form: "Form" = "text"
+    text: "TextOptions | None" = None
+    source: "Source" = "auto"
+    stacks: bool = False
+    quiet: bool = False
+
+    def names(self) -> frozenset[str]:
+        """Return the names of the calls that are wanted.
+
+        Raises:
+            FilterError: an expression names what does not exist.
+        """
+        from ptserver.tracelog.filters import parse_filters
+
+        return parse_filters(self.filters)
+
+    def open(self, argv: list[bytes], pid: int = 0) -> "TraceSink":
+        """Return the sink that the log goes to; the first line names *argv*.
+
+        Raises:
+            TraceOutputError: the file cannot be made.
+        """
+        from ptserver.tracelog.events import TraceStart
+        from ptserver.tracelog.sinks import open_sink
+
+        start = TraceStart.now([os.fsdecode(word) for word in argv], pid)
+        return open_sink(self.form, self.output, start, self.text)
+
+    def note(self, text: str) -> None:
+        """Print a remark about the trace itself."""
+        from ptserver.tracelog.output import complain_on_stderr
+
+        if not self.quiet:
+            complain_on_stderr(text)
