@@ -116,11 +116,8 @@ def test_functions_are_those_of_the_symbol_table(go: str, arch: str) -> None:
         assert len(symbols) > 0.99 * len(entries)
         for addr, names in symbols.items():
             function = entries[addr]
-            assert function.name in names or any("…" in name or "..." in name for name in names), (
-                hex(addr),
-                function.name,
-                names,
-            )
+            # The symbol table has a plain dot for the compiler's own.
+            assert function.name.replace("·", ".") in names, (hex(addr), function.name, names)
             assert table.find_function(addr) == function
             assert table.find_function(function.end - 1) == function
         assert table.find_function(binary.module.min_pc - 1) is None
