@@ -169,8 +169,12 @@ class Client:
             ProtocolError: what comes is no message, or answers no call, or has more bytes than the call has
                 room for.
         """
+        self._poll.modify(
+            self.connection, select.POLLIN | (select.POLLOUT if self.connection.wants_write else 0)
+        )
         if not self._poll.poll(max(timeout, 0) * 1000):
             return False
+        self.connection.flush()
         for message in self.connection.receive():
             match message:
                 case Result(id=number):
@@ -208,6 +212,14 @@ class Client:
                 raise ProtocolError(f"no {what} within {self.timeout:g} s")
             self.pump(left)
 
+    def offer(self, message: Message, patience: float) -> bool:
+        """Send a message without reading; return whether the server took all of it within `patience` seconds.
+
+        What it did not take stays queued.
+        """
+        self.connection.send(message)
+        return self.connection.drain(patience)
+
     def expect(self, message: Message) -> None:
         """Wait until `message` is among the others, and leave it there."""
         self.wait_for(type(message).__name__.lower(), lambda: message in self.others)
@@ -226,12 +238,23 @@ class Client:
         tid: int = _TID,
     ) -> int:
         """Make a call, do not wait for it, and return its id; registers that are not given are 0."""
-        self._last_id += 1
-        registers = tuple(value & _MASK for value in (*args, *[0] * (6 - len(args))))
-        call = Syscall(self._last_id, tid, _PID, name, registers, ins or {}, outs or {})  # type: ignore[arg-type]
-        self._offered[self._last_id] = outs or {}
+        call = self.make_call(name, *args, ins=ins, outs=outs, tid=tid)
         self.send(call)
-        return self._last_id
+        return call.id
+
+    def make_call(
+        self,
+        name: str,
+        *args: int,
+        ins: dict[int, bytes] | None = None,
+        outs: dict[int, int] | None = None,
+        tid: int = _TID,
+    ) -> Syscall:
+        """Return the message of a call that is about to be sent."""
+        self._last_id += 1
+        self._offered[self._last_id] = outs or {}
+        registers = tuple(value & _MASK for value in (*args, *[0] * (6 - len(args))))
+        return Syscall(self._last_id, tid, _PID, name, registers, ins or {}, outs or {})  # type: ignore[arg-type]
 
     def result(self, number: int) -> Result:
         """Wait for the answer to call `number`."""

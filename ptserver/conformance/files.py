@@ -5,13 +5,17 @@ import os
 import stat
 import struct
 
+import msgspec
+
 from ptserver.conformance.caller import AT_FDCWD, AT_REMOVEDIR, Caller
-from ptserver.conformance.checks import Check, Server, check, require
+from ptserver.conformance.checks import Check, Server, check, fail, require
 from ptserver.conformance.client import POINTER
 from ptserver.messages import MAX_TRANSFER_BYTES
 
 _GROUP = "files"
 _DT_DIR, _DT_REG = 4, 8  # <dirent.h>
+_MOST_UNREAD = 300
+_PATIENCE = 0.5  # seconds without progress after which a server is taken to have stopped reading
 _CREATE = os.O_RDWR | os.O_CREAT | os.O_TRUNC
 
 
@@ -39,6 +43,26 @@ def _large(server: Server) -> None:
         fd = client.open(folder + b"/large", _CREATE)
         require(client.write(fd, data) == len(data), "the file took less than was written")
         require(client.pread(fd, len(data), 0) == data, "pread64 gave other data, or less")
+
+
+@check(_GROUP, "a host that does not read is held up, it alone, and loses nothing")
+def _back_pressure(server: Server) -> None:
+    with server.own_session() as bystander, server.own_session() as client, server.folder(client) as folder:
+        fd = client.open(folder + b"/file", _CREATE)
+        data = os.urandom(1 << 16) * 16
+        client.write(fd, data)
+        numbers = []
+        for place in range(_MOST_UNREAD):  # each asks for much, and brings enough to fill what holds input
+            call = client.make_call("pread64", fd, POINTER, len(data), outs={1: len(data)}, tid=8000 + place)
+            filler = msgspec.structs.replace(call, ins={5: bytes(1 << 16)})
+            numbers.append(call.id)
+            if not client.offer(filler, _PATIENCE):
+                break
+        else:
+            fail(f"the server took {len(numbers)} calls of a MiB each from a host that reads nothing")
+        bystander.ping()
+        for number in numbers:
+            require(client.data(client.result(number)) == data, "a result is not what was written")
 
 
 @check(_GROUP, "a new descriptor has the lowest free number")
@@ -162,6 +186,7 @@ def _host_name(server: Server) -> None:
 CHECKS: tuple[Check, ...] = (
     _round_trip,
     _large,
+    _back_pressure,
     _lowest,
     _stat,
     _folders,
