@@ -73,6 +73,9 @@ def main() -> None:
     debug = bool(os.environ.get("PTSERVER_DEBUG")) or "--debug" in sys.argv[1:2]
     try:
         status = cli.main(standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        print(error.format_message(), file=sys.stderr)
+        status = 64
     except click.UsageError as error:
         where = error.ctx.command_path if error.ctx is not None else "ptserver"
         print(f"ptserver: {error.format_message()} (see `{where} --help`)", file=sys.stderr)

@@ -29,14 +29,15 @@ class Call:
     """A syscall that a thread of the program makes.
 
     session: the `Session` it belongs to; id: unique among the calls in flight; tid, pid: the calling thread
-    and its process, as the stub host knows them; syscall: its row in the table; name: its name.
+    and its process, as the stub host knows them; goid: the goroutine, if the server's `goroutines` asks for it and
+    it is known, else 0; syscall: its row in the table; name: its name.
     args: its six registers, unsigned 64-bit. ins: by argument index, the bytes that it reads; outs: by
     argument index, how many bytes it may fill.
 
     Any other attribute is the argument of that name, see `argument`.
     """
 
-    __slots__ = ("args", "id", "ins", "name", "outs", "pid", "session", "syscall", "tid")
+    __slots__ = ("args", "goid", "id", "ins", "name", "outs", "pid", "session", "syscall", "tid")
 
     def __init__(
         self,
@@ -48,8 +49,10 @@ class Call:
         args: Registers,
         ins: dict[int, bytes],
         outs: dict[int, int],
+        goid: int = 0,
     ) -> None:
         self.session = session
+        self.goid = goid
         self.id = id
         self.tid = tid
         self.pid = pid

@@ -19,6 +19,7 @@ import itertools
 import os
 import select
 import signal
+import time
 from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Literal
 
@@ -43,6 +44,7 @@ from stepping.syscalls.marshal import Args, BadArgumentError, Gathered, gather, 
 from stepping.tracee_memory import TraceeMemory
 
 if TYPE_CHECKING:
+    from ptserver.goids import GoroutineIds
     from ptserver.host_trace import HostTrace
     from ptserver.tracelog.events import TraceSink
 
@@ -78,8 +80,8 @@ class PendingCall:
     """A call that was taken and not yet answered, or whose answer found nobody waiting.
 
     row is None for a hypercall. answer: gives the answer, once it is known; the call waits as long as it is None.
-    fd: a descriptor of this process that the answer will give to the program, or -1. started_ns, goid: set for a
-    trace, else 0.
+    fd: a descriptor of this process that the answer will give to the program, or -1. started_ns: when it was taken,
+    if it is traced, else 0; goid: the goroutine that makes it, if that is wanted and known, else 0.
     """
 
     __slots__ = (
@@ -132,6 +134,7 @@ class Host:
         self.stub_info: dict[str, str] = {}
         self.refusal = ""
         self.trace: HostTrace | None = None
+        self._goids: GoroutineIds | None = None
         self._watch_calls: dict[int, PendingCall] = {}  # by process: each that has the stub makes one
         self.pid = launched.pid
         self._pidfd = launched.pidfd
@@ -162,13 +165,17 @@ class Host:
         self._loop.round()
         self._end_of_round()
 
-    def start_trace(self, sink: "TraceSink", names: Collection[str], path: str) -> None:
-        """Log the calls of *names* that are taken to *sink*, with goroutines if *path* is a Go program."""
+    def find_goroutines(self, path: str) -> None:
+        """Have `PendingCall.goid` set from now on, if *path*, which the program executes, is a Go program."""
         from ptserver.goids import GoroutineIds
+
+        self._goids = GoroutineIds.find(path, self.pid, self._main.memory)
+
+    def start_trace(self, sink: "TraceSink", names: Collection[str]) -> None:
+        """Log the calls of *names* that are taken to *sink*."""
         from ptserver.host_trace import HostTrace
 
-        goids = GoroutineIds.find(path, self.pid, self._main.memory)
-        self.trace = HostTrace(sink, names, goids, self._loop)
+        self.trace = HostTrace(sink, names, self._loop)
 
     def has_processes(self) -> bool:
         """Whether a process of the program is left that could make a call."""
@@ -245,8 +252,10 @@ class Host:
         except BadArgumentError as error:
             self._answer(call, 0, error.errno, {})
             return
+        if self._goids is not None:
+            call.goid = self._goids.of(tid)
         if self.trace is not None:
-            self.trace.taken(call)
+            call.started_ns = time.monotonic_ns()
         self._serve(call)
 
     def _answer(self, call: PendingCall, value: int, error: int, outs: dict[int, bytes]) -> None:

@@ -1,4 +1,4 @@
-"""Logs the calls that a stub host takes, as the trace's events, with the goroutine that made each.
+"""Logs the calls that a stub host takes, as the trace's events.
 
 Calls that nobody takes are not seen here: `ptserver.tracing` traces whole programs.
 Thread rules: those of the host.
@@ -7,7 +7,6 @@ Thread rules: those of the host.
 import time
 from collections.abc import Collection
 
-from ptserver.goids import GoroutineIds
 from ptserver.host import PendingCall, exit_of
 from ptserver.poll_loop import PollLoop
 from ptserver.tracelog.events import ExitEvent, SyscallEvent, ThreadEvent, TraceSink
@@ -19,20 +18,11 @@ _FLUSH_SECONDS = 0.1
 class HostTrace:
     """Gives *sink* an event for each answered call whose name is in *names*."""
 
-    def __init__(
-        self, sink: TraceSink, names: Collection[str], goids: GoroutineIds | None, loop: PollLoop
-    ) -> None:
+    def __init__(self, sink: TraceSink, names: Collection[str], loop: PollLoop) -> None:
         self._sink = sink
         self._names = names
-        self._goids = goids
         self._loop = loop
         self._flushes = False
-
-    def taken(self, call: PendingCall) -> None:
-        """Note when *call* came, and from which goroutine; its thread waits."""
-        call.started_ns = time.monotonic_ns()
-        if self._goids is not None:
-            call.goid = self._goids.of(call.tid)
 
     def answered(self, call: PendingCall, value: int, error: int, outs: dict[int, bytes]) -> None:
         """Log *call*, which has returned."""

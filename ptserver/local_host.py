@@ -113,6 +113,7 @@ class LocalHost(Host):
             gathered.args,
             gathered.ins,
             gathered.outs,
+            call.goid,
         )
 
     def _ask(self, method: Callable[[Call], Outcome | None], call: Call) -> Outcome | None:

@@ -18,6 +18,8 @@ from typing import Annotated, Literal, Self
 import msgspec
 from msgspec import Meta
 
+from stepping.syscalls import marshal
+
 #: The version of the protocol that this module describes. Peers must agree on it.
 PROTOCOL_VERSION = 1
 
@@ -25,7 +27,7 @@ PROTOCOL_VERSION = 1
 CODECS: tuple[str, ...] = ("msgpack", "json")
 
 #: The most bytes that one call may carry in each direction, all its buffers together.
-MAX_TRANSFER_BYTES = 8 << 20
+MAX_TRANSFER_BYTES = marshal.MAX_TRANSFER_BYTES
 
 #: The most entries of an environment, and the bytes of one (Linux: MAX_ARG_STRLEN).
 MAX_ENVIRONMENT_ENTRIES, MAX_ENVIRONMENT_ENTRY_BYTES = 1 << 16, 128 << 10
@@ -146,7 +148,8 @@ class Welcome(Message, frozen=True):
     server: the server's name, such as ``passthrough``; software: what it runs on, with its version; session:
     its name for this session; host: its machine's host name.
     interest: what the server wants of each syscall by name; `default_interest` holds for the other calls that
-    touch resources. environment: the program's, as ``NAME=VALUE``, or null for the host's own.
+    touch resources. environment: the program's, as ``NAME=VALUE``, or null for the host's own. goroutines:
+    whether the server wants to know which goroutine makes each call.
     """
 
     version: Annotated[int, Meta(ge=1, le=65535)]
@@ -166,6 +169,7 @@ class Welcome(Message, frozen=True):
         ]
         | None
     ) = None
+    goroutines: bool = False
 
 
 class Refused(Message, frozen=True):
@@ -186,7 +190,8 @@ class Syscall(Message, frozen=True):
     name: the call's name on Linux; args: its six registers. ins: by argument index, the bytes that it reads
     (paths without their NUL; iovecs joined; string vectors joined by NUL bytes); outs: by argument index, how
     many bytes it may fill. The buffers of all ins, and those of all outs, hold at most 8 MiB together: the
-    host shortens longer reads and writes, as the kernel may.
+    host shortens longer reads and writes, as the kernel may. goid: the goroutine that makes it, if the welcome
+    asks for it and it is known, else 0.
     A call that the server does not know is answered with ENOSYS.
     """
 
@@ -197,6 +202,7 @@ class Syscall(Message, frozen=True):
     args: Registers
     ins: Buffers = {}
     outs: Capacities = {}
+    goid: U64 = 0
 
 
 class Result(Message, frozen=True):
@@ -225,6 +231,7 @@ class Observed(Message, frozen=True):
     name: SyscallName
     args: Registers
     ins: Buffers = {}
+    goid: U64 = 0
 
 
 class Cancel(Message, frozen=True):

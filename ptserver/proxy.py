@@ -92,7 +92,7 @@ class Proxy:
             registers, borrowed = _borrow(row, args, tid, pidfd)
         except OSError as error:
             return 0, error.errno or errno.EBADF, {}
-        ins = {index: _own_proc(data, tid, pid) for index, data in ins.items()}
+        ins = {index: _own_path(row, index, data, tid, pid) for index, data in ins.items()}
 
         has_mode = any(arg.decoder == "mode" for arg in row.args)
 
@@ -156,8 +156,12 @@ def _close_all(fds: Sequence[int]) -> None:
         os.close(fd)
 
 
-def _own_proc(data: bytes, tid: int, pid: int) -> bytes:
-    """Return what `/proc/self` and `/proc/thread-self` are for the program, if *data* is such a path."""
+def _own_path(row: Syscall, index: int, data: bytes, tid: int, pid: int) -> bytes:
+    """Return a path that leads this process to where *data*, argument *index*, leads the program."""
+    if row.args[index].kind is not ArgKind.PATH or not data:
+        return data
+    if not data.startswith(b"/") and not (index and row.args[index - 1].kind is ArgKind.DIRFD):
+        return b"/proc/%d/cwd/%b" % (tid, data)
     if data.startswith(b"/proc/self") and data[10:11] in (b"", b"/"):
         return b"/proc/%d%b" % (pid, data[10:])
     if data.startswith(b"/proc/thread-self") and data[17:18] in (b"", b"/"):

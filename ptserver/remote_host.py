@@ -131,12 +131,14 @@ class RemoteHost(Host):
             self._serve_last_words(call)
         elif row.name in self._observed:
             args, ins, _, _ = call.gathered
-            self._connection.send(Observed(call.tid, call.process.pid, row.name, args, ins))
+            self._connection.send(Observed(call.tid, call.process.pid, row.name, args, ins, call.goid))
             self._proceed(call)
         else:
             args, ins, outs, _ = call.gathered
             self._in_flight[call.id] = call
-            self._connection.send(Syscall(call.id, call.tid, call.process.pid, row.name, args, ins, outs))
+            self._connection.send(
+                Syscall(call.id, call.tid, call.process.pid, row.name, args, ins, outs, call.goid)
+            )
 
     def _abandon(self, call: PendingCall) -> None:
         if self.lost is None and self._in_flight.get(call.id) is call:

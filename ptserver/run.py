@@ -124,7 +124,7 @@ def _host_locally(
         "host": session.machine.hostname,
         "goosremote": server_class.abstraction,
     }
-    with _tracing(options, path, host):
+    with _hosting(options, path, host, goroutines=server_class.goroutines):
         status = host.run()
         host.serve_the_rest()
     return end_as(status)
@@ -192,7 +192,7 @@ def _run_remotely(options: RunOptions, path: str, header: ElfHeader, stub: StubI
         "goosremote": welcome.abstraction,
     }
     raw = RawTerminal() if terminal is not None and carried else contextlib.nullcontext()
-    with _tracing(options, path, host), raw:
+    with _hosting(options, path, host, goroutines=welcome.goroutines), raw:
         status = host.run()
     if host.lost is not None and exit_of(status)[1] == signal.SIGKILL:
         raise ConnectionLostError(f"lost connection to runtime server {options.server}: {host.lost}")
@@ -221,14 +221,16 @@ def _run_traced(options: RunOptions, trace: TraceOptions, path: str) -> int:
 
 
 @contextlib.contextmanager
-def _tracing(options: RunOptions, path: str, host: Host) -> Iterator[None]:
-    """Close *host* at the end; until then log the calls that it takes, if that is asked for."""
+def _hosting(options: RunOptions, path: str, host: Host, *, goroutines: bool) -> Iterator[None]:
+    """Close *host* at the end; until then log the calls that it takes and name goroutines, where that is wanted."""
     with contextlib.ExitStack() as stack:
         stack.callback(host.close)
         if options.trace is not None:
             sink = options.trace.open(options.argv, host.pid)
             stack.callback(sink.close)
-            host.start_trace(sink, options.trace.names(), path)
+            host.start_trace(sink, options.trace.names())
+        if options.trace is not None or goroutines:
+            host.find_goroutines(path)
         yield
 
 

@@ -65,10 +65,12 @@ class RuntimeServer:
     abstraction: the OS abstraction that it presents (GOOSREMOTE); a program built for another is refused.
     interests: what it wants of calls that it has no method for, by syscall name, or by class of syscalls as
     ``"%file"`` (see `stepping.syscalls.SyscallClass`); a name outweighs its class.
+    goroutines: whether `Call.goid` is wanted; finding it costs some microseconds a call.
     """
 
     name: ClassVar[str] = ""
     abstraction: ClassVar[str] = "linux"
+    goroutines: ClassVar[bool] = False
     interests: ClassVar[dict[str, Interest]] = {}
 
     def session_started(self, session: Session) -> None:

@@ -216,7 +216,17 @@ class SessionLoop:
     def _take_observed(self, message: Observed) -> None:
         entry = self._entry(message.name)
         if entry is not None:
-            call = Call(self.session, 0, message.tid, message.pid, entry.row, message.args, message.ins, {})
+            call = Call(
+                self.session,
+                0,
+                message.tid,
+                message.pid,
+                entry.row,
+                message.args,
+                message.ins,
+                {},
+                message.goid,
+            )
             (entry.method or self._server.observe)(call)
 
     def _take_cancel(self, message: Cancel) -> None:
@@ -297,6 +307,7 @@ class SessionLoop:
             message.args,
             message.ins,
             message.outs,
+            message.goid,
         )
         outcome: Outcome | None = None
         if entry.method is not None:

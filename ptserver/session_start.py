@@ -97,6 +97,7 @@ def welcome(hello: Hello, version: int, codec: str, session_id: str, config: Ses
         default_interest="serve",
         abstraction=server.abstraction,
         environment=_environment(hello.terminal),
+        goroutines=server.goroutines,
     )
 
 

@@ -16,6 +16,7 @@ class TraceLogger(RuntimeServer):
     """Changes nothing; its trace is the log of its sessions."""
 
     name = "tracelogger"
+    goroutines = True
     interests: ClassVar[dict[str, Interest]] = dict.fromkeys(
         ("%file", "%net", "%process", "%identity", "%system"), OBSERVE
     )
@@ -24,10 +25,14 @@ class TraceLogger(RuntimeServer):
         """Log a call whose result will not be known here."""
         if call.session.resources == "host":
             arguments = format_arguments(call.syscall, call.args, call.ins, {}, None, 0)
-            call.session.log(f"{call.tid} {call.name}({arguments})")
+            call.session.log(f"{_caller(call)} {call.name}({arguments})")
 
     def finished(self, call: Call, done: Done) -> None:
         """Log a call and its result."""
         outs = {index_of(call.syscall, name): data for name, data in done.outs.items()}
         line = format_call(call.syscall, call.args, call.ins, outs, done.value, done.errno)
-        call.session.log(f"{call.tid} {line}")
+        call.session.log(f"{_caller(call)} {line}")
+
+
+def _caller(call: Call) -> str:
+    return f"[{call.tid} g{call.goid}]" if call.goid else f"[{call.tid}]"

@@ -74,8 +74,8 @@ link                     86    -  file     -     oldpath:path newpath:path -> no
 linkat                  265   37  file     -     olddirfd:dirfd oldpath:path newdirfd:dirfd newpath:path flags:int/at_flags -> none
 unlink                   87    -  file     -     path:path -> none
 unlinkat                263   35  file     -     dirfd:dirfd path:path flags:int/unlink_flags -> none
-symlink                  88    -  file     -     target:path linkpath:path -> none
-symlinkat               266   36  file     -     target:path newdirfd:dirfd linkpath:path -> none
+symlink                  88    -  file     -     target:str linkpath:path -> none
+symlinkat               266   36  file     -     target:str newdirfd:dirfd linkpath:path -> none
 readlink                 89    -  file     -     path:path buf:out[bufsiz;ret] bufsiz:int -> bytes
 readlinkat              267   78  file     -     dirfd:dirfd path:path buf:out[bufsiz;ret] bufsiz:int -> bytes
 umask                    95  166  file     -     mask:uint/mode -> int
