@@ -12,6 +12,7 @@ Thread rules: one thread owns a Processor; `stop` may be called from any.
 """
 
 import ctypes
+import mmap
 import threading
 from collections.abc import Callable
 from enum import Enum
@@ -23,16 +24,18 @@ from unicorn.unicorn_py3 import unicorn as binding
 
 from stepping.emulation.exits import HostCode, find_switch
 from stepping.emulation.makes import MAKES
-from stepping.emulation.registers import Registers
+from stepping.emulation.registers import Context, Registers
 from stepping.errors import SteppingError
 from stepping.syscalls.model import Arch
 
 #: What may be done to memory, as mmap(2) numbers it and as Unicorn does.
 READ, WRITE, EXEC = 1, 2, 4
 
-#: Addresses at and above this do not exist. An arm64 processor without address translation, which is what Unicorn
-#: emulates, has no more than its physical addresses, and the one used here has 44 bits of them.
+#: Addresses at and above this do not exist: more than any program uses, and little enough to be reserved whole.
 ADDRESS_LIMIT = 1 << 44
+
+_PAGE_BITS = 12
+_TABLE_FLAGS = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000  # MAP_NORESERVE
 
 
 class EmulatorError(SteppingError):
@@ -52,14 +55,13 @@ class TrapKind(Enum):
 class Trap(NamedTuple):
     """The processor stands at an instruction that it could not execute; nothing of it has happened.
 
-    address: of the memory access (`MEMORY`); access: `READ`, `WRITE` or `EXEC`; mapped: something is mapped there,
-    but not for this use; detail: Unicorn's number of the error or exception.
+    address: of the memory access (`MEMORY`); access: `READ`, `WRITE` or `EXEC`; detail: Unicorn's number of the
+    error or exception.
     """
 
     kind: TrapKind
     address: int = 0
     access: int = 0
-    mapped: bool = False
     detail: int = 0
 
 
@@ -79,24 +81,22 @@ _SKIP_HOOK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
 _BLOCK_HOOK = ctypes.CFUNCTYPE(
     None, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint32, ctypes.POINTER(ctypes.c_int32)
 )
-_MEMORY_HOOK = ctypes.CFUNCTYPE(
-    ctypes.c_bool,
-    ctypes.c_void_p,
-    ctypes.c_int,
-    ctypes.c_uint64,
-    ctypes.c_int,
-    ctypes.c_int64,
-    ctypes.c_void_p,
-)
 
-_MEMORY_ACCESS = {
-    unicorn_const.UC_MEM_READ_UNMAPPED: (READ, False),
-    unicorn_const.UC_MEM_READ_PROT: (READ, True),
-    unicorn_const.UC_MEM_WRITE_UNMAPPED: (WRITE, False),
-    unicorn_const.UC_MEM_WRITE_PROT: (WRITE, True),
-    unicorn_const.UC_MEM_FETCH_UNMAPPED: (EXEC, False),
-    unicorn_const.UC_MEM_FETCH_PROT: (EXEC, True),
-}
+
+class _Page(ctypes.Structure):
+    """uc_tlb_entry."""
+
+    _fields_ = (("physical", ctypes.c_uint64), ("protection", ctypes.c_uint32))
+
+
+_FILL_HOOK = ctypes.CFUNCTYPE(
+    ctypes.c_bool, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_int, ctypes.POINTER(_Page), ctypes.c_void_p
+)
+_ACCESSES = (READ, WRITE, EXEC)
+_ENGINE_BYTES = 0x3800  # most of Unicorn's struct uc_struct, which has some more
+
+#: Where a load is tried that fails, and what from.
+_PROBE_PAGE, _PROBE_TARGET = 0x10000, 0x0ABC_DEF1_2345_6780 % ADDRESS_LIMIT
 
 
 class _Ids(NamedTuple):
@@ -134,7 +134,7 @@ class Processor:
     `Context.save` and `Context.load`, and the processor goes on with those. `ticks`, if given, is called for the
     processor's own clock (rdtsc) and returns its count. `budgeted`: `run` counts what it executes.
 
-    It holds some 40 MB, most of it code that it has made; `close` gives them up.
+    All memory is given by `attach`; none of it can be touched before `allow`.
     """
 
     def __init__(
@@ -160,7 +160,7 @@ class Processor:
         _check(_API.uc_open(*engine, ctypes.byref(self.engine)), "start")
         self._failures = _Failures(self.engine)
         constants = {"x86_const": x86_const, "arm64_const": arm64_const}[make.constants]
-        self._control(unicorn_const.UC_CTL_CPU_MODEL, getattr(constants, make.model))
+        self._control(unicorn_const.UC_CTL_CPU_MODEL, ctypes.c_int(getattr(constants, make.model)))
 
         def ids(names: str) -> list[int]:
             return [getattr(constants, make.prefix + name) for name in names.split()]
@@ -175,7 +175,14 @@ class Processor:
         self._budget = ctypes.c_int32(0x7FFFFFFF)
         self._wants_stop = False
         self._in_hook = False
+        self._refused = ctypes.c_int32(0)
+        self._fault_address: ctypes.c_uint64 | None = None
+        self._table = mmap.mmap(-1, ADDRESS_LIMIT >> _PAGE_BITS, flags=_TABLE_FLAGS)
+        self._table_at = ctypes.addressof(ctypes.c_char.from_buffer(self._table))
         self._host_code = self._leave_out_checks()
+        # No address ends a run: Unicorn would look up the one given to uc_emu_start, and find it inaccessible.
+        self._control(unicorn_const.UC_CTL_UC_USE_EXITS, ctypes.c_int(1))
+        self._control(unicorn_const.UC_CTL_TLB_TYPE, ctypes.c_int(unicorn_const.UC_TLB_VIRTUAL))
         self._add_hooks(budgeted)
 
     def close(self) -> None:
@@ -201,7 +208,7 @@ class Processor:
         self._trap = None
         if budget_bytes:
             self._budget.value = budget_bytes
-        error = _LONG_API.uc_emu_start(self.engine, pc, 0xFFFFFFFFFFFFFFFF, 0, 0)
+        error = _LONG_API.uc_emu_start(self.engine, pc, 0, 0, 0)
         self.pc_lags_bytes = 0
         self._in_hook = False
         failure = self._failures.raised
@@ -212,6 +219,8 @@ class Processor:
             return self._trap
         if error == unicorn_const.UC_ERR_OK:
             return STOPPED
+        if error == unicorn_const.UC_ERR_EXCEPTION and self._fault_address is not None:
+            return Trap(TrapKind.MEMORY, self._fault_address.value, _ACCESSES[self._refused.value], error)
         if error == unicorn_const.UC_ERR_INSN_INVALID:
             return Trap(TrapKind.INSTRUCTION, detail=error)
         raise EmulatorError(f"the emulator cannot run code at {pc:#x}: {_reason(error)}")
@@ -226,24 +235,36 @@ class Processor:
             else:
                 self._wants_stop = True
 
-    def map(self, start: int, size: int, protection: int, host_address: int) -> None:
-        """Let the program see *size* bytes of this process's memory at *host_address* as its own at *start*.
-
-        All are multiples of 4096. protection: `READ`, `WRITE`, `EXEC`, or'ed, not 0.
-        """
+    def attach(self, host_address: int) -> None:
+        """Let all memory of the program be this process's, at *host_address* and as many bytes as `ADDRESS_LIMIT`."""
         error = _API.uc_mem_map_ptr(
             self.engine,
-            ctypes.c_uint64(start),
-            ctypes.c_uint64(size),
-            protection,
+            ctypes.c_uint64(0),
+            ctypes.c_uint64(ADDRESS_LIMIT),
+            READ | WRITE | EXEC,
             ctypes.c_void_p(host_address),
         )
-        _check(error, f"map {size:#x} bytes at {start:#x}")
+        _check(error, "map the program's memory")
+        self._find_fault_address(host_address)
 
-    def unmap(self, start: int, size: int) -> None:
-        """Take away what `map` gave: all of it or a part, of one or more mappings that adjoin."""
-        error = _API.uc_mem_unmap(self.engine, ctypes.c_uint64(start), ctypes.c_uint64(size))
-        _check(error, f"unmap {size:#x} bytes at {start:#x}")
+    def allow(self, start: int, size: int, protection: int) -> None:
+        """Let the program touch *size* bytes at *start*, which it must not touch now, as *protection* says.
+
+        start, size: multiples of 4096; protection: `READ`, `WRITE`, `EXEC`, or'ed.
+        """
+        if protection & (WRITE | EXEC):
+            protection |= READ
+        ctypes.memset(self._table_at + (start >> _PAGE_BITS), protection, size >> _PAGE_BITS)
+
+    def forbid(self, start: int, size: int) -> None:
+        """Do not let the program touch *size* bytes at *start* any more."""
+        pages = self._table_at + (start >> _PAGE_BITS)
+        had_code = EXEC & ctypes.string_at(pages, 1)[0]
+        ctypes.memset(pages, 0, size >> _PAGE_BITS)
+        if had_code:
+            ends = ctypes.c_uint64(start), ctypes.c_uint64(start + size)
+            self._control(unicorn_const.UC_CTL_TB_REMOVE_CACHE, *ends)
+        self._control(unicorn_const.UC_CTL_TLB_FLUSH)
 
     def read_call(self) -> list[int]:
         """Return the registers of the syscall that is being made: its number, then six arguments."""
@@ -259,11 +280,34 @@ class Processor:
         self._result.value = value
         _API.uc_reg_write(self.engine, self.ids.tls, self._result_pointer)
 
-    def _control(self, what: int, value: int) -> None:
-        command = what | 1 << 26 | unicorn_const.UC_CTL_IO_WRITE << 30
-        _check(
-            _LONG_API.uc_ctl(self.engine, ctypes.c_int(command), ctypes.c_int(value)), "choose a processor"
-        )
+    def _control(self, what: int, *values: Any) -> None:
+        command = what | len(values) << 26 | unicorn_const.UC_CTL_IO_WRITE << 30
+        _check(_LONG_API.uc_ctl(self.engine, ctypes.c_int(command), *values), f"take setting {what}")
+
+    def _find_fault_address(self, host_address: int) -> None:
+        """Learn where the engine keeps the address of the last access that failed: provoke one, and look for it."""
+        make = self.make
+        ctypes.memmove(host_address + _PROBE_PAGE, make.load, len(make.load))
+        self.allow(_PROBE_PAGE, 1 << _PAGE_BITS, READ | EXEC)
+        context = Context(self)
+        context.save()
+        before = context.read_general()
+        context.write_general([_PROBE_TARGET] * (len(before) - 1) + before[-1:])  # but for the flags
+        context.load()
+        error = _LONG_API.uc_emu_start(self.engine, _PROBE_PAGE, 0, 0, 0)
+        context.write_general(before)
+        context.load()
+        context.free()
+        self.forbid(_PROBE_PAGE, 1 << _PAGE_BITS)
+        ctypes.memset(host_address + _PROBE_PAGE, 0, len(make.load))
+        engine = self.engine.value or 0
+        words = (ctypes.c_uint64 * (_ENGINE_BYTES // 8)).from_address(engine)
+        found = [offset for offset, word in enumerate(words) if word == _PROBE_TARGET]
+        if error == unicorn_const.UC_ERR_OK or len(found) != 1:
+            raise EmulatorError(
+                "this build of Unicorn does not tell which access failed; install version 2.1.4"
+            )
+        self._fault_address = ctypes.c_uint64.from_address(engine + 8 * found[0])
 
     def _leave_out_checks(self) -> HostCode | None:
         """See `exits`: return None if it cannot be done here."""
@@ -293,13 +337,9 @@ class Processor:
         self._hooks.append(function)
 
     def _add_hooks(self, budgeted: bool) -> None:
-        memory_hook: Any = _MEMORY_HOOK(self._memory_hook)
-        self._hooks.append(memory_hook)
         code = self._host_code
-        if code is not None:
-            leave = getattr(_API, "helper_check_exit_request" + self.make.suffix)
-            memory_hook = code.fault_hook(_address_of(memory_hook), _address_of(leave))
-        self._hook(unicorn_const.UC_HOOK_MEM_INVALID, memory_hook)
+        fill: Any = _FILL_HOOK(self._fill_hook) if code is None else code.fill_hook(self._table_at)
+        self._hook(unicorn_const.UC_HOOK_TLB_FILL, fill, data=ctypes.byref(self._refused))
         self._hook(unicorn_const.UC_HOOK_INTR, _INTERRUPT_HOOK(self._interrupt_hook))
         if self.arch == "amd64":
             instruction = ctypes.c_int(x86_const.UC_X86_INS_SYSCALL)
@@ -339,11 +379,7 @@ class Processor:
                 self._on_syscall()
                 self._in_hook = False
                 return
-            if number in make.aborts:
-                address = ctypes.c_uint64()
-                _API.uc_reg_read(self.engine, arm64_const.UC_ARM64_REG_FAR_EL1, ctypes.byref(address))
-                self._trap = Trap(TrapKind.MEMORY, address.value, READ, False, number)
-            elif number in make.breakpoints:
+            if number in make.breakpoints:
                 self._trap = Trap(TrapKind.BREAKPOINT, detail=number)
             elif number in make.arithmetic:
                 self._trap = Trap(TrapKind.ARITHMETIC, detail=number)
@@ -351,13 +387,15 @@ class Processor:
                 self._trap = Trap(TrapKind.OTHER, detail=number)
             _API.uc_emu_stop(self.engine)
 
-    def _memory_hook(
-        self, _engine: int, access: int, address: int, _size: int, _value: int, _data: int
-    ) -> bool:
-        wanted, mapped = _MEMORY_ACCESS.get(access, (READ, False))
-        self._trap = Trap(TrapKind.MEMORY, address, wanted, mapped, access)
-        _API.uc_emu_stop(self.engine)
-        return False
+    def _fill_hook(self, _engine: int, address: int, access: int, page: Any, _data: int) -> bool:
+        """Do for a page that is not cached what `exits` has machine code for."""
+        index, wanted = address >> _PAGE_BITS, access - unicorn_const.UC_MEM_READ
+        protection = self._table[index] if index < len(self._table) else 0
+        if not protection >> wanted & 1:
+            self._refused.value = wanted
+            return False
+        page[0].physical, page[0].protection = address, protection
+        return True
 
     def _rdtsc_hook(self, _engine: int, _data: int) -> int:
         with self._failures:

@@ -5,8 +5,8 @@ is reserved once, without any memory behind it; the kernel provides a page when 
 back when the program gives it up. So a reservation of terabytes, as Go makes them, costs nothing, and this
 process reaches the program's memory without Unicorn.
 
-The list of mappings (`Vma`) says what the program may touch. It is kept sorted, without overlaps; those that allow
-anything are mapped in the processor, one for one.
+The list of mappings (`Vma`) says what the program may touch. It is kept sorted, without overlaps; the processor is
+told of those that allow anything.
 
 Not trusted: the program; every address and size is checked.
 """
@@ -54,11 +54,14 @@ class AddressSpaceError(SteppingError):
 class Translator(Protocol):
     """Whoever executes code in the address space: told what the program may touch. See `emulator.Processor`."""
 
-    def map(self, start: int, size: int, protection: int, host_address: int) -> None:
-        """Let code touch *size* bytes at *start*, which lie at *host_address* in this process."""
+    def attach(self, host_address: int) -> None:
+        """Learn where the address space lies in this process."""
 
-    def unmap(self, start: int, size: int) -> None:
-        """Forbid it again."""
+    def allow(self, start: int, size: int, protection: int) -> None:
+        """Let code touch *size* bytes at *start*, which it must not touch now."""
+
+    def forbid(self, start: int, size: int) -> None:
+        """Do not let code touch them any more."""
 
 
 class Vma(NamedTuple):
@@ -94,6 +97,7 @@ class AddressSpace:
             )
         self.base: int = base
         _madvise(base, ADDRESS_LIMIT, _MADV_NOHUGEPAGE)
+        translator.attach(base)
         self._bytes = memoryview((ctypes.c_char * ADDRESS_LIMIT).from_address(base)).cast("B")
 
     def close(self) -> None:
@@ -240,7 +244,7 @@ class AddressSpace:
         self._starts.insert(index, vma.start)
         self._vmas.insert(index, vma)
         if vma.protection:
-            self._translator.map(vma.start, vma.end - vma.start, vma.protection, self.base + vma.start)
+            self._translator.allow(vma.start, vma.end - vma.start, vma.protection)
 
     def _overlapping(self, start: int, end: int) -> list[Vma]:
         first = max(bisect_right(self._starts, start) - 1, 0)
@@ -267,7 +271,7 @@ class AddressSpace:
             self._vmas[index : index + 1] = rest
             self._starts[index : index + 1] = [part.start for part in rest]
             if vma.protection:
-                self._translator.unmap(first, last - first)
+                self._translator.forbid(first, last - first)
             taken.append(vma._replace(start=first, end=last))
         return taken
 

@@ -1,17 +1,22 @@
-"""Lets Unicorn 2.1 be stopped from another thread without harm, and run faster: machine code for its host.
+"""What makes Unicorn 2.1 fast, and safe to stop from another thread: a switch of its own, and hooks in machine code.
 
-Code that Unicorn makes asks after every memory access, and once at the start of each block, whether it should
-stop. Stopped after an access, it comes back to the beginning of the instruction, although a part of it has been
-done: an `xchg` or `ldr x0, [x0]` is done twice. So a program may only be stopped at the start of a block. Unicorn
-itself can leave out all but those questions (`no_exit_request`, which it uses for 32-bit ARM), which also makes
-programs a third faster; but offers no way to say so. The offset of that switch is read from the function that asks
-it. Without the questions, an access that fails in a store would run on to the block's end; `FAULT` leaves the block
-at once instead.
+Stopping. Code that Unicorn makes asks after every memory access, and once at the start of each block, whether it
+should stop. Stopped after an access, it comes back to the beginning of the instruction, although a part of it has
+been done: an `xchg` or `ldr x0, [x0]` is done twice. So a program may only be stopped at the start of a block.
+Unicorn itself can leave out all but those questions (`no_exit_request`, which it uses for 32-bit ARM), which also
+makes programs a third faster, but offers no way to say so. The offset of that switch is read from the function that
+asks it.
 
-The code here is for x86-64 hosts. Where it does not fit (another host, another build of Unicorn: the pattern is
-not found), `find_switch` returns None, and the processor must do without: slower, but right.
+Memory. Unicorn is told which page may be touched how by a hook that it asks whenever its own cache does not know
+(UC_HOOK_TLB_FILL). The answers are in a table with a byte per page, and the hook is a dozen instructions. So
+protection is exact, nothing is called for what is cached, and stores are not slowed down as they are when Unicorn
+looks after memory itself: it takes every page for code then, and checks each store.
 
-Source: qemu/tcg/tcg-op.c, qemu/accel/tcg/{tcg-runtime,cputlb,translator}.c of Unicorn 2.1.4.
+The machine code here is for x86-64 hosts. Where it does not fit (another host, or another build of Unicorn: the
+pattern is not found), Python functions do the same: slower, but right.
+
+Source: qemu/tcg/tcg-op.c, qemu/accel/tcg/{tcg-runtime,cputlb,translator}.c, qemu/softmmu/unicorn_vtlb.c of
+Unicorn 2.1.4.
 """
 
 import ctypes
@@ -21,22 +26,8 @@ import platform
 _SEARCHED_BYTES = 32
 #: cmpb $0, OFFSET(%rsi): the test of the switch.
 _TEST = b"\x80\xbe"
-#: A plausible offset within Unicorn's engine, which has some 16 KB.
-_MAX_OFFSET = 1 << 14
-
-#: A hook of failing accesses: asks CALLBACK, and unless that has dealt with it leaves the block by LEAVE(uc, 0).
-_FAULT = (
-    b"\x57"  # push rdi
-    b"\x48\xb8CALLBACK"  # mov rax, CALLBACK
-    b"\xff\xd0"  # call rax
-    b"\x5f"  # pop rdi
-    b"\x84\xc0"  # test al, al
-    b"\x75\x0e"  # jnz out
-    b"\x31\xf6"  # xor esi, esi
-    b"\x48\xb8-LEAVE--"  # mov rax, LEAVE
-    b"\xff\xe0"  # jmp rax
-    b"\xc3"  # out: ret
-)
+#: Unicorn's engine has some 15 KB.
+_MAX_OFFSET = 0x3800
 
 #: A hook of blocks: takes the block's size from the budget, a 32-bit number, and calls STOP(uc) when it is used up.
 _BUDGET = (
@@ -46,6 +37,29 @@ _BUDGET = (
     b"\xc7\x01\xff\xff\xff\x7f"  # over: mov dword [rcx], 0x7fffffff
     b"\x48\xb8--STOP--"  # mov rax, STOP
     b"\xff\xe0"  # jmp rax
+)
+
+#: A hook of cache misses: rsi is the address of the page, edx 16 to read, 17 to write, 18 to execute; [rcx] takes
+#: the page's physical address, then what may be done there; [r8] takes what was wanted and refused.
+_FILL = (
+    b"\x48\x89\xf0"  # mov rax, rsi
+    b"\x48\xc1\xe8\x0c"  # shr rax, 12
+    b"\x49\x89\xc1"  # mov r9, rax
+    b"\x49\xc1\xe9\x20"  # shr r9, 32
+    b"\x75\x23"  # jnz refuse
+    b"\x49\xb9-TABLE--"  # mov r9, TABLE
+    b"\x41\x0f\xb6\x04\x01"  # movzx eax, byte [r9 + rax]
+    b"\x83\xea\x10"  # sub edx, 16
+    b"\x0f\xa3\xd0"  # bt eax, edx
+    b"\x73\x0f"  # jnc refused
+    b"\x48\x89\x31"  # mov [rcx], rsi
+    b"\x89\x41\x08"  # mov [rcx + 8], eax
+    b"\xb8\x01\x00\x00\x00"  # mov eax, 1
+    b"\xc3"  # ret
+    b"\x83\xea\x10"  # refuse: sub edx, 16
+    b"\x41\x89\x10"  # refused: mov [r8], edx
+    b"\x31\xc0"  # xor eax, eax
+    b"\xc3"  # ret
 )
 
 
@@ -71,17 +85,15 @@ class HostCode:
         self._memory = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
         self._address = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
 
-    def fault_hook(self, callback: int, leave: int) -> int:
-        """Return the address of a hook that asks *callback*, and leaves the block by *leave* if that says no."""
-        return self._put(_FAULT, {b"CALLBACK": callback, b"-LEAVE--": leave})
-
     def budget_hook(self, stop: int) -> int:
         """Return the address of a hook of blocks that counts down its data and then calls *stop*."""
-        return self._put(_BUDGET, {b"--STOP--": stop})
+        return self._put(_BUDGET.replace(b"--STOP--", stop.to_bytes(8, "little")))
 
-    def _put(self, code: bytes, addresses: dict[bytes, int]) -> int:
-        for name, address in addresses.items():
-            code = code.replace(name, address.to_bytes(8, "little"))
+    def fill_hook(self, table: int) -> int:
+        """Return the address of a hook of cache misses that allows what the *table* says, by page."""
+        return self._put(_FILL.replace(b"-TABLE--", table.to_bytes(8, "little")))
+
+    def _put(self, code: bytes) -> int:
         at = self._memory.tell()
         self._memory.write(code.ljust(-(-len(code) // 16) * 16, b"\xcc"))
         return self._address + at

@@ -292,7 +292,7 @@ class Machine:
         """Turn what the processor could not do into the signal that a kernel would send."""
         match trap.kind:
             case TrapKind.MEMORY:
-                code = _SEGV_ACCERR if trap.mapped else _SEGV_MAPERR
+                code = _SEGV_ACCERR if self.space.find(trap.address) is not None else _SEGV_MAPERR
                 number, address = signal.SIGSEGV, trap.address
             case TrapKind.INSTRUCTION:
                 number, code, address = signal.SIGILL, _ILL_ILLOPN, thread.context.pc

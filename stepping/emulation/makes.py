@@ -33,8 +33,8 @@ class Make:
     vectors: str
     breakpoints: frozenset[int]
     arithmetic: frozenset[int]
-    aborts: frozenset[int]
     syscall: int
+    load: bytes
 
 
 MAKES: dict[Arch, Make] = {
@@ -55,8 +55,8 @@ MAKES: dict[Arch, Make] = {
         vectors=" ".join(f"XMM{i}" for i in range(16)),
         breakpoints=frozenset({1, 3}),
         arithmetic=frozenset({0}),
-        aborts=frozenset(),
         syscall=-1,
+        load=bytes.fromhex("488b03"),  # mov rax, [rbx]
     ),
     "arm64": Make(
         constants="arm64_const",
@@ -73,7 +73,7 @@ MAKES: dict[Arch, Make] = {
         vectors=" ".join(f"Q{i}" for i in range(32)),
         breakpoints=frozenset({7}),
         arithmetic=frozenset(),
-        aborts=frozenset({3, 4}),
         syscall=2,
+        load=bytes.fromhex("200040f9"),  # ldr x0, [x1]
     ),
 }
