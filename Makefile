@@ -14,7 +14,7 @@ PYTEST    := $(BIN)/python -m pytest
 .PHONY: demo test lint bench test-go-matrix test-slow venv clean
 
 demo: $(STAMP)
-	$(BIN)/python -m bench.demo
+	@tools/demo
 
 test: lint
 	$(PYTEST) -m 'not slow and not goversions'
