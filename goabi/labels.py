@@ -11,7 +11,9 @@ from collections.abc import Iterator
 from goabi.errors import RuntimeDataError
 from goabi.layouts import Layouts
 from goabi.memory import MemoryReader, read_u64, read_words
+from goabi.version import GoVersion
 
+_FIRST_WITH_LIST = (1, 24)
 _MAX_LABELS = 4096
 _MAX_TEXT_BYTES = 1 << 16
 _BUCKET_SLOTS = 8
@@ -19,10 +21,11 @@ _MIN_TOPHASH = 5  # lower values say that a slot is empty or its pair has moved
 _STRING_BYTES = 16
 
 
-def read_labels(memory: MemoryReader, layouts: Layouts, addr: int) -> dict[str, str]:
-    """The labels that `g.labels` leads to. Raises: `MemoryFaultError`, `RuntimeDataError`."""
-    # A version has either kind of map, and the same version changed how labels are kept.
-    pairs = _iter_map(memory, layouts, addr) if layouts.has("hmap") else _iter_list(memory, addr)
+def read_labels(memory: MemoryReader, layouts: Layouts, version: GoVersion, addr: int) -> dict[str, str]:
+    """The labels that `g.labels` leads to. Raises: `MemoryFaultError`, `RuntimeDataError`, `LayoutError`."""
+    # No layout tells the two apart: Go 1.24 can be built with the older maps, and keeps a list all the same.
+    is_list = version.release >= _FIRST_WITH_LIST
+    pairs = _iter_list(memory, addr) if is_list else _iter_map(memory, layouts, addr)
     return {_read_text(memory, *key): _read_text(memory, *value) for key, value in pairs}
 
 

@@ -121,7 +121,7 @@ class GoRuntime:
         """The profiler labels (`runtime/pprof.Do`). Raises: `MemoryFaultError`, `RuntimeDataError`."""
         if not goroutine.labels:
             return {}
-        return read_labels(self.memory, self.layouts, goroutine.labels)
+        return read_labels(self.memory, self.layouts, self.binary.version, goroutine.labels)
 
     def is_system(self, goroutine: Goroutine) -> bool:
         """Whether it belongs to the runtime (the collector's workers, the finalizer's...), as Go's traces see it."""
