@@ -10,6 +10,7 @@ import click
 #: Where each command is; imported when it is used, so that none pays for another's libraries.
 _COMMANDS = {
     "run": "ptserver.commands.run:run_command",
+    "trace": "ptserver.commands.trace:trace_command",
     "serve": "ptserver.commands.serve:serve_command",
     "build": "ptserver.commands.build:build_command",
     "go": "ptserver.commands.go:go_command",

@@ -1,6 +1,6 @@
 """The options that all commands which trace have in common."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import Any
 
@@ -10,6 +10,12 @@ from ptserver.trace_options import TraceOptions
 
 _SOURCES = ("auto", "ring", "stops")
 _TIMES = ("none", "relative", "elapsed", "clock", "epoch")
+
+_NAMES = ("filters", "output", "count", "json", "stacks", "strings", "time", "source", "quiet")
+#: Those without which a log is the same as with their defaults, so that they prove no wish for one.
+_HARMLESS = frozenset({"strings", "time", "source", "quiet"})
+
+Command = Callable[..., Any]
 
 
 class OptionalValueCommand(click.Command):
@@ -37,27 +43,33 @@ class OptionalValueCommand(click.Command):
         return super().parse_args(ctx, split)
 
 
-def trace_arguments(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options of a trace to *command*, which gets them as one `trace`: `TraceOptions`, or None."""
+def log_arguments(command: Command) -> Command:
+    """Add the options of a log to *command*, which gets them as one `log`: `TraceOptions`."""
+
+    @wraps(command)
+    def with_log(*args: Any, **options: Any) -> Any:
+        words = {name: options.pop(name) for name in _NAMES}
+        return command(*args, log=_options(words), **options)
+
+    return _with_options(with_log, _LOG_OPTIONS)
+
+
+def trace_arguments(command: Command) -> Command:
+    """Add `--trace` and the options of its log to *command*, which gets them as `trace`: `TraceOptions`, or None."""
 
     @wraps(command)
     def with_trace(*args: Any, **options: Any) -> Any:
         wanted = options.pop("trace")
         words = {name: options.pop(name) for name in _NAMES}
-        if not wanted and any(words[name] for name in _NAMES if name not in _DEFAULTS):
+        if not wanted and any(words[name] for name in _NAMES if name not in _HARMLESS):
             raise click.UsageError("-e, -o, -c, -k and --json belong to --trace")
         return command(*args, trace=_options(words) if wanted else None, **options)
 
-    for option in reversed(_OPTIONS):
-        with_trace = option(with_trace)
-    return with_trace
+    trace = click.option("--trace", is_flag=True, help="Log the program's calls; --trace=FILE to a file.")
+    return _with_options(with_trace, (trace, *_LOG_OPTIONS))
 
 
-_NAMES = ("filters", "output", "count", "json", "stacks", "strings", "time", "source", "quiet")
-_DEFAULTS = frozenset({"strings", "time", "source", "quiet"})
-
-_OPTIONS = (
-    click.option("--trace", is_flag=True, help="Log the program's calls; --trace=FILE to a file."),
+_LOG_OPTIONS = (
     click.option(
         "-e",
         "filters",
@@ -82,6 +94,12 @@ _OPTIONS = (
 )
 
 
+def _with_options(command: Command, options: Sequence[Callable[[Command], Command]]) -> Command:
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
 def _options(words: dict[str, Any]) -> TraceOptions:
     from ptserver.tracelog.text import TextOptions
 
@@ -89,11 +107,10 @@ def _options(words: dict[str, Any]) -> TraceOptions:
     if words["strings"] is not None:
         text = text._replace(limit=words["strings"])
     forms = ("text", "json"), ("summary", "summary-json")
-    form = forms[words["count"]][words["json"]]
     return TraceOptions(
         filters=words["filters"],
         output=words["output"],
-        form=form,  # type: ignore[arg-type]
+        form=forms[words["count"]][words["json"]],  # type: ignore[arg-type]
         text=text,
         source=words["source"],
         stacks=words["stacks"],
