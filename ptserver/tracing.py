@@ -24,7 +24,7 @@ from ptserver.errors import PtServerError
 from ptserver.host_signals import HostSignals, is_passed_on
 from ptserver.tracelog.events import ExitEvent, LossEvent, TraceSink
 from ptserver.tracelog.output import complain_on_stderr
-from ptserver.tracing_events import FrameNames, event_of_ring_call, event_of_traced, exe_identity
+from ptserver.tracing_events import FrameNames, event_of_traced, exe_identity, ring_event_maker
 from stepping.errors import SeccompRefusedError, TraceeGoneError
 from stepping.launch import Program
 from stepping.registers import NATIVE
@@ -82,13 +82,14 @@ def run_traced(
         if source != "stops":
             try:
                 check_file(path)
+                frames = _open_names(path, note) if stacks else None
                 ring = launch_with_ring(program, wanted.rows)
             except NoRingError as error:
                 _refuse_unless_auto(source, error)
                 note(f"tracing by stops: {error.reason}")
             else:
                 note(f"tracing by the ring ({ring.site.go_version}); calls after an exec are not seen")
-                return _RingTrace(ring, sink, signals, wanted, stacks=stacks, note=note).run_launched()
+                return _RingTrace(ring, sink, signals, wanted, frames, note).run_launched()
         return _launch_by_stops(program, sink, signals, wanted, note)
     finally:
         signals.close()
@@ -116,13 +117,15 @@ def trace_process(
     try:
         if source != "stops":
             try:
-                ring = Ring.attach(pid, wanted.rows, site=find_site(pid))
+                site = find_site(pid)
+                frames = _open_names(f"/proc/{pid}/exe", note) if stacks else None
+                ring = Ring.attach(pid, wanted.rows, site=site)
             except NoRingError as error:
                 _refuse_unless_auto(source, error)
                 note(f"tracing by stops: {error.reason}")
             else:
                 note(f"tracing by the ring ({ring.site.go_version}); calls after an exec are not seen")
-                _RingTrace(ring, sink, signals, wanted, stacks=stacks, note=note).run_attached()
+                _RingTrace(ring, sink, signals, wanted, frames, note).run_attached()
                 return
         adapter = _StopsAdapter(sink, wanted)
         tracer = SyscallTracer.attach(pid, wanted.rows, adapter.take, arch=_arch())
@@ -211,14 +214,15 @@ class _StopsTrace:
     def run_launched(self) -> int:
         """Trace to the end; return the raw wait status."""
         while self._drain():
-            for signo, from_kernel in self._wait_for_signals():
-                if is_passed_on(signo) and not from_kernel:
-                    _send(self._pid, signo)
             if self._pid in self._adapter.stopped:
                 # The shell is to see its job stopped; it continues us, and we the program.
                 self._adapter.stopped.discard(self._pid)
+                self._sink.flush()
                 os.kill(os.getpid(), signal.SIGSTOP)
                 _send(self._pid, signal.SIGCONT)
+            for signo, from_kernel in self._wait_for_signals():
+                if is_passed_on(signo) and not from_kernel:
+                    _send(self._pid, signo)
         return self._end().raw_end
 
     def run_attached(self) -> None:
@@ -258,23 +262,26 @@ class _RingTrace:
     """The loop of a trace by the ring: looks at it now and then, and at signals."""
 
     def __init__(
-        self, ring: Ring, sink: TraceSink, signals: HostSignals, wanted: _Wanted, *, stacks: bool, note: Note
+        self,
+        ring: Ring,
+        sink: TraceSink,
+        signals: HostSignals,
+        wanted: _Wanted,
+        frames: FrameNames | None,
+        note: Note,
     ) -> None:
         self._ring = ring
         self._sink = sink
         self._signals = signals
         self._wanted = wanted
+        self._frames = frames
         self._note = note
         self._lost = 0
-        self._frames: FrameNames | None = None
         self._poll = select.poll()
         self._poll.register(signals.fileno(), select.POLLIN)
         self._exe = exe_identity(ring.pid)
-        if stacks:
-            try:
-                self._frames = FrameNames(ring.pid, ring.site.load_bias)
-            except (OSError, GoAbiError) as error:
-                note(f"stacks cannot be named: {error}")
+        if frames is not None:
+            frames.load_bias = ring.site.load_bias
 
     def run_launched(self) -> int:
         """Trace a child of this process to its end; return its raw wait status."""
@@ -324,11 +331,13 @@ class _RingTrace:
     def _read(self, *, final: bool) -> bool:
         """Hand on what the ring holds; return whether there was anything."""
         found = False
-        while calls := self._ring.read(final=final):
+        make, named = ring_event_maker(self._frames), self._frames is not None
+        conditions = self._wanted.conditions
+        while events := self._ring.read_as(make, final=final, frames=named):
             found = True
-            for call in calls:
-                if self._wanted.includes(call.row.name, call.args):
-                    self._sink.event(event_of_ring_call(call, self._frames))
+            for event in events:
+                if event.name not in conditions or self._wanted.includes(event.name, event.args):
+                    self._sink.event(event)
         if self._ring.lost > self._lost:
             self._sink.event(LossEvent(time.monotonic_ns(), self._ring.lost - self._lost))
             self._lost = self._ring.lost
@@ -350,6 +359,14 @@ class _RingTrace:
 
 def _arch() -> Arch:
     return NATIVE[os.uname().machine].arch
+
+
+def _open_names(path: str, note: Note) -> FrameNames | None:
+    try:
+        return FrameNames(path)
+    except (OSError, GoAbiError) as error:
+        note(f"stacks cannot be named: {error}")
+        return None
 
 
 def _refuse_unless_auto(source: Source, error: NoRingError) -> None:

@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from goabi.binary import GoBinary
 from goabi.errors import GoAbiError
 from ptserver.tracelog.events import Event, ExitEvent, Frame, SignalEvent, SyscallEvent, ThreadEvent
-from stepping.ring import RingCall
 from stepping.syscall_stops import Traced, TracedCall, TracedExit, TracedSignal, TracedStart
+from stepping.syscalls.marshal import Args
+from stepping.syscalls.model import Syscall
 from stepping.wait_status import WaitKind
 
 _MAX_ERRNO = 4095
@@ -36,27 +37,43 @@ def event_of_traced(traced: Traced) -> Event | None:
     return None
 
 
-def event_of_ring_call(call: RingCall, name_frames: NameFrames | None) -> SyscallEvent:
-    """Return the event for a call that the ring recorded."""
-    tid, pid, row, args, ins, outs, started_ns, duration_ns, value, goid, frames = call
-    errno = 0
-    if -_MAX_ERRNO <= value < 0:
-        value, errno = -1, -value
-    return SyscallEvent(
-        started_ns,
-        duration_ns,
-        pid,
-        tid,
-        row.name,
-        args,
-        ins,
-        outs,
-        value,
-        errno,
-        False,
-        goid or None,
-        name_frames(frames) if name_frames is not None else (),
-    )
+def ring_event_maker(name_frames: NameFrames | None) -> Callable[..., SyscallEvent]:
+    """Return what makes an event of the fields of a `stepping.ring.RingCall`, for `Ring.read_as`."""
+
+    def make(
+        tid: int,
+        pid: int,
+        row: Syscall,
+        args: Args,
+        ins: dict[int, bytes],
+        outs: dict[int, bytes],
+        started_ns: int,
+        duration_ns: int,
+        value: int,
+        goid: int,
+        frames: tuple[int, ...],
+    ) -> SyscallEvent:
+        errno = 0
+        if value < 0 and value >= -_MAX_ERRNO:
+            value, errno = -1, -value
+        stack = name_frames(frames) if name_frames is not None else ()
+        return SyscallEvent(
+            started_ns,
+            duration_ns,
+            pid,
+            tid,
+            row.name,
+            args,
+            ins,
+            outs,
+            value,
+            errno,
+            False,
+            goid or None,
+            stack,
+        )
+
+    return make
 
 
 def _call_event(call: TracedCall) -> SyscallEvent:
@@ -79,16 +96,16 @@ def _call_event(call: TracedCall) -> SyscallEvent:
 
 
 class FrameNames:
-    """Names return addresses of one Go program, each once."""
+    """Names return addresses of one Go program, each once. load_bias: to be set before the first one."""
 
-    def __init__(self, pid: int, load_bias: int) -> None:
+    def __init__(self, path: str) -> None:
         """Open the program's file.
 
         Raises:
             OSError, GoAbiError: it cannot be read.
         """
-        self._binary = GoBinary.open(f"/proc/{pid}/exe", prefer_table=True)
-        self._bias = load_bias
+        self._binary = GoBinary.open(path, prefer_table=True)
+        self.load_bias = 0
         self._known: dict[int, tuple[Frame, ...]] = {}
 
     def __call__(self, frames: Sequence[int]) -> tuple[Frame, ...]:
@@ -110,7 +127,7 @@ class FrameNames:
 
     def _name(self, pc: int) -> tuple[Frame, ...]:
         try:
-            found = self._binary.functions.frames_at(pc - self._bias, is_return_address=True)
+            found = self._binary.functions.frames_at(pc - self.load_bias, is_return_address=True)
         except GoAbiError:
             found = ()
         return tuple(Frame(one.function, one.file, one.line, pc) for one in found) or (Frame("", pc=pc),)

@@ -12,6 +12,7 @@ Source: ptrace(2); kernel/ptrace.c.
 """
 
 import contextlib
+import os
 import time
 from collections.abc import Iterator
 
@@ -27,6 +28,7 @@ STOP_TIMEOUT_S = 2.0
 #: After one of these events, `ptrace_api.geteventmsg` gives the id of a new tracee.
 NEW_TASK_EVENTS = (Event.CLONE, Event.FORK, Event.VFORK)
 
+_SPIN_S = 0.001
 _POLL_S = 0.00005
 
 
@@ -145,6 +147,7 @@ class TraceeGroup:
         return found
 
     def _wait_stopped(self, tracee: Tracee, deadline: float) -> None:
+        patient_until = time.monotonic() + _SPIN_S
         while not tracee.is_stopped and tracee.tid in self.tracees:
             try:
                 raw = ptrace_api.wait(tracee.tid, block=False)
@@ -158,6 +161,8 @@ class TraceeGroup:
                     f"thread {tracee.tid} of process {self.pid} does not stop "
                     f"(state {read_state(tracee.tid)}); it waits inside the kernel, try again"
                 )
+            elif time.monotonic() < patient_until:
+                os.sched_yield()  # most threads stop within microseconds; a sleep would be far longer
             else:
                 time.sleep(_POLL_S)
 
