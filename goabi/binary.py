@@ -12,7 +12,6 @@ from goabi.dwarf import Dwarf
 from goabi.elf import ElfFile
 from goabi.errors import BuildInfoError, DwarfError, GoVersionError, LayoutError, MemoryFaultError, NotGoError
 from goabi.layouts import Layouts, find_layouts, layouts_from_table
-from goabi.memory import read_words
 from goabi.moduledata import Moduledata, find_moduledata
 from goabi.pclntab import Function, FunctionTable
 from goabi.version import BUILDINFO_ALIGN, BUILDINFO_MAGIC, BuildInfo, GoVersion, read_build_info
@@ -188,10 +187,6 @@ class GoBinary:
             if function is not None:
                 return function
         return None
-
-    def read_static_words(self, addr: int, count: int) -> tuple[int, ...]:
-        """Words of the file's image, as they are before the program runs. Raises: `MemoryFaultError`."""
-        return read_words(self.elf, addr, count)
 
     def check_supported(self) -> None:
         """Raises: `GoVersionError` naming the version, when it is older or newer than what was tested."""

@@ -22,7 +22,6 @@ from goabi.arch import Arch
 from goabi.arches import ARCHES
 from goabi.elf_header import (
     PF_W,
-    PF_X,
     PT_DYNAMIC,
     PT_LOAD,
     PT_NOTE,
@@ -138,11 +137,6 @@ class ElfFile:
     def writable_segments(self) -> tuple[ProgramHeader, ...]:
         """Those segments that a loader maps writable (relocated constants among them)."""
         return tuple(ph for ph in self.load_segments if ph.flags & PF_W)
-
-    @property
-    def executable_segments(self) -> tuple[ProgramHeader, ...]:
-        """Those segments that hold code."""
-        return tuple(ph for ph in self.load_segments if ph.flags & PF_X)
 
     def segment_bytes(self, segment: ProgramHeader) -> bytes:
         """The file's bytes of a segment, unrelocated. A copy: ask for small ones, or use `find_in_segment`."""

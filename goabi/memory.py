@@ -122,18 +122,6 @@ class CachedMemory:
         self._blocks.clear()
 
 
-class BiasedMemory:
-    """Another reader seen `bias` bytes lower: link-time addresses of a program that was loaded elsewhere."""
-
-    def __init__(self, reader: MemoryReader, bias: int) -> None:
-        self._reader = reader
-        self._bias = bias
-
-    def read(self, addr: int, size: int, /) -> bytes:
-        """See `MemoryReader.read`."""
-        return self._reader.read(addr + self._bias, size)
-
-
 def check_range(addr: int, size: int) -> None:
     """Refuse what cannot be a range of addresses. Raises: `MemoryFaultError`."""
     if size < 0 or addr < 0 or addr + size > _ADDRESS_LIMIT:

@@ -10,7 +10,7 @@ import pytest
 
 from goabi.binary import GoBinary
 from goabi.elf import ElfFile
-from goabi.errors import NotGoError
+from goabi.errors import GoVersionError, LayoutError, NotGoError
 from goabi.gen_layouts import ARCH_NAMES, derive_row, row_from_layouts
 from goabi.layouts import layouts_from_dwarf, layouts_from_table
 from goabi.sched import GoRuntime
@@ -239,6 +239,39 @@ def test_what_is_not_go() -> None:
         binary = GoBinary(elf)
         with pytest.raises(NotGoError, match="/bin/true: not a Go program"):
             _ = binary.module
+
+
+@pytest.mark.parametrize(
+    ("magic", "words"), [(0xFFFFFFF0, r"Go 1\.18"), (0xFFFFFFFA, r"Go 1\.16"), (0xFFFFFFFB, "1.2")]
+)
+def test_too_old_go_is_named(magic: int, words: str, tmp_path: Path) -> None:
+    path = build("goabi_values", flags=STRIPPED)
+    image = bytearray(path.read_bytes())
+    with ElfFile(path) as elf:
+        start = elf.sections[".gopclntab"].offset
+    image[start : start + 4] = magic.to_bytes(4, "little")
+    old = tmp_path / "old"
+    old.write_bytes(image)
+    with pytest.raises(NotGoError, match=f"{words} or little later; Go 1.21 or newer is needed"):
+        GoBinary.open(old)
+
+
+def test_untested_go_is_tried_by_its_debugging_information_when_asked(tmp_path: Path) -> None:
+    image = build("goabi_values").read_bytes()
+    version = re.search(rb"go1\.27\.\d", image)
+    assert version
+    newer = tmp_path / "newer"
+    newer.write_bytes(image.replace(version[0], b"go1.99.0"))
+    with GoBinary.open(newer) as binary:
+        with pytest.raises(
+            LayoutError, match=r"built by go1\.99\.0.*--force tries its debugging information"
+        ):
+            _ = binary.layouts
+        with pytest.raises(GoVersionError, match=r"go1\.99\.0"):
+            binary.check_supported()
+    with GoBinary.open(newer, force=True) as binary:
+        assert binary.layouts["g"].offset("goid") == 152
+        binary.check_supported()
 
 
 def test_runtime_needs_no_dwarf_when_the_table_is_preferred() -> None:

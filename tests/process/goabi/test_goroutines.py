@@ -97,6 +97,9 @@ def test_states_and_stacks_are_what_the_program_says(go: str, flags: tuple[str, 
             assert entry is not None
             assert entry.function == "main.spawn.func1"
         assert runtime.skipped == 0
+        assert runtime.find_goroutine(s.program.names["send"]) == s.named("send")
+        assert runtime.find_goroutine(1 << 40) is None
+        assert runtime.goroutine_slots() == len(list(runtime.iter_goroutines(dead=True)))
         main = s.named("main")
         assert main.status is GoStatus.SYSCALL
         assert user_frames(s.source(main))[-1][0] == "main.main"

@@ -4,7 +4,6 @@ import pytest
 
 from goabi.errors import MemoryFaultError
 from goabi.memory import (
-    BiasedMemory,
     BytesMemory,
     CachedMemory,
     read_scattered,
@@ -88,11 +87,6 @@ def test_cache_reads_up_to_a_mappings_last_byte() -> None:
     assert cache.read(65, 2) == b"bc"
     with pytest.raises(MemoryFaultError, match="0x43"):
         cache.read(65, 3)
-
-
-def test_bias() -> None:
-    memory = BiasedMemory(BytesMemory([(0x5000, b"abcd")]), 0x4000)
-    assert memory.read(0x1001, 2) == b"bc"
 
 
 def test_words() -> None:
