@@ -187,8 +187,8 @@ class Codec:
 
 def _check_numbers(message: Message) -> Message:
     """Reject registers beyond 64 bits: JSON can write them, and a msgspec bound cannot say 2**64."""
-    if isinstance(message, Syscall | Observed) and max(message.args) > _U64_MAX:
-        raise msgspec.ValidationError("Expected `int` <= 18446744073709551615 - at `$.args`")
+    if isinstance(message, Syscall | Observed) and max(message.goid, *message.args) > _U64_MAX:
+        raise msgspec.ValidationError("Expected `int` <= 18446744073709551615 - at `$.args` or `$.goid`")
     return message
 
 

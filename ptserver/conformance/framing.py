@@ -120,6 +120,18 @@ def _nesting(server: Server) -> None:
         client.send_payload(deep * 1_000_000)
 
 
+@check(_GROUP, "a call with the id of one in flight ends the session, and it alone")
+def _same_id(server: Server) -> None:
+    with server.own_session() as bystander, server.own_session() as client:
+        reader, _ = client.pipe()
+        call = client.make_call("read", reader, POINTER, 10, outs={1: 10})
+        client.send(call)
+        client.ping()
+        client.send(call)
+        client.require_dropped()
+        server.require_alive(bystander)
+
+
 @check(_GROUP, "a host that leaves within a frame disturbs nobody")
 def _truncated(server: Server) -> None:
     with server.session() as bystander:
@@ -155,6 +167,7 @@ CHECKS: tuple[Check, ...] = (
     *(_dropped(what, fields) for what, fields in _DROPPED.items()),
     *(_broken(what, data) for what, data in _BROKEN.items()),
     _nesting,
+    _same_id,
     _truncated,
     _end(Exited(status=3), "a program that exits is taken leave of, and then the server closes"),
     _end(Exited(status=None, signo=9), "so is a program that a signal killed"),
