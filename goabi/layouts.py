@@ -7,12 +7,11 @@ version. When neither knows, the error says so: nothing is ever guessed.
                                      "wait_reasons": [text] } } }
 """
 
-import json
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from goabi.dwarf import Dwarf
@@ -164,5 +163,7 @@ def _experiments(version: GoVersion) -> list[str]:
 
 @cache
 def _table() -> dict[str, dict[str, Any]]:
-    table: dict[str, dict[str, Any]] = json.loads(files("goabi").joinpath(TABLE_NAME).read_text())
+    import json  # here, for who only names functions needs no table
+
+    table: dict[str, dict[str, Any]] = json.loads(Path(__file__).with_name(TABLE_NAME).read_bytes())
     return table

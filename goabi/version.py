@@ -10,7 +10,6 @@ The blob is not trusted: lengths are checked, and what does not parse raises. Fo
 Source: debug/buildinfo/buildinfo.go, runtime/debug/mod.go (Go 1.27).
 """
 
-import json
 import re
 from dataclasses import dataclass, field
 from functools import total_ordering
@@ -196,6 +195,8 @@ def _unquote(text: str) -> str:
     if len(text) >= 2 and text[0] == text[-1] == "`":
         return text[1:-1]
     if len(text) >= 2 and text[0] == text[-1] == '"':
+        import json  # here, for it is rare and importing it is slow
+
         try:
             return str(json.loads(text))
         except json.JSONDecodeError:
