@@ -266,6 +266,13 @@ class Processor:
             self._control(unicorn_const.UC_CTL_TB_REMOVE_CACHE, *ends)
         self._control(unicorn_const.UC_CTL_TLB_FLUSH)
 
+    def resize_cache(self) -> None:
+        """Let the cache of page protections grow or shrink to what the program touches.
+
+        Unicorn does that only when it empties the cache, which a program that maps nothing never makes it do.
+        """
+        self._control(unicorn_const.UC_CTL_TLB_FLUSH)
+
     def read_call(self) -> list[int]:
         """Return the registers of the syscall that is being made: its number, then six arguments."""
         return self.call_registers.read(self.engine)

@@ -33,6 +33,8 @@ from stepping.syscalls import Syscall, SyscallClass, Sysno, by_number
 SLICE_SECONDS = 0.002
 SLICE_BYTES = 400_000
 
+_SLICES_PER_RESIZE = 16
+
 _SIGRETURN_AT = ADDRESS_LIMIT - (1 << 20)
 
 _SEGV_MAPERR, _SEGV_ACCERR, _ILL_ILLOPN, _TRAP_BRKPT, _FPE_INTDIV = 1, 2, 2, 1, 1
@@ -126,6 +128,7 @@ class Machine:
         self.on_disposition: Callable[[int, int], None] | None = None
         self.on_stop: Callable[[int], None] | None = None
         self._next_tid = pid
+        self._slices = 0
         self._rows = by_number(header.arch)
         self._own_handlers = calls.handlers(self, header.arch)
         self._handlers = {
@@ -218,6 +221,9 @@ class Machine:
         thread.context.save()
         if isinstance(stop, Stopped):
             self.scheduler.ready.append(thread)
+            self._slices += 1
+            if not self._slices % _SLICES_PER_RESIZE:
+                self.processor.resize_cache()
         else:
             self._on_trap(thread, stop)
 
