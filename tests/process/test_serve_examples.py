@@ -65,5 +65,5 @@ def test_a_program_sees_what_the_server_promises(name: str, mode: str, tmp_path:
     assert abs(int(seen.pop("time", "0")) - int(native.pop("time", "0"))) < 60
     assert seen == native
     if name == "tracelogger":
-        result = " = 3" if mode == "there" else "$"
+        result = r" = \d+" if mode == "there" else "$"
         assert re.search(rf' openat\(AT_FDCWD, "/etc/hosts", O_RDONLY\|O_CLOEXEC\){result}', log, re.M)
