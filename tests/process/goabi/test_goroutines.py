@@ -157,13 +157,24 @@ def test_wait_times_begin_at_the_last_collection() -> None:
         assert s.runtime.wait_ns(s.named("main"), now) is None
 
 
-def test_cgo_program() -> None:
-    path = build("goabi_states", cgo=True, flags=("-ldflags=-linkmode=external",))
-    with subject(path) as s:
-        assert s.runtime.binary.elf.header.is_dynamic
-        for name in ("receive", "iowait", "method"):
-            said = s.program.dump[s.program.names[name]]
-            assert user_frames(s.source(s.named(name))) == user_frames(said.frames)
+@pytest.mark.parametrize(
+    ("flags", "cgo"),
+    [
+        pytest.param(("-ldflags=-linkmode=external",), True, id="cgo"),
+        pytest.param(("-ldflags=-linkmode=external", "-buildmode=pie"), True, id="cgo-pie"),
+        pytest.param(("-ldflags=-linkmode=external -s -w", "-buildmode=pie"), True, id="cgo-pie-stripped"),
+        pytest.param(("-gcflags=-N -l",), False, id="unoptimised"),
+        pytest.param(("-race",), True, id="race", marks=pytest.mark.slow),
+    ],
+)
+def test_other_ways_to_build(flags: tuple[str, ...], cgo: bool) -> None:
+    with subject(build("goabi_states", cgo=cgo, flags=flags)) as s:
+        assert s.runtime.binary.elf.header.is_dynamic is cgo
+        for name, goid in s.program.names.items():
+            if name != "main":
+                assert user_frames(s.source(s.named(name))) == user_frames(s.program.dump[goid].frames), name
+        assert {m.procid for m in s.runtime.iter_ms()} >= {s.program.pid}
+        assert s.runtime.read_ps()
 
 
 def test_sigpanic_is_crossed() -> None:
