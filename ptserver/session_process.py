@@ -452,7 +452,7 @@ def _catch_signals(descriptors: Descriptors) -> int:
     signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
     for signo in (*_TERMINAL_SIGNALS, signal.SIGTERM):
         signal.signal(signo, _noted)
-    for signo in (signal.SIGTTOU, signal.SIGTTIN, signal.SIGPIPE):
+    for signo in (signal.SIGTTOU, signal.SIGTTIN, signal.SIGPIPE, signal.SIGIO):
         signal.signal(signo, signal.SIG_IGN)
     return reading
 

@@ -7,6 +7,8 @@ here, each with its reason:
 - numbers of our own descriptors are nobody's (EBADF), and close_range stops before them;
 - resource limits are the program's, not this process's (`ptserver.shadow_limits`);
 - vmsplice would lend pages of this process to a pipe;
+- F_SETOWN would have the kernel signal a process of this machine that has the number of one of the program's;
+  setpgid names such numbers too, and the program is alone in its group anyway;
 - a call that changes credentials changes those of one thread: idle threads are given up, so that new ones have
   the new credentials.
 
@@ -28,15 +30,19 @@ from ptserver.shadow_waiting import Args, Waiting
 from ptserver.shadow_workers import Work
 from stepping.syscalls import ArgKind, Syscall, SyscallClass
 
-_EXECUTED = frozenset({SyscallClass.FILE, SyscallClass.IDENTITY, SyscallClass.TIME, SyscallClass.HOST})
-#: Of the calls about the whole machine, those that only tell.
-_HARMLESS = frozenset({"sysinfo"})
+_EXECUTED = frozenset({SyscallClass.FILE, SyscallClass.IDENTITY})
+#: Of the other classes: what only tells, or sleeps. A server that serves a clock may let some calls proceed.
+_HARMLESS = frozenset(
+    "sysinfo clock_gettime clock_getres gettimeofday time times getrusage getcpu getrandom"
+    " nanosleep clock_nanosleep".split()
+)
 _REFUSED = frozenset({"vmsplice", "mq_notify"})
 _CHANGES_NUMBERS = frozenset({"close", "close_range", "dup2", "dup3"})
 _CHANGES_CREDENTIALS = frozenset(
     "setuid setgid setreuid setregid setresuid setresgid setfsuid setfsgid setgroups capset".split()
 )
 _LIMITS = frozenset({"getrlimit", "setrlimit", "prlimit64"})
+_SETS_OWNER = frozenset({8, 15})  # F_SETOWN, F_SETOWN_EX
 _CLOSE_RANGE_CLOEXEC = 4
 
 
@@ -76,6 +82,10 @@ class Shadow:
             return 0, errno.EBADF, {}
         if name in _LIMITS:
             return self._limits.serve(name, args, ins, outs, pid)
+        if name == "fcntl" and args[1] & 0xFFFFFFFF in _SETS_OWNER:
+            return 0, errno.EPERM, {}
+        if name == "setpgid":
+            return 0, 0 if {arg & 0xFFFFFFFF for arg in args[:2]} <= {0, pid} else errno.EPERM, {}
         if name in _CHANGES_NUMBERS:
             self._waiting.forget()
             if name == "close_range":

@@ -98,6 +98,13 @@ def test_calls_that_are_not_the_shadows_are_refused_and_logged_once(
     assert client.call("sysinfo", 1, outs={0: 112}).errno == 0
 
 
+def test_numbers_of_processes_are_not_those_of_this_machine(client: Client) -> None:
+    reading, _ = client.pipe()
+    assert client.call("fcntl", reading, fcntl.F_SETOWN, 1).errno == errno.EPERM
+    assert client.call("setpgid", 0, PID).errno == 0
+    assert client.call("setpgid", 1, 0).errno == errno.EPERM
+
+
 def test_a_waiting_call_does_not_hold_up_others(client: Client) -> None:
     reading, writing = client.pipe()
     waiting = [client.start("read", reading, 1, 4, outs={1: 4}) for _ in range(40)]
