@@ -34,6 +34,7 @@ _UNMAPPED = 8
 
 #: Room that alignment takes, of a buffer and of the iovec or the pointers that lead to it.
 _SLACK_BYTES = 2 * mmap.PAGESIZE
+_SECTOR_BYTES = 512
 #: What is left of a negative 32-bit number, sign-extended to 64 bits, above its lowest 31 bits.
 _NEGATIVE = (1 << 33) - 1
 
@@ -69,7 +70,15 @@ def execute(row: Syscall, args: Sequence[int], ins: dict[int, bytes], outs: dict
     except _RefusedError as refusal:
         return 0, refusal.errno, _NO_OUTS
     value = plan.function(plan.number, *registers)
-    return (value, 0, _NO_OUTS) if value != -1 else (0, _get_errno(), _NO_OUTS)
+    if value != -1:
+        return value, 0, _NO_OUTS
+    failure = _get_errno()
+    if failure == errnos.EINVAL and _align(
+        plan, registers
+    ):  # nothing was done: O_DIRECT may have been the reason
+        value = plan.function(plan.number, *registers)
+        return (value, 0, _NO_OUTS) if value != -1 else (0, _get_errno(), _NO_OUTS)
+    return 0, failure, _NO_OUTS
 
 
 class _RefusedError(Exception):
@@ -172,6 +181,20 @@ def _in_buffer(registers: list[int | bytes], index: int, arg: Arg, ins: dict[int
     if arg.kind is ArgKind.IN and _fitted(registers, arg, len(data), ins) > len(data):
         return _UNMAPPED
     return data
+
+
+def _align(plan: _Plan, registers: list[int | bytes]) -> bool:
+    """Move a buffer of whole sectors to where direct I/O takes it from; return whether there was one."""
+    for index, arg in plan.pointers:
+        data = registers[index]
+        if arg.kind is ArgKind.IN and isinstance(data, bytes) and data and not len(data) % _SECTOR_BYTES:
+            arena = _arena()
+            arena.reserve(len(data) + _SLACK_BYTES)
+            offset = arena.take(len(data))
+            arena.memory[offset : offset + len(data)] = data
+            registers[index] = arena.address + offset
+            return True
+    return False
 
 
 def _fitted(registers: list[int | bytes], arg: Arg, room: int, ins: dict[int, bytes]) -> int:

@@ -74,6 +74,19 @@ def test_buffers_of_any_size(fd: int) -> None:
     assert call("pread64", fd, 1, 0, 0, outs={1: 0}) == (0, 0, {})
 
 
+def test_direct_io_finds_its_buffers_aligned(tmp_path: Path) -> None:
+    try:
+        number = os.open(tmp_path / "direct", os.O_RDWR | os.O_CREAT | os.O_DIRECT)
+    except OSError:
+        pytest.skip("the file system of the temporary folder has no direct I/O")
+    data = os.urandom(8192)
+    assert call("pwrite64", number, 1, len(data), 0, ins={1: data}) == (len(data), 0, {})
+    assert call("pread64", number, 1, len(data), 0, outs={1: len(data)}) == (len(data), 0, {1: data})
+    assert call("pwritev", number, 1, 2, 0, ins={1: data}) == (len(data), 0, {})
+    assert call("pwrite64", number, 1, 8192, 1, ins={1: data})[1] == errno.EINVAL
+    os.close(number)
+
+
 def test_numbers_and_pointers_of_requests(fd: int) -> None:
     assert call("fcntl", fd, fcntl.F_SETFD, 1) == (0, 0, {})
     assert call("fcntl", fd, fcntl.F_GETFD, 0) == (1, 0, {})
