@@ -126,10 +126,10 @@ class Running:
         assert self.terminal is not None
         set_size(self.terminal, columns, rows)
 
-    def finish(self) -> Ended:
-        """Wait for its end."""
+    def finish(self, seconds: float = PATIENCE_SECONDS) -> Ended:
+        """Wait for its end, at most *seconds*."""
         self.close_stdin()
-        status = self.child.wait(PATIENCE_SECONDS)
+        status = self.child.wait(seconds)
         if self.terminal is not None:
             return Ended(status, self.stdout.finish(), b"")
         return Ended(status, self.stdout.finish(), self.stderr.finish())

@@ -28,7 +28,8 @@ class Place:
     env: Mapping[str, str]
 
 
-Start = Callable[[Path, Mapping[str, str]], "contextlib.AbstractContextManager[Place]"]
+#: Of (the program's folder, its variables, a folder for the way's own files).
+Start = Callable[[Path, Mapping[str, str], Path], "contextlib.AbstractContextManager[Place]"]
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ def base_environment() -> dict[str, str]:
 
 def _local(*words: str) -> Start:
     @contextlib.contextmanager
-    def start(work: Path, env: Mapping[str, str]) -> Iterator[Place]:
+    def start(work: Path, env: Mapping[str, str], scratch: Path) -> Iterator[Place]:
         yield Place(words, work, env)
 
     return start
@@ -57,11 +58,16 @@ def _local(*words: str) -> Start:
 
 @contextlib.contextmanager
 def serving(
-    server: str, address: str, *, cwd: Path | str, env: Mapping[str, str], options: Sequence[str] = ()
+    server: str,
+    address: str,
+    *,
+    cwd: Path | str,
+    env: Mapping[str, str],
+    log: Path,
+    options: Sequence[str] = (),
 ) -> Iterator[tuple[str, "subprocess.Popen[str]"]]:
     """Run `ptserver serve`; give its address and its process; end it, and check that it ends well."""
     command = ["ptserver", "serve", server, "--listen", address, "--json", *options]
-    log = Path(cwd).with_name("server-log")
     with log.open("w") as stderr:
         process = subprocess.Popen(
             command,
@@ -90,20 +96,23 @@ def serving(
 
 def _served(address_in: Callable[[Path], str], server: str = "passthrough") -> Start:
     @contextlib.contextmanager
-    def start(work: Path, env: Mapping[str, str]) -> Iterator[Place]:
+    def start(work: Path, env: Mapping[str, str], scratch: Path) -> Iterator[Place]:
         elsewhere = base_environment() | {"GREETING": "the stub host's", "ONLY_HERE": "yes"}
-        with serving(server, address_in(work), cwd=work, env=env) as (address, _):
+        with serving(server, address_in(scratch), cwd=work, env=env, log=scratch / "server-log") as (
+            address,
+            _,
+        ):
             yield Place(("ptserver", "run", "--server", address), "/", elsewhere)
 
     return start
 
 
-def _tcp(_work: Path) -> str:
+def _tcp(_scratch: Path) -> str:
     return "127.0.0.1:0"
 
 
-def _unix(work: Path) -> str:
-    return f"unix:{work.with_name('server.sock')}"
+def _unix(scratch: Path) -> str:
+    return f"unix:{scratch / 'server.sock'}"
 
 
 _IN_PROCESS = ("ptserver", "run", "--server")

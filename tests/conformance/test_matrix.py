@@ -41,7 +41,7 @@ def behaviour(case: Case, mode: Mode, folder: Path) -> Behaviour:
     work.mkdir(parents=True)
     program = case.program()
     env = base_environment() | case.env
-    with none_left(), mode.start(work, env) as place:
+    with none_left(), mode.start(work, env, folder) as place:
         command = [*place.prefix, program, *case.args]
         with started(command, program, env=place.env, cwd=place.cwd, terminal=case.terminal) as running:
             if case.stdin:
@@ -71,6 +71,15 @@ def native(tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped
 
 #: Where heavy cases belong to the everyday run: one mode of each kind.
 MODES_FOR_HEAVY = {"pass-through", "proceeding", "tcp"}
+
+
+#: What does not work yet, by (mode, case), with the reason.
+_RELATIVE = "calls made in the program's place look relative names up from the stub host's own folder"
+KNOWN_FAILURES = {
+    ("executing", "c-static"): _RELATIVE,
+    ("executing", "c-dynamic"): _RELATIVE,
+    ("executing", "c-static-pie"): _RELATIVE,
+}
 
 
 #: What does not work yet, by (mode, case), with the reason.

@@ -29,7 +29,9 @@ def waiting(way: str, folder: Path) -> Iterator[tuple[Running, int, int]]:
         prefix, server = IN_PROCESS, 0
         if way == "remote":
             address, process = stack.enter_context(
-                serving("passthrough", "127.0.0.1:0", cwd=work, env=base_environment())
+                serving(
+                    "passthrough", "127.0.0.1:0", cwd=work, env=base_environment(), log=folder / "server-log"
+                )
             )
             prefix, server = ("ptserver", "run", "--server", address), process.pid
         child = stack.enter_context(started([*prefix, program], program, env=base_environment(), cwd="/"))
@@ -72,7 +74,12 @@ def test_a_host_that_is_killed_takes_the_program_with_it(way: str, tmp_path: Pat
 def server_in(folder: Path) -> Iterator[tuple[str, "subprocess.Popen[str]"]]:
     work = folder / "work"
     work.mkdir()
-    with none_left(), serving("passthrough", "127.0.0.1:0", cwd=work, env=base_environment()) as served:
+    with (
+        none_left(),
+        serving(
+            "passthrough", "127.0.0.1:0", cwd=work, env=base_environment(), log=folder / "server-log"
+        ) as served,
+    ):
         yield served
 
 

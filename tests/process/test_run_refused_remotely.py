@@ -13,11 +13,15 @@ from tests.running import Ended, started
 def run_remotely(program: Path, work: Path, *args: str) -> tuple[Ended, str]:
     """Return how it ended, and the log of both sides."""
     work.mkdir()
-    with none_left(), serving("passthrough", "127.0.0.1:0", cwd=work, env=base_environment()) as (address, _):
+    log = work.with_name("server-log")
+    with (
+        none_left(),
+        serving("passthrough", "127.0.0.1:0", cwd=work, env=base_environment(), log=log) as (address, _),
+    ):
         command = ["ptserver", "run", "--server", address, program, *args]
         with started(command, program, env=base_environment(), cwd="/") as child:
             ended = child.finish()
-    return ended, work.with_name("server-log").read_text() + ended.stderr.decode()
+    return ended, log.read_text() + ended.stderr.decode()
 
 
 @pytest.mark.parametrize(
