@@ -9,34 +9,21 @@ import struct
 from typing import Self
 
 from goabi.binary import GoBinary
-from goabi.errors import GoAbiError, MemoryFaultError
+from goabi.errors import GoAbiError
 from goabi.sched import GoRuntime
+from ptserver.process_memory import ProcessMemory, read_load_bias
 from stepping.errors import MemoryFaultError as TraceeFaultError
+from stepping.errors import TraceeGoneError
 from stepping.tracee_memory import TraceeMemory
 
 _U64 = struct.Struct("<Q")
-_AUXV_ENTRY = struct.Struct("<QQ")  # proc(5), getauxval(3)
-_AT_ENTRY = 9
-
-
-class _Memory:
-    """A process's memory as `goabi` wants it."""
-
-    def __init__(self, memory: TraceeMemory) -> None:
-        self._memory = memory
-
-    def read(self, addr: int, size: int, /) -> bytes:
-        try:
-            return self._memory.read(addr, size)
-        except TraceeFaultError as error:
-            raise MemoryFaultError(addr, size) from error
 
 
 class GoroutineIds:
     """Goroutine numbers of the threads of one process."""
 
     def __init__(self, binary: GoBinary, pid: int, memory: TraceeMemory) -> None:
-        self._runtime = GoRuntime(binary, _Memory(memory), _load_bias(binary, pid))
+        self._runtime = GoRuntime(binary, ProcessMemory(memory), read_load_bias(binary, pid))
         self._memory = memory
         self._curg = self._runtime.layouts["m"].offset("curg")
         self._goid = self._runtime.layouts["g"].offset("goid")
@@ -48,7 +35,7 @@ class GoroutineIds:
         """Return the numbers for process *pid* that executes *path*; None if it is not a Go program we know."""
         try:
             return cls(GoBinary.open(path, prefer_table=True), pid, memory)
-        except (GoAbiError, OSError, StopIteration):
+        except (GoAbiError, OSError, TraceeGoneError):
             return None
 
     def of(self, tid: int) -> int:
@@ -67,10 +54,3 @@ class GoroutineIds:
 
     def _word(self, address: int) -> int:
         return int(_U64.unpack(self._memory.read(address, 8))[0])
-
-
-def _load_bias(binary: GoBinary, pid: int) -> int:
-    """Return what the kernel added to the link-time addresses of the executable of process *pid*."""
-    with open(f"/proc/{pid}/auxv", "rb") as file:
-        entry = next(value for kind, value in _AUXV_ENTRY.iter_unpack(file.read()) if kind == _AT_ENTRY)
-    return binary.elf.load_bias(entry)
