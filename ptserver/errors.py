@@ -1,5 +1,7 @@
 """The errors of this package. Each message is one line that a user can act on."""
 
+from typing import Self
+
 
 class PtServerError(Exception):
     """Root of this package's errors. `exit_status` is what the command line exits with."""
@@ -63,3 +65,12 @@ class TokenError(PtServerError):
     """The file of a token cannot be read."""
 
     exit_status = 66
+
+
+class ServerMistakeError(PtServerError):
+    """A server's own code raised an exception, or returned what is no outcome."""
+
+    @classmethod
+    def of(cls, server: type, method: str, error: Exception) -> Self:
+        """Return the error for what *method* of the class *server* raised."""
+        return cls(f"{server.__name__}.{method} raised {type(error).__name__}: {error}")

@@ -116,8 +116,7 @@ class PendingCall:
 
     def is_repeated_by(self, notification: Notification) -> bool:
         """Whether *notification* is this call again, restarted by the kernel after a signal."""
-        _, _, _, nr, _, ip, *args = notification
-        return self.nr == nr and self.ip == ip and self.args == tuple(args)
+        return self.nr == notification.nr and self.ip == notification.ip and self.args == notification[6:12]
 
 
 class Host:
@@ -220,18 +219,18 @@ class Host:
             if not self.has_processes():
                 self._loop.unwatch(self._listener.fileno())
             return
-        tid = notification[1]
+        tid = notification.tid
         earlier = self._pending.get(tid)
         if earlier is not None:
             if earlier.is_repeated_by(notification):
-                earlier.notification_id = notification[0]
+                earlier.notification_id = notification.id
                 if earlier.answer is not None:
                     earlier.answer()
                 return
             del self._pending[tid]
             self._abandon(earlier)
         process = self._processes.get(tid) or self._find_process(tid)
-        number = notification[3]
+        number = notification.nr
         row = self._seen_rows.get(number)
         if row is None:
             row = self._rows.get(Sysno(number))

@@ -13,11 +13,10 @@ import contextlib
 import errno
 import os
 import struct
-import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from ptserver.call import Call
-from ptserver.errors import PtServerError
+from ptserver.errors import PtServerError, ServerMistakeError
 from ptserver.execute import Executed
 from ptserver.host import Host, PendingCall, ThreadChange, exit_of
 from ptserver.host_signals import HostSignals
@@ -31,10 +30,6 @@ from stepping.launch import Launched
 from stepping.syscalls import Arch, ResultKind, Syscall
 
 _PAIR = struct.Struct("=ii")
-
-
-class ServerMistakeError(PtServerError):
-    """A method of the server raised an exception, or returned what is no outcome; its traceback was logged."""
 
 
 class LocalHost(Host):
@@ -67,16 +62,20 @@ class LocalHost(Host):
         Raises:
             ServerMistakeError: the server failed; the program still runs.
         """
-        self._server.session_started(self._session)
+        with self._blaming("session_started"):
+            self._server.session_started(self._session)
         try:
             status = super().run()
-            self._server.exited(self._session, *exit_of(status))
+            with self._blaming("exited"):
+                self._server.exited(self._session, *exit_of(status))
         finally:
-            self._server.session_ended(self._session)
+            with self._blaming("session_ended"):
+                self._server.session_ended(self._session)
         return status
 
     def _on_thread(self, tid: int, event: ThreadChange) -> None:
-        self._server.thread_event(self._session, tid, event)
+        with self._blaming("thread_event"):
+            self._server.thread_event(self._session, tid, event)
 
     def serve_the_rest(self) -> None:
         """Serve the processes that outlived the program's first one, until none is left.
@@ -121,13 +120,29 @@ class LocalHost(Host):
             return method(call)
         except OSError as error:
             return Fail(error.errno or errno.EIO)
-        except Exception as error:  # whatever a user's method raises ends the session in one place
-            self._session.log(traceback.format_exc())
-            name = f"{type(self._server).__name__}.{call.name}"
-            raise ServerMistakeError(f"{name} raised {type(error).__name__}: {error}") from error
+        except Exception as error:
+            raise ServerMistakeError.of(type(self._server), call.name, error) from error
+
+    @contextlib.contextmanager
+    def _blaming(self, name: str) -> Iterator[None]:
+        """Turn what a hook of the server raises into one error that says so."""
+        try:
+            yield
+        except Exception as error:
+            raise ServerMistakeError.of(type(self._server), name, error) from error
 
     def _apply(self, call: PendingCall, seen: Call, outcome: Outcome | None) -> None:
-        """Answer *call* as *outcome* says."""
+        """Answer *call* as *outcome* says.
+
+        Raises:
+            ServerMistakeError: it speaks of arguments that the call does not have.
+        """
+        try:
+            self._carry_out(call, seen, outcome)
+        except TypeError as error:
+            raise ServerMistakeError.of(type(self._server), seen.name, error) from error
+
+    def _carry_out(self, call: PendingCall, seen: Call, outcome: Outcome | None) -> None:
         if outcome is None:
             outcome = Proceed()
         match outcome:

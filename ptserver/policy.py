@@ -43,14 +43,14 @@ def interest_in(row: Syscall, interest: Mapping[str, Interest], default: Interes
 
 def filter_rules(interest: Mapping[str, Interest], default: Interest, arch: Arch) -> list[Rule]:
     """Return the rules of the filter that takes just what a server wants; empty if it wants nothing."""
-    rules: list[Rule] = []
+    rules = (
+        _host_rules(arch) if default != "ignore" else []
+    )  # first, because the first rule for a call decides
     for row in SYSCALLS.values():
         if arch not in row.numbers or interest_in(row, interest, default) == "ignore":
             continue
         named = row.name in interest
         rules.append(Rule(row.numbers[arch], Verdict.NOTIFY, None if named else row.only_if))
-    if default != "ignore":
-        rules += _host_rules(arch)
     return rules
 
 

@@ -18,6 +18,8 @@ def find_program(name: str) -> tuple[str, ElfHeader]:
     path = _look_up(name)
     if os.path.isdir(path):
         raise LaunchError(f"{path} is a folder, not a program")
+    if not os.path.isfile(path) and os.access(path, os.X_OK):
+        raise LaunchError(f"{path} is no regular file")
     if not os.access(path, os.X_OK):
         raise LaunchError(f"{path} is not executable; `chmod +x` makes it so")
     try:

@@ -14,6 +14,7 @@ from ptserver.errors import (
     LaunchError,
     ProtocolError,
     RefusedError,
+    ServerMistakeError,
     TokenError,
 )
 from ptserver.host import Host, exit_of
@@ -30,7 +31,7 @@ from ptserver.stub.hypercalls import DEFAULT_GOOSREMOTE
 from ptserver.stub.marker import StubInfo, find_stub_marker
 from ptserver.trace_options import TraceOptions
 from ptserver.transport import is_address
-from stepping.launch import Program, launch
+from stepping.launch import Program, launch, restore_ignored_signals
 from stepping.seccomp import assemble
 
 
@@ -62,13 +63,15 @@ def run(options: RunOptions) -> int:
     Raises:
         PtServerError, SteppingError: it cannot be run; one line says why.
     """
+    streams = _reserve_streams()
     path, header = find_program(options.program)
     stub = find_stub_marker(path, header)
     if is_address(options.server):
-        return _run_remotely(options, path, header, stub)
+        return _run_remotely(options, path, header, stub, streams)
     if options.server == "passthrough" and stub is None:
         if options.trace is not None:
             return _run_traced(options, options.trace, path)
+        restore_ignored_signals()
         os.execve(path, options.argv, os.environb)
     return _run_locally(options, path, stub)
 
@@ -91,6 +94,10 @@ def _host_locally(
     from ptserver.local_host import LocalHost
 
     interest = server_class.declared_interest()
+    try:
+        server = server_class()
+    except Exception as error:
+        raise ServerMistakeError(f"{server_class.__name__} raised {type(error).__name__}: {error}") from error
     arch = native_arch()
     rules = [*filter_rules(interest, "ignore", arch), *hypercall_rules()]
     if server_class.thread_event is not RuntimeServer.thread_event:
@@ -115,7 +122,7 @@ def _host_locally(
         send_signal=lambda signo: os.kill(launched.pid, signo),
         keep_descriptor=lambda fd: fd,
     )
-    host = LocalHost(launched, signals, arch, server_class(), session)
+    host = LocalHost(launched, signals, arch, server, session)
     host.refusal = refusal
     host.stub_info = {
         "name": server_class.display_name(),
@@ -130,7 +137,9 @@ def _host_locally(
     return end_as(status)
 
 
-def _run_remotely(options: RunOptions, path: str, header: ElfHeader, stub: StubInfo | None) -> int:
+def _run_remotely(
+    options: RunOptions, path: str, header: ElfHeader, stub: StubInfo | None, streams: tuple[StreamId, ...]
+) -> int:
     """Run under the server at an address."""
     from ptserver.connection import client_handshake
     from ptserver.remote_host import RemoteHost
@@ -155,7 +164,7 @@ def _run_remotely(options: RunOptions, path: str, header: ElfHeader, stub: StubI
             stub=stub is not None,
         ),
         token=read_token(options.token_file),
-        streams=_open_streams(),
+        streams=streams,
         terminal=terminal,
     )
     try:
@@ -182,8 +191,9 @@ def _run_remotely(options: RunOptions, path: str, header: ElfHeader, stub: StubI
         )
     )
     os.close(null)
-    streams = hello.streams if carried else ()
-    host = RemoteHost(launched, signals, arch, welcome, connection, streams, has_stub=stub is not None)
+    host = RemoteHost(
+        launched, signals, arch, welcome, connection, streams if carried else (), has_stub=stub is not None
+    )
     host.stub_info = {
         "name": welcome.server,
         "version": welcome.software,
@@ -257,17 +267,26 @@ def read_token(path: str | None) -> str:
 def end_as(wait_status: int) -> int:
     """Return the exit status that *wait_status* holds; do not return if a signal killed the program."""
     status, signo = exit_of(wait_status)
-    sys.stdout.flush()
     if status is None:
         die_by(signo)
         return 128 + signo  # not reached, unless the signal is one that cannot kill this process
     return status
 
 
-def _open_streams() -> tuple[StreamId, ...]:
-    """Return which of the standard streams this process has."""
+def _reserve_streams() -> tuple[StreamId, ...]:
+    """Return which of the standard streams this process has; keep the numbers of the others from being used.
+
+    What is put there is closed when a program is executed, which so finds its streams as they were here.
+    """
     numbers: tuple[StreamId, ...] = (0, 1, 2)
-    return tuple(number for number in numbers if os.path.exists(f"/proc/self/fd/{number}"))
+    present = tuple(number for number in numbers if os.path.exists(f"/proc/self/fd/{number}"))
+    for number in numbers:
+        if number not in present:
+            null = os.open(os.devnull, os.O_RDWR)
+            if null != number:
+                os.dup2(null, number, inheritable=False)
+                os.close(null)
+    return present
 
 
 def _log(text: str) -> None:

@@ -134,7 +134,7 @@ def _await_exec(
         # Nothing but the child's execve can be here: the program has not run yet.
         notification = listener.receive() if listener is not None else None
         if listener is not None and notification is not None:
-            listener.proceed(notification[0])
+            listener.proceed(notification.id)
     state, number = _PAGE.unpack(page[:])
     if state == _EXEC_FAILED:
         raise ExecError(program.path, number)
@@ -143,11 +143,8 @@ def _await_exec(
 def _become(program: Program, page: mmap.mmap) -> NoReturn:
     """In the child: set it up and execute the program."""
     try:
-        for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them, programs expect them
-            signal.signal(number, signal.SIG_DFL)
-        for target, source in enumerate(program.stdio):
-            if target != source:
-                os.dup2(source, target)
+        restore_ignored_signals()
+        _put_in_place(program.stdio)
         if program.new_session:
             os.setsid()
         libc = ctypes.CDLL(None)
@@ -162,6 +159,19 @@ def _become(program: Program, page: mmap.mmap) -> NoReturn:
         page[:] = _PAGE.pack(_EXEC_FAILED, error.errno or 0)
     finally:
         os._exit(127)
+
+
+def restore_ignored_signals() -> None:
+    """Give this process the dispositions that programs expect, and that Python took from it at its start."""
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):
+        signal.signal(number, signal.SIG_DFL)
+
+
+def _put_in_place(stdio: tuple[int, int, int]) -> None:
+    """Make the descriptors *stdio* 0, 1 and 2, whatever stands there now."""
+    moved = {target: os.dup(source) for target, source in enumerate(stdio) if target != source}
+    for target, source in moved.items():
+        os.dup2(source, target)
 
 
 def _install_filter(bpf: bytes, page: mmap.mmap) -> None:

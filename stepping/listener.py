@@ -15,6 +15,7 @@ import errno
 import fcntl
 import os
 import struct
+from typing import NamedTuple
 
 from stepping.errors import NotificationGoneError
 
@@ -33,9 +34,21 @@ _ADD = struct.Struct("=QIIII")
 _ZERO = bytes(_NOTIFICATION.size)
 
 
-#: A call that waits: its id at the listener, the thread's id, flags, the call's number, the architecture
-#: (AUDIT_ARCH_*), the address after the syscall instruction, and its six arguments. A plain tuple, for speed.
-Notification = tuple[int, int, int, int, int, int, int, int, int, int, int, int]
+class Notification(NamedTuple):
+    """A call that waits. id: its name at the listener; ip: the address after the syscall; a0 to a5: arguments."""
+
+    id: int
+    tid: int
+    flags: int
+    nr: int
+    arch: int
+    ip: int
+    a0: int
+    a1: int
+    a2: int
+    a3: int
+    a4: int
+    a5: int
 
 
 class Listener:
@@ -60,7 +73,7 @@ class Listener:
             if error.errno in (errno.ENOENT, errno.EINTR):
                 return None
             raise
-        return _NOTIFICATION.unpack(data)
+        return Notification._make(_NOTIFICATION.unpack(data))
 
     def answer(self, notification_id: int, value: int, error: int = 0) -> None:
         """Let the call return *value* (signed 64-bit), or fail with errno *error* if that is not 0.

@@ -51,7 +51,6 @@ FIELDS = (
         pytest.param(
             PASS_THROUGH,
             id="pass-through",
-            marks=pytest.mark.xfail(reason="SIGPIPE and SIGXFSZ stay ignored, as Python has them"),
         ),
         pytest.param(IN_PROCESS, id="in-process"),
     ],
@@ -124,9 +123,6 @@ def test_descriptors_left_open_arrive(tmp_path: Path) -> None:
         pytest.param(
             IN_PROCESS,
             id="in-process",
-            marks=pytest.mark.xfail(
-                reason="the stub host's own descriptors get the numbers of the closed streams"
-            ),
         ),
     ],
 )
@@ -181,7 +177,6 @@ def test_a_signal_sent_to_it_kills_the_program_and_it_dies_the_same_way(
         pytest.param(
             PASS_THROUGH,
             id="pass-through",
-            marks=pytest.mark.xfail(reason="SIGPIPE stays ignored, as Python has it"),
         ),
         pytest.param(IN_PROCESS, id="in-process"),
     ],

@@ -68,7 +68,6 @@ def test_a_device_is_not_read() -> None:
     assert (status, line) == (126, "/dev/null is not executable; `chmod +x` makes it so")
 
 
-@pytest.mark.xfail(reason="the header is read before it is known that the file is a regular one")
 def test_a_named_pipe_is_not_waited_for(tmp_path: Path) -> None:
     path = tmp_path / "pipe"
     os.mkfifo(path, 0o755)
@@ -162,19 +161,16 @@ def test_a_class_that_is_not_there(spec: str, words: str) -> None:
         pytest.param(
             "FailsAtStart",
             "FailsAtStart.session_started raised RuntimeError: no database",
-            marks=pytest.mark.xfail(reason="hooks are called outside of the handler"),
         ),
         ("Raises", "Raises.openat raised ZeroDivisionError: integer division or modulo by zero"),
         ("NoOutcome", "openat returned 'hello', which is no outcome"),
         pytest.param(
             "UnknownBuffer",
             "'nonesuch'",
-            marks=pytest.mark.xfail(reason="what a method returned is looked at outside of the handler"),
         ),
         pytest.param(
             "CannotStart",
             "CannotStart raised RuntimeError: no database",
-            marks=pytest.mark.xfail(reason="the class is instantiated outside of the handler"),
         ),
     ],
 )

@@ -146,8 +146,8 @@ def test_the_trace_logger_logs_each_call_once(resources: Any) -> None:
         server.finished(opening, Done(3))
         server.finished(call("read", 3, 1, 9, outs={1: 9}, session=session), Done(4, 0, {"buf": b"text"}))
         assert log == [
-            '100 openat(AT_FDCWD, "/etc/hosts", O_RDONLY) = 3',
-            '100 read(3, "text", 9) = 4',
+            '[100] openat(AT_FDCWD, "/etc/hosts", O_RDONLY) = 3',
+            '[100] read(3, "text", 9) = 4',
         ]
     else:
-        assert log == ['100 openat(AT_FDCWD, "/etc/hosts", O_RDONLY)']
+        assert log == ['[100] openat(AT_FDCWD, "/etc/hosts", O_RDONLY)']

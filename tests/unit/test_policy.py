@@ -84,7 +84,6 @@ def test_the_host_s_own_calls_are_all_in_the_table() -> None:
     assert set(SYSCALLS) >= REACHES_SELF_ONLY
 
 
-@pytest.mark.xfail(reason="the rule that takes clone3 as a resource stands before the one that denies it")
 def test_clone3_is_refused_by_the_filter_so_that_libraries_use_clone() -> None:
     rules = [rule for rule in filter_rules({}, "serve", "amd64") if rule.sysno == 435]
     assert (rules[0].verdict, rules[0].errno) == (Verdict.DENY, errno.ENOSYS)
