@@ -20,9 +20,12 @@ from tests.process.goabi.test_goroutines import for_versions, user_frames
 
 @contextmanager
 def opened(core: Path, path: Path) -> Iterator[tuple[CoreFile, GoRuntime, Unwinder]]:
-    with CoreFile(core) as memory, GoBinary.open(path) as binary:
-        runtime = GoRuntime(binary, memory, binary.elf.load_bias(memory.entry))
-        yield memory, runtime, Unwinder(runtime, memory.registers_of)
+    try:
+        with CoreFile(core) as memory, GoBinary.open(path) as binary:
+            runtime = GoRuntime(binary, memory, binary.elf.load_bias(memory.entry))
+            yield memory, runtime, Unwinder(runtime, memory.registers_of)
+    finally:
+        core.unlink()  # gdb writes all that Go has reserved: a gigabyte
 
 
 @pytest.mark.parametrize(("go", "flags"), for_versions(()))
