@@ -127,7 +127,12 @@ class Host:
     """
 
     def __init__(
-        self, launched: Launched, signals: HostSignals, arch: Arch, interest: Mapping[str, Interest]
+        self,
+        launched: Launched,
+        signals: HostSignals,
+        arch: Arch,
+        interest: Mapping[str, Interest],
+        spin_seconds: float = 0.0,
     ) -> None:
         assert launched.listener is not None
         self.stub_info: dict[str, str] = {}
@@ -146,7 +151,7 @@ class Host:
         self._processes: dict[int, Process] = {launched.pid: self._main}
         self._pending: dict[int, PendingCall] = {}
         self._ids = itertools.count(1)
-        self._loop = PollLoop()
+        self._loop = PollLoop(spin_seconds)
         self._wait_status: int | None = None
         self._loop.watch(self._listener.fileno(), self._on_call)
         self._loop.watch(self._pidfd, self._on_exit)

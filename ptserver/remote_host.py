@@ -44,6 +44,7 @@ from ptserver.messages import (
     WindowSize,
 )
 from ptserver.policy import REACHES_SELF_ONLY, interest_in
+from ptserver.poll_loop import SPIN_SECONDS
 from ptserver.streams import IncomingStream, OutgoingStream
 from ptserver.stub.hypercalls import MESSAGE_BYTES, encode_message
 from ptserver.terminal import user_terminal
@@ -76,7 +77,7 @@ class RemoteHost(Host):
         *,
         has_stub: bool,
     ) -> None:
-        super().__init__(launched, signals, arch, welcome.interest)
+        super().__init__(launched, signals, arch, welcome.interest, SPIN_SECONDS)
         self.lost: str | None = None
         self._welcome = welcome
         self._connection = connection

@@ -121,7 +121,8 @@ def test_a_call_that_proceeds_is_the_kernel_s(tracee: Start) -> None:
 
 def test_all_threads_arrive_at_one_listener(tracee: Start) -> None:
     program = tracee(
-        f"threads = [threading.Thread(target=lambda i=i: say(call({PROBE}, i))) for i in range(8)]\n"
+        f"report = lambda i: os.write(1, b'%d\\n' % call({PROBE}, i))\n"
+        "threads = [threading.Thread(target=report, args=(i,)) for i in range(8)]\n"
         "[t.start() for t in threads]; [t.join() for t in threads]"
     )
     waiting = [program.receive() for _ in range(8)]  # all wait at once
