@@ -20,28 +20,20 @@ import os
 import select
 import signal
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Literal
 
 from ptserver.host_signals import HostSignals, is_passed_on
 from ptserver.messages import Interest
+from ptserver.pending_call import PendingCall, Process, thread_group
 from ptserver.policy import THREAD_CALLS
 from ptserver.poll_loop import PollLoop
-from ptserver.stub.hypercalls import (
-    REQUEST_MAX_BYTES,
-    STUB_ABI,
-    Hypercall,
-    MarkerError,
-    decode_marker,
-    encode_info,
-    encode_message,
-)
-from stepping.errors import MemoryFaultError, NotificationGoneError
+from ptserver.stub_calls import StubCalls
+from stepping.errors import NotificationGoneError
 from stepping.launch import Launched
-from stepping.listener import Listener, Notification
+from stepping.listener import Listener
 from stepping.syscalls import Arch, Syscall, Sysno, by_number
-from stepping.syscalls.marshal import Args, BadArgumentError, Gathered, gather, scatter
-from stepping.tracee_memory import TraceeMemory
+from stepping.syscalls.marshal import BadArgumentError, Gathered, gather, scatter
 
 if TYPE_CHECKING:
     from ptserver.goids import GoroutineIds
@@ -51,79 +43,10 @@ if TYPE_CHECKING:
 ThreadChange = Literal["created", "exited"]
 
 
-class Process:
-    """A process of the program: its id, its memory, and a descriptor that stands for it (pidfd_open(2))."""
-
-    __slots__ = ("memory", "pid", "pidfd")
-
-    def __init__(self, pid: int) -> None:
-        self.pid = pid
-        self.pidfd = os.pidfd_open(pid)
-        self.memory = TraceeMemory(pid)
-
-    def reopen(self) -> None:
-        """Take hold of the memory that the process has since an exec."""
-        fresh = TraceeMemory(self.pid)
-        self.memory.close()
-        self.memory = fresh
-
-    def close(self) -> None:
-        """Give up the descriptors."""
-        self.memory.close()
-        os.close(self.pidfd)
-
-
-_NOT_GATHERED = Gathered((0, 0, 0, 0, 0, 0), {}, {}, {})
-
-
-class PendingCall:
-    """A call that was taken and not yet answered, or whose answer found nobody waiting.
-
-    row is None for a hypercall. answer: gives the answer, once it is known; the call waits as long as it is None.
-    fd: a descriptor of this process that the answer will give to the program, or -1. started_ns: when it was taken,
-    if it is traced, else 0; goid: the goroutine that makes it, if that is wanted and known, else 0.
-    """
-
-    __slots__ = (
-        "answer",
-        "args",
-        "fd",
-        "gathered",
-        "goid",
-        "id",
-        "ip",
-        "notification_id",
-        "nr",
-        "process",
-        "row",
-        "started_ns",
-        "tid",
-    )
-
-    def __init__(
-        self, call_id: int, notification: Notification, process: Process, row: Syscall | None
-    ) -> None:
-        self.id = call_id
-        self.notification_id, self.tid, _, self.nr, _, self.ip, a0, a1, a2, a3, a4, a5 = notification
-        self.args: Args = (a0, a1, a2, a3, a4, a5)
-        self.process = process
-        self.row = row
-        self.gathered = _NOT_GATHERED
-        self.answer: Callable[[], None] | None = None
-        self.fd = -1
-        self.started_ns = 0
-        self.goid = 0
-
-    def is_repeated_by(self, notification: Notification) -> bool:
-        """Whether *notification* is this call again, restarted by the kernel after a signal."""
-        return self.nr == notification.nr and self.ip == notification.ip and self.args == notification[6:12]
-
-
 class Host:
     """Runs the session of one launched program; see the module's text. Subclasses answer.
 
-    stub_info: what a program with the stub is told of its server, by the keys of `hypercalls.INFO_KEYS`; refusal:
-    if set, such a program is not let start, and panics with this text. trace: hears of every call, if set.
+    stub: answers the hypercalls of a program with the stub. trace: hears of every call, if set.
     """
 
     def __init__(
@@ -135,11 +58,9 @@ class Host:
         spin_seconds: float = 0.0,
     ) -> None:
         assert launched.listener is not None
-        self.stub_info: dict[str, str] = {}
-        self.refusal = ""
+        self.stub = StubCalls()
         self.trace: HostTrace | None = None
         self._goids: GoroutineIds | None = None
-        self._watch_calls: dict[int, PendingCall] = {}  # by process: each that has the stub makes one
         self.pid = launched.pid
         self._pidfd = launched.pidfd
         self._listener: Listener = launched.listener
@@ -299,7 +220,7 @@ class Host:
             if error.errno != errno.EFAULT:
                 raise
         # The fault is the program's, unless it has other memory since an exec, or its id is another process now.
-        pid = _thread_group(call.tid) or self.pid
+        pid = thread_group(call.tid) or self.pid
         if pid != call.process.pid:
             self._processes.pop(call.tid, None)
             call.process = self._find_process(call.tid)
@@ -309,47 +230,14 @@ class Host:
         return gather(row, call.args, call.process.memory)
 
     def _take_unknown(self, call: PendingCall) -> None:
-        if call.nr == Hypercall.HELLO:
-            error = self._welcome_stub(call)
-            self._answer(call, 0, error, {})
-        elif call.nr == Hypercall.INFO:
-            address, size = call.args[:2]
-            text = encode_info(self.stub_info)
-            self._put(call, address, text[:size])
-            self._answer(call, len(text), 0, {})
-        elif call.nr == Hypercall.WATCH:
-            self._watch_calls[call.process.pid] = call  # answered when the connection is lost
-        else:
-            self._answer(call, 0, errno.ENOSYS, {})
-
-    def _welcome_stub(self, call: PendingCall) -> int:
-        """Return the errno that answers the stub's HELLO, after writing its message."""
-        request, request_bytes, message, message_bytes = call.args[:4]
-        text = self.refusal
-        if not text:
-            try:
-                abi, _ = decode_marker(
-                    call.process.memory.read(request, min(request_bytes, REQUEST_MAX_BYTES))
-                )
-            except (MemoryFaultError, MarkerError):
-                abi = 0
-            if abi != STUB_ABI:
-                text = (
-                    f"remote: the stub speaks version {abi}, this ptserver {STUB_ABI}; build the program anew"
-                )
-        if not text:
-            return 0
-        self._put(call, message, encode_message(text, message_bytes))
-        return errno.ECONNREFUSED
-
-    def _put(self, call: PendingCall, address: int, data: bytes) -> None:
-        if data:
-            with contextlib.suppress(MemoryFaultError):
-                call.process.memory.write(address, data)
+        """Answer a hypercall, or a call that no table knows."""
+        answer = self.stub.answer(call)
+        if answer is not None:
+            self._answer(call, answer.value, answer.errno, {})
 
     def _find_process(self, tid: int) -> Process:
         """Return the process of thread *tid*; the main one if that is unknown because the thread just died."""
-        pid = _thread_group(tid) or self.pid
+        pid = thread_group(tid) or self.pid
         process = self._processes.get(pid)
         if process is None:
             try:
@@ -403,17 +291,6 @@ class Host:
         if result is not None:
             os.kill(os.getpid(), signal.SIGSTOP)
             self._signal_program(signal.SIGCONT)
-
-
-def _thread_group(tid: int) -> int | None:
-    try:
-        with open(f"/proc/{tid}/status", encoding="ascii", errors="replace") as file:
-            for line in file:
-                if line.startswith("Tgid:"):
-                    return int(line[5:])
-    except OSError:
-        pass
-    return None
 
 
 def exit_of(wait_status: int) -> tuple[int | None, int]:

@@ -18,9 +18,10 @@ from collections.abc import Callable, Iterator
 from ptserver.call import Call
 from ptserver.errors import PtServerError, ServerMistakeError
 from ptserver.execute import Executed
-from ptserver.host import Host, PendingCall, ThreadChange, exit_of
+from ptserver.host import Host, ThreadChange, exit_of
 from ptserver.host_signals import HostSignals
 from ptserver.outcomes import Delay, Done, Fail, OpenBytes, Outcome, Proceed, Return
+from ptserver.pending_call import PendingCall
 from ptserver.proxy import Proxy, can_make, closes_on_exec
 from ptserver.server import RuntimeServer
 from ptserver.session import Session

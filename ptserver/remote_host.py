@@ -21,7 +21,7 @@ from typing import TypeVar
 
 from ptserver.connection import Connection
 from ptserver.errors import ConnectionLostError, ProtocolError
-from ptserver.host import Host, PendingCall, ThreadChange, exit_of
+from ptserver.host import Host, ThreadChange, exit_of
 from ptserver.host_signals import HostSignals
 from ptserver.messages import (
     Cancel,
@@ -43,10 +43,10 @@ from ptserver.messages import (
     Welcome,
     WindowSize,
 )
+from ptserver.pending_call import PendingCall
 from ptserver.policy import REACHES_SELF_ONLY, interest_in
 from ptserver.poll_loop import SPIN_SECONDS
 from ptserver.streams import IncomingStream, OutgoingStream
-from ptserver.stub.hypercalls import MESSAGE_BYTES, encode_message
 from ptserver.terminal import user_terminal
 from stepping.launch import Launched
 from stepping.syscalls import Arch
@@ -230,12 +230,10 @@ class RemoteHost(Host):
             stream.stop()
         if self._wait_status is not None:
             return
-        if not self._has_stub or self.pid not in self._watch_calls:
+        if not self._has_stub or self.pid not in self.stub.watches:
             self._signal_program(signal.SIGKILL)
             return
-        for call in self._watch_calls.values():
-            address, size = call.args[:2]
-            self._put(call, address, encode_message(reason, min(size, MESSAGE_BYTES)))
+        for call in self.stub.tell_lost(reason):
             self._answer(call, 0, 0, {})
         self._loop.later(_PANIC_SECONDS, lambda: self._signal_program(signal.SIGKILL))
 

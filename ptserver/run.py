@@ -123,8 +123,8 @@ def _host_locally(
         keep_descriptor=lambda fd: fd,
     )
     host = LocalHost(launched, signals, arch, server, session)
-    host.refusal = refusal
-    host.stub_info = {
+    host.stub.refusal = refusal
+    host.stub.info = {
         "name": server_class.display_name(),
         "version": version(),
         "session": session.id,
@@ -194,7 +194,7 @@ def _run_remotely(
     host = RemoteHost(
         launched, signals, arch, welcome, connection, streams if carried else (), has_stub=stub is not None
     )
-    host.stub_info = {
+    host.stub.info = {
         "name": welcome.server,
         "version": welcome.software,
         "session": welcome.session,

@@ -1,0 +1,89 @@
+"""Calls that a stub host has taken, and the processes of the program that make them."""
+
+import os
+from collections.abc import Callable
+
+from stepping.listener import Notification
+from stepping.syscalls import Syscall
+from stepping.syscalls.marshal import Args, Gathered
+from stepping.tracee_memory import TraceeMemory
+
+
+class Process:
+    """A process of the program: its id, its memory, and a descriptor that stands for it (pidfd_open(2))."""
+
+    __slots__ = ("memory", "pid", "pidfd")
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.pidfd = os.pidfd_open(pid)
+        self.memory = TraceeMemory(pid)
+
+    def reopen(self) -> None:
+        """Take hold of the memory that the process has since an exec."""
+        fresh = TraceeMemory(self.pid)
+        self.memory.close()
+        self.memory = fresh
+
+    def close(self) -> None:
+        """Give up the descriptors."""
+        self.memory.close()
+        os.close(self.pidfd)
+
+
+_NOT_GATHERED = Gathered((0, 0, 0, 0, 0, 0), {}, {}, {})
+
+
+class PendingCall:
+    """A call that was taken and not yet answered, or whose answer found nobody waiting.
+
+    row is None for a hypercall. answer: gives the answer, once it is known; the call waits as long as it is None.
+    fd: a descriptor of this process that the answer will give to the program, or -1. started_ns: when it was taken,
+    if it is traced, else 0; goid: the goroutine that makes it, if that is wanted and known, else 0.
+    """
+
+    __slots__ = (
+        "answer",
+        "args",
+        "fd",
+        "gathered",
+        "goid",
+        "id",
+        "ip",
+        "notification_id",
+        "nr",
+        "process",
+        "row",
+        "started_ns",
+        "tid",
+    )
+
+    def __init__(
+        self, call_id: int, notification: Notification, process: Process, row: Syscall | None
+    ) -> None:
+        self.id = call_id
+        self.notification_id, self.tid, _, self.nr, _, self.ip, a0, a1, a2, a3, a4, a5 = notification
+        self.args: Args = (a0, a1, a2, a3, a4, a5)
+        self.process = process
+        self.row = row
+        self.gathered = _NOT_GATHERED
+        self.answer: Callable[[], None] | None = None
+        self.fd = -1
+        self.started_ns = 0
+        self.goid = 0
+
+    def is_repeated_by(self, notification: Notification) -> bool:
+        """Whether *notification* is this call again, restarted by the kernel after a signal."""
+        return self.nr == notification.nr and self.ip == notification.ip and self.args == notification[6:12]
+
+
+def thread_group(tid: int) -> int | None:
+    """Return the process of thread *tid*, None if there is no such thread."""
+    try:
+        with open(f"/proc/{tid}/status", encoding="ascii", errors="replace") as file:
+            for line in file:
+                if line.startswith("Tgid:"):
+                    return int(line[5:])
+    except OSError:
+        pass
+    return None
