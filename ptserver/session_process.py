@@ -9,20 +9,15 @@ send is bounded by the messages' types, and anything else ends this process, whi
 Thread rules: the main thread; workers run only `ptserver.execute.execute`.
 """
 
-import errno
-import heapq
-import itertools
 import os
 import select
 import signal
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
-from ptserver.call import Call
 from ptserver.connection import Connection
 from ptserver.errors import ProtocolError, PtServerError
-from ptserver.execute import Executed
 from ptserver.messages import (
     Cancel,
     Exited,
@@ -31,7 +26,6 @@ from ptserver.messages import (
     Observed,
     Ping,
     Pong,
-    Result,
     Signal,
     StreamCredit,
     StreamData,
@@ -41,40 +35,20 @@ from ptserver.messages import (
     ToServer,
     WindowSize,
 )
-from ptserver.outcomes import Delay, Done, Fail, OpenBytes, Outcome, Proceed, Return
+from ptserver.poll_loop import SPIN_SECONDS, PollLoop
 from ptserver.server import RuntimeServer
 from ptserver.session import Session
+from ptserver.session_calls import Calls
 from ptserver.session_log import Log
 from ptserver.session_stdio import Stdio
 from ptserver.shadow import Shadow
 from ptserver.shadow_descriptors import Descriptors
-from ptserver.shadow_workers import RETRY_SECONDS, Workers
-from stepping.syscalls import SYSCALLS
-from stepping.syscalls import Syscall as Row
+from ptserver.shadow_workers import Workers
 
 #: Signals that the program's terminal sends to this process, its controlling process, for the program.
 _TERMINAL_SIGNALS = frozenset({signal.SIGINT, signal.SIGQUIT, signal.SIGTSTP, signal.SIGHUP, signal.SIGWINCH})
 #: How long calls that wait may take to return when the program is gone.
 _INTERRUPT_SECONDS = 2.0
-#: More calls in flight than any program has threads waiting.
-_MAX_WAITING = 16384
-
-
-class _Entry(NamedTuple):
-    """What to do with calls of one name. method: the server's, if it has one; errno: set if none is made."""
-
-    row: Row
-    method: Callable[[Call], Outcome | None] | None
-    observes: bool
-    errno: int
-
-
-class _InFlight(NamedTuple):
-    """A call that waits: for a worker, or for its time. call: set if the server wants to see its result."""
-
-    call: Call | None
-    then: Callable[[Done], Outcome | None] | None
-    row: Row
 
 
 class SessionLoop:
@@ -107,20 +81,15 @@ class SessionLoop:
         self._shadow = Shadow(descriptors, log, self._workers.retire_idle)
         self._signals = _catch_signals(descriptors)
         self._stdio = Stdio(hello, descriptors, connection.send)
-        self._interest = type(server).declared_interest()
-        self._watches_results = type(server).finished is not RuntimeServer.finished
-        self._entries: dict[str, _Entry | None] = {}
-        self._waiting: dict[int, _InFlight] = {}
-        self._delayed: list[tuple[float, int, int, Outcome | None]] = []
-        self._ids = itertools.count()
-        self._poll = select.poll()
-        self._events: dict[int, int] = {}
-        self._handlers: dict[int, Callable[[], None]] = {}
+        self._loop = PollLoop(SPIN_SECONDS)
+        self._calls = Calls(
+            self.session, server, self._shadow, self._workers, connection.send, self._loop.later
+        )
         self._ended = False
         self._takers: dict[type, Callable[[Any], None]] = {
-            Syscall: self._take_call,
-            Observed: self._take_observed,
-            Cancel: self._take_cancel,
+            Syscall: self._calls.take_call,
+            Observed: self._calls.take_observed,
+            Cancel: self._calls.take_cancel,
             StreamData: self._take_data,
             StreamCredit: self._take_credit,
             StreamEnd: self._take_end,
@@ -140,8 +109,8 @@ class SessionLoop:
             ConnectionLostError, ProtocolError: the stub host is gone, or cannot be served any more.
             Exception: whatever the server's methods raise, but OSError.
         """
-        self._watch(self._signals, self._on_signal)
-        self._watch(self._workers.fileno(), self._on_finished)
+        self._loop.watch(self._signals, self._on_signal)
+        self._loop.watch(self._workers.fileno(), self._calls.take_finished)
         try:
             self._server.session_started(self.session)
             while not self._ended:
@@ -152,56 +121,17 @@ class SessionLoop:
         self._send(Goodbye())
 
     def _round(self) -> None:
-        connection = self._connection
-        sent = connection.flush()
-        fd = connection.fileno()
-        self._ask(
-            fd,
-            (0 if connection.congested else select.POLLIN) | (0 if sent else select.POLLOUT),
-            self._on_message,
-        )
-        stdio = self._stdio
+        connection, stdio, watch = self._connection, self._stdio, self._loop.watch
+        events = 0 if connection.flush() else select.POLLOUT
+        congested = connection.congested
+        watch(connection.fileno(), self._on_message, events if congested else events | select.POLLIN)
         for outgoing in stdio.outgoing.values():
-            wanted = outgoing.wants_read and not connection.congested
-            self._ask(outgoing.fd, select.POLLIN if wanted else 0, outgoing.on_readable)
-        if stdio.incoming is not None:
-            self._ask(
-                stdio.incoming.fd,
-                select.POLLOUT if stdio.incoming.wants_write else 0,
-                stdio.incoming.on_writable,
-            )
-        handlers = self._handlers
-        for ready, _ in self._poll.poll(self._timeout_ms()):
-            handler = handlers.get(ready)
-            if handler is not None:
-                handler()
-        if self._delayed:
-            self._release_delayed()
-        if self._workers.is_interrupting:
-            self._workers.interrupt_again()
-
-    def _watch(self, fd: int, handler: Callable[[], None]) -> None:
-        self._ask(fd, select.POLLIN, handler)
-
-    def _ask(self, fd: int, events: int, handler: Callable[[], None]) -> None:
-        """Have *handler* called for *events* of *fd*; never again if there are none."""
-        before = self._events.get(fd, 0)
-        if before == events:
-            return
-        self._events[fd] = events
-        if events:
-            self._handlers[fd] = handler
-            self._poll.register(fd, events)
-        else:
-            del self._handlers[fd]
-            self._poll.unregister(fd)
-
-    def _timeout_ms(self) -> float | None:
-        if self._workers.is_interrupting:
-            return RETRY_SECONDS * 1000
-        if self._delayed:
-            return max(0.0, self._delayed[0][0] - time.monotonic()) * 1000
-        return None
+            wanted = outgoing.wants_read and not congested
+            watch(outgoing.fd, outgoing.on_readable, select.POLLIN if wanted else 0)
+        incoming = stdio.incoming
+        if incoming is not None:
+            watch(incoming.fd, incoming.on_writable, select.POLLOUT if incoming.wants_write else 0)
+        self._loop.round()
 
     # What the stub host says.
 
@@ -212,29 +142,6 @@ class SessionLoop:
             if taker is None:
                 raise ProtocolError(f"the host sent {type(message).__name__} in mid-session")
             taker(message)
-
-    def _take_observed(self, message: Observed) -> None:
-        entry = self._entry(message.name)
-        if entry is not None:
-            call = Call(
-                self.session,
-                0,
-                message.tid,
-                message.pid,
-                entry.row,
-                message.args,
-                message.ins,
-                {},
-                message.goid,
-            )
-            (entry.method or self._server.observe)(call)
-
-    def _take_cancel(self, message: Cancel) -> None:
-        call_id = message.id
-        if call_id in self._workers:
-            self._workers.interrupt(call_id)
-        elif call_id in self._waiting:
-            self._settle(call_id, (0, errno.EINTR, {}))
 
     def _take_data(self, message: StreamData) -> None:
         if message.stream or self._stdio.incoming is None:
@@ -261,159 +168,6 @@ class SessionLoop:
         self._exited = message
         self._ended = True
 
-    # Calls.
-
-    def _entry(self, name: str) -> _Entry | None:
-        """Return what to do with calls of *name*; None if there is no such call."""
-        try:
-            return self._entries[name]
-        except KeyError:
-            pass
-        row = SYSCALLS.get(name)
-        if row is None:
-            return None  # not remembered: a hostile host has many names
-        interest = self._interest.get(name)
-        has_method = interest is not None and hasattr(type(self._server), name)
-        method = getattr(self._server, name) if has_method else None
-        observes = interest == "observe"
-        if observes and method is None:
-            method = self._server.observe
-        failure = errno.ENOSYS if self._shadow.refuses(row, quietly=method is not None) else 0
-        entry = self._entries[name] = _Entry(row, method, observes, failure)
-        return entry
-
-    def _take_call(self, message: Syscall) -> None:
-        call_id = message.id
-        entry = self._entry(message.name)
-        if entry is None:
-            self._log(f"refused {message.name!r} with ENOSYS: there is no such syscall")
-            self._send(Result(call_id, 0, errno.ENOSYS))
-            return
-        if call_id in self._waiting:
-            raise ProtocolError(f"the host sent call {call_id} twice")
-        if len(self._waiting) >= _MAX_WAITING:
-            raise ProtocolError(
-                f"the host has {_MAX_WAITING} calls in flight, more than a program has threads"
-            )
-        if entry.method is None and not self._watches_results:
-            self._make(call_id, entry, None, None, message.args, message.ins, message.outs, message.pid)
-            return
-        call = Call(
-            self.session,
-            call_id,
-            message.tid,
-            message.pid,
-            entry.row,
-            message.args,
-            message.ins,
-            message.outs,
-            message.goid,
-        )
-        outcome: Outcome | None = None
-        if entry.method is not None:
-            try:
-                outcome = entry.method(call)
-            except OSError as error:
-                outcome = Fail(error.errno or errno.EIO)
-            if entry.observes:
-                outcome = None
-        self._resolve(call, entry, outcome)
-
-    def _resolve(self, call: Call, entry: _Entry, outcome: Outcome | None) -> None:
-        """Carry out what the server's method answered."""
-        match outcome:
-            case None:
-                self._make(call.id, entry, call, None, call.args, call.ins, call.outs, call.pid)
-            case Proceed(changes=changes, then=then):
-                args, ins = call.changed(changes) if changes else (call.args, call.ins)
-                self._make(call.id, entry, call, then, args, ins, call.outs, call.pid)
-            case Return(value=value, outs=outs):
-                self._answer(call.id, call, (value, 0, call.outs_by_index(outs)))
-            case Fail(errno=failure):
-                self._answer(call.id, call, (0, failure, {}))
-            case OpenBytes(data=data, flags=flags):
-                self._answer(call.id, call, self._shadow.open_bytes(data, flags))
-            case Delay(seconds=seconds, outcome=later):
-                self._waiting[call.id] = _InFlight(call, None, call.syscall)
-                due = time.monotonic() + max(seconds, 0.0)
-                heapq.heappush(self._delayed, (due, next(self._ids), call.id, later))
-            case _:
-                raise TypeError(f"{type(self._server).__name__}.{call.name} returned {outcome!r}, no outcome")
-
-    def _make(
-        self,
-        call_id: int,
-        entry: _Entry,
-        call: Call | None,
-        then: Callable[[Done], Outcome | None] | None,
-        args: tuple[int, int, int, int, int, int],
-        ins: dict[int, bytes],
-        outs: dict[int, int],
-        pid: int,
-    ) -> None:
-        """Let the shadow make the call, and answer it then."""
-        row, shadow = entry.row, self._shadow
-        if entry.errno:
-            shadow.refuses(row)
-            self._answer(call_id, call, (0, entry.errno, {}))
-        elif row.may_wait and shadow.may_wait(row, args, ins):
-            ready = shadow.poll(row, args, ins, outs)
-            if ready is not None:
-                self._complete(call_id, call, then, row, ready)
-                return
-            self._waiting[call_id] = _InFlight(call, then, row)
-            self._workers.start(call_id, shadow.work(row, args, ins, outs))
-        else:
-            self._complete(call_id, call, then, row, shadow.execute(row, args, ins, outs, pid))
-
-    def _complete(
-        self,
-        call_id: int,
-        call: Call | None,
-        then: Callable[[Done], Outcome | None] | None,
-        row: Row,
-        executed: Executed,
-    ) -> None:
-        """Answer a call that was made, or do what *then* wants instead."""
-        if executed[1] == errno.EPIPE and row.may_wait:
-            self._send(Signal(signal.SIGPIPE))  # this process ignores its own
-        if then is not None:
-            assert call is not None
-            value, failure, outs = executed
-            outcome = then(Done(value, failure, call.outs_by_name(outs)))
-            if outcome is not None:
-                entry = self._entry(call.name)
-                assert entry is not None
-                self._resolve(call, entry, outcome)
-                return
-        self._answer(call_id, call, executed)
-
-    def _answer(self, call_id: int, call: Call | None, executed: Executed) -> None:
-        value, failure, outs = executed
-        self._send(Result(call_id, value, failure, outs))
-        if self._watches_results and call is not None:
-            self._server.finished(call, Done(value, failure, call.outs_by_name(outs)))
-
-    def _settle(self, call_id: int, executed: Executed) -> None:
-        """Answer a call that waited."""
-        waiting = self._waiting.pop(call_id, None)
-        if waiting is not None:
-            self._complete(call_id, waiting.call, waiting.then, waiting.row, executed)
-
-    def _on_finished(self) -> None:
-        for call_id, executed in self._workers.take_finished():
-            self._settle(call_id, executed)
-
-    def _release_delayed(self) -> None:
-        now = time.monotonic()
-        while self._delayed and self._delayed[0][0] <= now:
-            _, _, call_id, outcome = heapq.heappop(self._delayed)
-            waiting = self._waiting.pop(call_id, None)
-            if waiting is not None and waiting.call is not None:  # it was not cancelled meanwhile
-                entry = self._entry(waiting.call.name)
-                assert entry is not None
-                self._resolve(waiting.call, entry, outcome)
-
     # The rest of a session's life.
 
     def _on_signal(self) -> None:
@@ -427,11 +181,8 @@ class SessionLoop:
         """The program is gone: end its calls, close what it had open, and deliver the rest of its output."""
         assert self._exited is not None
         self._server.exited(self.session, self._exited.status, self._exited.signo)
-        self._waiting.clear()
-        self._delayed.clear()
+        self._calls.end()
         deadline = time.monotonic() + _INTERRUPT_SECONDS
-        if len(self._workers):
-            self._workers.interrupt_all()
         while len(self._workers) and time.monotonic() < deadline:
             self._round()
         self._stdio.end_input()

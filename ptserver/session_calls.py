@@ -1,0 +1,257 @@
+"""The calls of one session: the server's method first, then the shadow, now or when the call has waited.
+
+Not trusted: the stub host; what its messages may hold is bounded by their types.
+Thread rules: the session's main thread; workers run only `ptserver.execute.execute`.
+"""
+
+import errno
+import signal
+from collections.abc import Callable
+from typing import NamedTuple
+
+from ptserver.call import Call
+from ptserver.errors import ProtocolError
+from ptserver.execute import Executed
+from ptserver.messages import Cancel, Message, Observed, Result, Signal, Syscall
+from ptserver.outcomes import Delay, Done, Fail, OpenBytes, Outcome, Proceed, Return
+from ptserver.server import RuntimeServer
+from ptserver.session import Session
+from ptserver.shadow import Shadow
+from ptserver.shadow_workers import RETRY_SECONDS, Workers
+from stepping.syscalls import SYSCALLS
+from stepping.syscalls import Syscall as Row
+
+#: More calls in flight than any program has threads waiting.
+_MAX_WAITING = 16384
+
+
+class _Entry(NamedTuple):
+    """What to do with calls of one name. method: the server's, if it has one; errno: set if none is made."""
+
+    row: Row
+    method: Callable[[Call], Outcome | None] | None
+    observes: bool
+    errno: int
+
+
+class _InFlight(NamedTuple):
+    """A call that waits: for a worker, or for its time. call: set if the server wants to see its result."""
+
+    call: Call | None
+    then: Callable[[Done], Outcome | None] | None
+    row: Row
+
+
+class Calls:
+    """Answers calls by *send*. later: calls a function after so many seconds."""
+
+    def __init__(
+        self,
+        session: Session,
+        server: RuntimeServer,
+        shadow: Shadow,
+        workers: Workers[int],
+        send: Callable[[Message], None],
+        later: Callable[[float, Callable[[], None]], None],
+    ) -> None:
+        self._session = session
+        self._server = server
+        self._shadow = shadow
+        self._workers = workers
+        self._send = send
+        self._later = later
+        self._interest = type(server).declared_interest()
+        self._watches_results = type(server).finished is not RuntimeServer.finished
+        self._entries: dict[str, _Entry] = {}
+        self._waiting: dict[int, _InFlight] = {}
+
+    def take_call(self, message: Syscall) -> None:
+        """Answer a call, now or later.
+
+        Raises:
+            ProtocolError: one of the same id is in flight, or too many are.
+        """
+        call_id = message.id
+        entry = self._entry(message.name)
+        if entry is None:
+            self._session.log(f"refused {message.name!r} with ENOSYS: there is no such syscall")
+            self._send(Result(call_id, 0, errno.ENOSYS))
+            return
+        if call_id in self._waiting:
+            raise ProtocolError(f"the host sent call {call_id} twice")
+        if len(self._waiting) >= _MAX_WAITING:
+            raise ProtocolError(
+                f"the host has {_MAX_WAITING} calls in flight, more than a program has threads"
+            )
+        if entry.method is None and not self._watches_results:
+            self._make(call_id, entry, None, None, message.args, message.ins, message.outs, message.pid)
+            return
+        call = Call(
+            self._session,
+            call_id,
+            message.tid,
+            message.pid,
+            entry.row,
+            message.args,
+            message.ins,
+            message.outs,
+            message.goid,
+        )
+        outcome: Outcome | None = None
+        if entry.method is not None:
+            try:
+                outcome = entry.method(call)
+            except OSError as error:
+                outcome = Fail(error.errno or errno.EIO)
+            if entry.observes:
+                outcome = None
+        self._resolve(call, entry, outcome)
+
+    def take_observed(self, message: Observed) -> None:
+        """Let the server hear of a call that the program makes itself."""
+        entry = self._entry(message.name)
+        if entry is not None:
+            call = Call(
+                self._session,
+                0,
+                message.tid,
+                message.pid,
+                entry.row,
+                message.args,
+                message.ins,
+                {},
+                message.goid,
+            )
+            (entry.method or self._server.observe)(call)
+
+    def take_cancel(self, message: Cancel) -> None:
+        """Answer a call that waits, soon."""
+        call_id = message.id
+        if call_id in self._workers:
+            if not self._workers.is_interrupting:
+                self._later(RETRY_SECONDS, self._interrupt_again)
+            self._workers.interrupt(call_id)
+        elif call_id in self._waiting:
+            self._settle(call_id, (0, errno.EINTR, {}))
+
+    def _entry(self, name: str) -> _Entry | None:
+        """Return what to do with calls of *name*; None if there is no such call."""
+        try:
+            return self._entries[name]
+        except KeyError:
+            pass
+        row = SYSCALLS.get(name)
+        if row is None:
+            return None  # not remembered: a hostile host has many names
+        interest = self._interest.get(name)
+        has_method = interest is not None and hasattr(type(self._server), name)
+        method = getattr(self._server, name) if has_method else None
+        observes = interest == "observe"
+        if observes and method is None:
+            method = self._server.observe
+        failure = errno.ENOSYS if self._shadow.refuses(row, quietly=method is not None) else 0
+        entry = self._entries[name] = _Entry(row, method, observes, failure)
+        return entry
+
+    def _resolve(self, call: Call, entry: _Entry, outcome: Outcome | None) -> None:
+        """Carry out what the server's method answered."""
+        match outcome:
+            case None:
+                self._make(call.id, entry, call, None, call.args, call.ins, call.outs, call.pid)
+            case Proceed(changes=changes, then=then):
+                args, ins = call.changed(changes) if changes else (call.args, call.ins)
+                self._make(call.id, entry, call, then, args, ins, call.outs, call.pid)
+            case Return(value=value, outs=outs):
+                self._answer(call.id, call, (value, 0, call.outs_by_index(outs)))
+            case Fail(errno=failure):
+                self._answer(call.id, call, (0, failure, {}))
+            case OpenBytes(data=data, flags=flags):
+                self._answer(call.id, call, self._shadow.open_bytes(data, flags))
+            case Delay(seconds=seconds, outcome=later):
+                waiting = self._waiting[call.id] = _InFlight(call, None, call.syscall)
+                self._later(seconds, lambda: self._release(waiting, entry, later))
+            case _:
+                raise TypeError(f"{type(self._server).__name__}.{call.name} returned {outcome!r}, no outcome")
+
+    def _make(
+        self,
+        call_id: int,
+        entry: _Entry,
+        call: Call | None,
+        then: Callable[[Done], Outcome | None] | None,
+        args: tuple[int, int, int, int, int, int],
+        ins: dict[int, bytes],
+        outs: dict[int, int],
+        pid: int,
+    ) -> None:
+        """Let the shadow make the call, and answer it then."""
+        row, shadow = entry.row, self._shadow
+        if entry.errno:
+            shadow.refuses(row)
+            self._answer(call_id, call, (0, entry.errno, {}))
+        elif row.may_wait and shadow.may_wait(row, args, ins):
+            ready = shadow.poll(row, args, ins, outs)
+            if ready is not None:
+                self._complete(call_id, call, then, row, ready)
+                return
+            self._waiting[call_id] = _InFlight(call, then, row)
+            self._workers.start(call_id, shadow.work(row, args, ins, outs))
+        else:
+            self._complete(call_id, call, then, row, shadow.execute(row, args, ins, outs, pid))
+
+    def _complete(
+        self,
+        call_id: int,
+        call: Call | None,
+        then: Callable[[Done], Outcome | None] | None,
+        row: Row,
+        executed: Executed,
+    ) -> None:
+        """Answer a call that was made, or do what *then* wants instead."""
+        if executed[1] == errno.EPIPE and row.may_wait:
+            self._send(Signal(signal.SIGPIPE))  # this process ignores its own
+        if then is not None:
+            assert call is not None
+            value, failure, outs = executed
+            outcome = then(Done(value, failure, call.outs_by_name(outs)))
+            if outcome is not None:
+                entry = self._entry(call.name)
+                assert entry is not None
+                self._resolve(call, entry, outcome)
+                return
+        self._answer(call_id, call, executed)
+
+    def _answer(self, call_id: int, call: Call | None, executed: Executed) -> None:
+        value, failure, outs = executed
+        self._send(Result(call_id, value, failure, outs))
+        if self._watches_results and call is not None:
+            self._server.finished(call, Done(value, failure, call.outs_by_name(outs)))
+
+    def _settle(self, call_id: int, executed: Executed) -> None:
+        """Answer a call that waited."""
+        waiting = self._waiting.pop(call_id, None)
+        if waiting is not None:
+            self._complete(call_id, waiting.call, waiting.then, waiting.row, executed)
+
+    def take_finished(self) -> None:
+        """Answer the calls that workers have made."""
+        for call_id, executed in self._workers.take_finished():
+            self._settle(call_id, executed)
+
+    def _release(self, delayed: _InFlight, entry: _Entry, outcome: Outcome | None) -> None:
+        """Go on with a call whose time has come, unless it was cancelled meanwhile."""
+        call = delayed.call
+        if call is not None and self._waiting.get(call.id) is delayed:
+            del self._waiting[call.id]
+            self._resolve(call, entry, outcome)
+
+    def end(self) -> None:
+        """Answer nothing any more, and let the workers return."""
+        self._waiting.clear()
+        self._workers.interrupt_all()
+        self._interrupt_again()
+
+    def _interrupt_again(self) -> None:
+        if self._workers.is_interrupting:
+            self._workers.interrupt_again()
+            self._later(RETRY_SECONDS, self._interrupt_again)
