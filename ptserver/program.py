@@ -8,8 +8,10 @@ from ptserver.errors import LaunchError, ProgramNotFoundError
 from ptserver.machine import native_arch
 
 
-def find_program(name: str) -> tuple[str, ElfHeader]:
+def find_program(name: str, *, emulated: bool = False) -> tuple[str, ElfHeader]:
     """Return the path of program *name*, looked up as a shell does, and its header, fit to be executed here.
+
+    emulated: it may be for any architecture that ptserver knows.
 
     Raises:
         ProgramNotFoundError: there is no such file.
@@ -28,8 +30,10 @@ def find_program(name: str) -> tuple[str, ElfHeader]:
         raise LaunchError(str(error)) from error
     except OSError as error:
         raise LaunchError(f"cannot read {path}: {error.strerror}") from error
-    if header.arch != native_arch():
-        raise LaunchError(f"{path} is a program for {header.arch}, this machine is {native_arch()}")
+    if header.arch != native_arch() and not emulated:
+        raise LaunchError(
+            f"{path} is a program for {header.arch}, this machine is {native_arch()}; --engine=emulate runs it"
+        )
     return path, header
 
 

@@ -40,7 +40,8 @@ class RunOptions:
     """What the command line says.
 
     program: its name or path; server: a name, ``module:Class`` or an address; argv0: what argv[0] is to be, if not
-    *program*; stub: the program's own stub started us, so failures are to be its panics; trace: log the calls.
+    *program*; stub: the program's own stub started us, so failures are to be its panics; trace: log the calls;
+    emulated: on an emulated processor; seed: makes such a run repeatable.
     """
 
     program: str
@@ -50,6 +51,8 @@ class RunOptions:
     token_file: str | None = None
     stub: bool = False
     trace: TraceOptions | None = None
+    emulated: bool = False
+    seed: int | None = None
 
     @property
     def argv(self) -> list[bytes]:
@@ -64,7 +67,9 @@ def run(options: RunOptions) -> int:
         PtServerError, SteppingError: it cannot be run; one line says why.
     """
     streams = _reserve_streams()
-    path, header = find_program(options.program)
+    path, header = find_program(options.program, emulated=options.emulated)
+    if options.emulated:
+        return _run_emulated(options, path)
     stub = find_stub_marker(path, header)
     if is_address(options.server):
         return _run_remotely(options, path, header, stub, streams)
@@ -94,10 +99,7 @@ def _host_locally(
     from ptserver.local_host import LocalHost
 
     interest = server_class.declared_interest()
-    try:
-        server = server_class()
-    except Exception as error:
-        raise ServerMistakeError(f"{server_class.__name__} raised {type(error).__name__}: {error}") from error
+    server = _instance(server_class)
     arch = native_arch()
     rules = [*filter_rules(interest, "ignore", arch), *hypercall_rules()]
     if server_class.thread_event is not RuntimeServer.thread_event:
@@ -230,6 +232,21 @@ def _run_traced(options: RunOptions, trace: TraceOptions, path: str) -> int:
     return end_as(status)
 
 
+def _run_emulated(options: RunOptions, path: str) -> int:
+    """Run on an emulated processor, with this machine's resources or a server's of this process."""
+    from ptserver.emulated_host import run_emulated
+
+    if is_address(options.server):
+        raise LaunchError(
+            "an emulated program cannot have a server at an address yet; name a server of this process"
+        )
+    if options.trace is not None:
+        raise LaunchError("an emulated program cannot be traced yet")
+    server_class = load(options.server)
+    server = None if options.server == "passthrough" else _instance(server_class)
+    return end_as(run_emulated(path, options.argv, environment(), server=server, seed=options.seed))
+
+
 @contextlib.contextmanager
 def _hosting(options: RunOptions, path: str, host: Host, *, goroutines: bool) -> Iterator[None]:
     """Close *host* at the end; until then log the calls that it takes and name goroutines, where that is wanted."""
@@ -242,6 +259,13 @@ def _hosting(options: RunOptions, path: str, host: Host, *, goroutines: bool) ->
         if options.trace is not None or goroutines:
             host.find_goroutines(path)
         yield
+
+
+def _instance(server_class: type[RuntimeServer]) -> RuntimeServer:
+    try:
+        return server_class()
+    except Exception as error:
+        raise ServerMistakeError(f"{server_class.__name__} raised {type(error).__name__}: {error}") from error
 
 
 def environment() -> list[bytes]:

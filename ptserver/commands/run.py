@@ -23,6 +23,16 @@ from ptserver.trace_options import TraceOptions
 @click.option("--token-file", type=click.Path(dir_okay=False), help="File that holds the server's token.")
 @click.option("--argv0", metavar="NAME", help="What the program finds in argv[0], instead of PROGRAM.")
 @click.option("--stub", is_flag=True, hidden=True, help="The program's own stub calls: report as it would.")
+@click.option(
+    "--engine",
+    type=click.Choice(["native", "emulate"]),
+    default="native",
+    show_default=True,
+    help="What executes the program: the processor, or an emulated one, of the program's own architecture.",
+)
+@click.option(
+    "--seed", type=int, help="Make an emulated run repeatable: clocks, randomness, order of threads."
+)
 @trace_arguments
 @click.argument("program")
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
@@ -33,6 +43,8 @@ def run_command(
     token_file: str | None,
     argv0: str | None,
     stub: bool,
+    engine: str,
+    seed: int | None,
     trace: TraceOptions | None,
     program: str,
     arguments: tuple[str, ...],
@@ -53,7 +65,12 @@ def run_command(
     ptserver run --trace -e trace=openat,%network ./main
     ptserver run --trace=calls.jsonl --json ./main
     ptserver run --trace -c ./main
+    ptserver run --engine=emulate ./main-arm64
     """
     from ptserver.run import RunOptions, run
 
-    ctx.exit(run(RunOptions(program, arguments, server, argv0, token_file, stub, trace)))
+    if seed is not None and engine != "emulate":
+        raise click.UsageError("--seed belongs to --engine=emulate")
+    ctx.exit(
+        run(RunOptions(program, arguments, server, argv0, token_file, stub, trace, engine == "emulate", seed))
+    )
