@@ -15,13 +15,18 @@ Thread rules: the machine's thread alone, but for the calls made in the backgrou
 
 import errno
 import os
+import resource
 import select
+import signal
 import struct
+import sys
 import traceback
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from ptserver.call import Call
+from ptserver.emulated_messages import receive_message, send_message
+from ptserver.emulated_processes import SignalRelay, exec_program, fork
 from ptserver.errors import PtServerError
 from ptserver.execute import execute
 from ptserver.machine import native_arch, this_machine
@@ -83,6 +88,10 @@ class EmulatedResources:
     def claimed(self) -> frozenset[str]:
         """The calls, whatever they are about, that come here before the machine answers them itself."""
         return frozenset(self._methods)
+
+    def fork(self, machine: Machine, thread: Thread, args: list[int]) -> Result:
+        """See `stepping.emulation.machine.Resources`."""
+        return fork(machine, thread, args)
 
     def map_file(self, fd: int, offset: int, address: int, size: int, shared: bool) -> int:
         """See `stepping.emulation.machine.Resources`."""
@@ -165,6 +174,7 @@ class EmulatedResources:
         return self._exe
 
 
+_MESSAGES = {"sendmsg": send_message, "recvmsg": receive_message}
 _PATH_CALLS = {"openat": 1, "open": 0, "newfstatat": 1, "stat": 0, "statx": 1, "readlinkat": 1, "readlink": 0}
 
 
@@ -233,6 +243,8 @@ class _ServedCall:
         own = self.machine.own_handler(row)
         if own is not None:
             return own(self.thread, list(call.args))
+        if row.name == "execve":
+            return exec_program(call)
         if row.name in ("readlinkat", "readlink"):
             index = _PATH_CALLS[row.name]
             if call.ins.get(index) in _PROC_EXE and call.outs.get(index + 1):
@@ -243,6 +255,10 @@ class _ServedCall:
         return self._when_ready(call)
 
     def _execute(self, call: Gathered) -> Result:
+        message = _MESSAGES.get(self.row.name)
+        if message is not None:
+            fd, header, flags = (argument & 0xFFFFFFFFFFFFFFFF for argument in call.args[:3])
+            return message(self.machine.space, fd & 0x7FFFFFFF, header, flags & 0x7FFFFFFF)
         return self._finish(self._resources.execute(self.row, call.args, call.ins, call.outs))
 
     def _finish(self, done: _Executed) -> Result:
@@ -403,15 +419,43 @@ def run_emulated(
         )
     resources = EmulatedResources(arch, path, server, session)
     machine = Machine(path, argv, env, resources, pid=os.getpid(), seed=seed, observer=sink)
+    relay = SignalRelay(machine)
     try:
         if server is not None and session is not None:
             server.session_started(session)
         status = machine.run()
+        if machine.is_child:
+            end_as(status)
         if server is not None and session is not None:
             code = os.waitstatus_to_exitcode(status)
             server.exited(session, code if code >= 0 else None, max(-code, 0))
         return status
     finally:
+        relay.close()
         machine.close()
         if server is not None and session is not None:
             server.session_ended(session)
+
+
+def end_as(status: int) -> NoReturn:
+    """End this process with wait status *status*: by its exit status, or by the signal."""
+    code = os.waitstatus_to_exitcode(status)
+    if code < 0:
+        limit = resource.getrlimit(resource.RLIMIT_CORE)[1]
+        resource.setrlimit(resource.RLIMIT_CORE, (0, limit))
+        if -code not in (signal.SIGKILL, signal.SIGSTOP):
+            signal.signal(-code, signal.SIG_DFL)
+        os.kill(os.getpid(), -code)
+    os._exit(code)
+
+
+def main(arguments: Sequence[str], argv0: str | None = None, seed: int | None = None) -> NoReturn:
+    """Run the program *arguments*[0] with the rest as its arguments, and end as it does."""
+    path = arguments[0]
+    argv = [os.fsencode(argv0 or path), *map(os.fsencode, arguments[1:])]
+    env = [name + b"=" + value for name, value in os.environb.items()]
+    end_as(run_emulated(path, argv, env, seed=seed))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -192,6 +192,10 @@ class Processor:
                 self._closed = True
                 _API.uc_close(self.engine)
 
+    def after_fork(self) -> None:
+        """Be the copy in a new process, where no other thread can call `stop` yet."""
+        self._lock = threading.Lock()
+
     def allocate(self, context: ctypes.c_void_p) -> None:
         """Make room for one more set of registers."""
         error = _API.uc_context_alloc(self.engine, ctypes.byref(context))

@@ -8,6 +8,7 @@ Source: clone(2), futex(2), sched_getaffinity(2), set_tid_address(2), prctl(2).
 import errno
 import struct
 from collections.abc import Callable
+from signal import SIGCHLD
 from typing import TYPE_CHECKING
 
 from stepping.emulation import futex as futexes
@@ -42,7 +43,7 @@ class _Threads:
     def clone(self, thread: Thread, args: list[int]) -> Result:
         flags, stack, parent_tid = args[:3]
         if not flags & _CLONE_THREAD:
-            return -errno.ENOSYS
+            return self._machine.resources.fork(self._machine, thread, args)
         if flags & _CLONE_PARENT_SETTID and not self._space.allows(parent_tid, 4, PROT_WRITE):
             return -errno.EFAULT
         machine, abi = self._machine, self._machine.abi
@@ -64,6 +65,11 @@ class _Threads:
             _U32.pack_into(self._space.view, parent_tid, child.tid)
         machine.scheduler.ready.append(child)
         return child.tid
+
+    def fork(self, thread: Thread, _args: list[int]) -> Result:
+        return self._machine.resources.fork(self._machine, thread, [SIGCHLD, 0, 0, 0, 0, 0])
+
+    vfork = fork
 
     def exit(self, thread: Thread, args: list[int]) -> Result:
         self._machine.end_thread(thread)
@@ -178,7 +184,7 @@ def handlers(machine: "Machine") -> dict[str, Callable[[Thread, list[int]], Resu
     threads = _Threads(machine)
     names = (
         "gettid getpid clone exit exit_group set_tid_address set_robust_list futex sched_yield sched_getaffinity "
-        "arch_prctl prctl"
+        "arch_prctl prctl fork vfork"
     )
     table: dict[str, Callable[[Thread, list[int]], Result]] = {
         name: getattr(threads, name) for name in names.split()

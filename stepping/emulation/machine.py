@@ -50,6 +50,9 @@ class Resources(Protocol):
     def call(self, machine: "Machine", thread: Thread, row: Syscall, args: list[int]) -> Result:
         """Make the call *row* with the registers *args* for *thread*, or let it wait (`machine.scheduler`)."""
 
+    def fork(self, machine: "Machine", thread: Thread, args: list[int]) -> Result:
+        """Make the clone(2) of a process that *thread* asks for; return in both."""
+
     def map_file(self, fd: int, offset: int, address: int, size: int, shared: bool) -> int:
         """Put a part of a file at *address* of this process; return 0 or an errno."""
 
@@ -129,6 +132,9 @@ class Machine:
         self.on_stop: Callable[[int], None] | None = None
         self._next_tid = pid
         self._slices = 0
+        self._ticker: _Ticker | None = None
+        #: Whether this is a process that the program forked.
+        self.is_child = False
         self._rows = by_number(header.arch)
         self._own_handlers = calls.handlers(self, header.arch)
         self._handlers = {
@@ -147,19 +153,17 @@ class Machine:
 
     def run(self) -> int:
         """Run the program until it is gone; return its wait status, as waitpid(2) gives it."""
-        ticker = None if self.seed is not None else _Ticker(self.processor)
+        self._ticker = None if self.seed is not None else _Ticker(self.processor)
         try:
             while self.status is None:
                 if not self.scheduler.ready:
-                    if self.scheduler.is_stuck():
-                        self._wait_for_signal()
                     self.scheduler.poll(may_sleep=True)
                     continue
                 self._run_slice()
                 self.scheduler.poll(may_sleep=False)
         finally:
-            if ticker is not None:
-                ticker.close()
+            if self._ticker is not None:
+                self._ticker.close()
         return self.status
 
     def close(self) -> None:
@@ -178,6 +182,28 @@ class Machine:
         self._next_tid += 1
         self.threads[thread.tid] = thread
         return thread
+
+    def become_child(self, thread: Thread, pid: int) -> None:
+        """Be the copy that fork(2) made of this machine, with *thread* alone, whose syscall is being made."""
+        self.processor.after_fork()
+        self.scheduler.after_fork()
+        self.is_child = True
+        self.pid = thread.tid = pid
+        self.threads = {pid: thread}
+        self._next_tid = pid + 1
+        thread.pending.clear()
+        if self._ticker is not None:
+            self._ticker = _Ticker(self.processor)
+
+    def continue_with(self, thread: Thread, result: int, *, sp: int | None, tls: int | None) -> Result:
+        """Let *thread* return *result* from its syscall, with another stack and storage of its own if given."""
+        thread.context.save()
+        if sp is not None:
+            thread.context.sp = sp
+        if tls is not None:
+            thread.context.set_tls(tls)
+        thread.result = result
+        return RELOAD
 
     def end_thread(self, thread: Thread) -> None:
         """Take *thread* out of the program."""
@@ -314,9 +340,6 @@ class Machine:
             self.observer.signalled(self, thread.tid, number, make_info(number, code, address=address))
         self.signals.fault(thread, number, code, address)
         self.scheduler.ready.appendleft(thread)
-
-    def _wait_for_signal(self) -> None:
-        """Every thread waits for another: only a signal from outside can change that, so wait for one."""
 
     def _stop_process(self, number: int) -> None:
         if self.on_stop is not None:

@@ -9,6 +9,7 @@ Thread rules: everything here belongs to the machine's one thread, but for `Sche
 
 import collections
 import errno
+import fcntl
 import heapq
 import itertools
 import os
@@ -33,6 +34,9 @@ BLOCKED, RELOAD, AWAY = Outcome.BLOCKED, Outcome.RELOAD, Outcome.AWAY
 
 #: What an implementation of a syscall returns: what the kernel would (negative errno), or how it ended otherwise.
 Result = int | Outcome
+
+
+_FIRST_OWN_DESCRIPTOR = 900
 
 
 class Wait:
@@ -108,17 +112,14 @@ class Scheduler:
         self._poll = select.poll()
         self._watched: dict[int, list[tuple[int, Thread, Wait, Callable[[], Result]]]] = {}
         self._done: collections.deque[Callable[[], None]] = collections.deque()
-        self._wakeup = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._move_up()
-        self._poll.register(self._wakeup, select.POLLIN)
-        self._in_background = 0
+        self._open_wakeup()
 
-    def _move_up(self) -> None:
-        """Leave the low descriptor numbers to the program."""
-        import fcntl
-
-        low, self._wakeup = self._wakeup, fcntl.fcntl(self._wakeup, fcntl.F_DUPFD_CLOEXEC, 900)
+    def _open_wakeup(self) -> None:
+        low = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        # Low descriptor numbers are the program's.
+        self._wakeup = fcntl.fcntl(low, fcntl.F_DUPFD_CLOEXEC, _FIRST_OWN_DESCRIPTOR)
         os.close(low)
+        self._poll.register(self._wakeup, select.POLLIN)
 
     def close(self) -> None:
         """Give up the descriptors."""
@@ -167,15 +168,10 @@ class Scheduler:
         self, thread: Thread, call: Callable[[], None], wait: Wait, finish: Callable[[], None]
     ) -> Outcome:
         """Let a thread of this process make *call*, which may sleep; then *finish* ends the wait of *thread*."""
-        self._in_background += 1
-
-        def over() -> None:
-            self._in_background -= 1
-            finish()
 
         def work() -> None:
             call()
-            self.complete(over)
+            self.complete(finish)
 
         threading.Thread(target=work, daemon=True).start()
         return self.block(thread, wait)
@@ -203,11 +199,15 @@ class Scheduler:
             self.wake(thread, -errno.EINTR)
             thread.interrupted = wait
 
-    def is_stuck(self) -> bool:
-        """Whether no thread can run and nothing could change that but a signal."""
-        return not (
-            self.ready or self._deadlines or any(self._watched.values()) or self._in_background or self._done
-        )
+    def after_fork(self) -> None:
+        """Forget all threads and what they wait for: this process has a copy of one of them only."""
+        os.close(self._wakeup)
+        self._poll = select.poll()
+        self._watched.clear()
+        self._deadlines.clear()
+        self.ready.clear()
+        self._done.clear()
+        self._open_wakeup()
 
     def poll(self, may_sleep: bool) -> None:
         """Wake whoever's time has come or whose descriptor is ready; sleep until there is one, if *may_sleep*."""

@@ -1,0 +1,70 @@
+"""Every fixture runs on the emulator as it does natively, built for this machine's architecture and for the other."""
+
+import signal
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from tests.conformance.cases import CASES, Case
+from tests.conformance.modes import NATIVE, Mode, _local
+from tests.conformance.test_matrix import Behaviour, behaviour
+from tests.gofixtures import build
+from tests.running import Running
+
+EMULATED = Mode("emulated", True, _local(sys.executable, "-m", "ptserver.emulated_host"))
+
+#: What cannot be emulated, by name, with the reason.
+LEFT_OUT = {
+    "c-dynamic": "needs a dynamic linker",
+    "dynamic-program": "needs a dynamic linker",
+}
+ONLY_AMD64 = {"c-static", "c-static-pie"}
+
+
+def kill_emulator(running: Running) -> None:
+    """What `kill_program` does: the emulator is the program's process."""
+    running.expect("waiting\n")
+    running.signal(signal.SIGKILL)
+
+
+def emulated(case: Case, arch: str) -> Case:
+    program = case.program
+    if arch != "amd64":
+        name = program().name
+        program = lambda: build(name, arch=arch)  # noqa: E731
+    drive = kill_emulator if case.name == "killed" else case.drive
+    return Case(
+        **{
+            **{field: getattr(case, field) for field in case.__dataclass_fields__},
+            "program": program,
+            "drive": drive,
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def native(tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped-def]
+    @cache
+    def run(name: str) -> Behaviour:
+        case = next(case for case in CASES if case.name == name)
+        return behaviour(case, NATIVE, tmp_path_factory.mktemp("native"))
+
+    return run
+
+
+def _cases() -> list[object]:
+    made: list[object] = []
+    for arch in ("amd64", "arm64"):
+        for case in CASES:
+            if case.name in LEFT_OUT or (arch != "amd64" and case.name in ONLY_AMD64):
+                continue
+            marks = [pytest.mark.slow] if case.heavy else []
+            made.append(pytest.param(case, arch, id=f"{case.name}-{arch}", marks=marks))
+    return made
+
+
+@pytest.mark.parametrize(("case", "arch"), _cases())
+def test_it_behaves_as_it_does_natively(case: Case, arch: str, native, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    assert behaviour(emulated(case, arch), EMULATED, tmp_path) == native(case.name)
