@@ -20,7 +20,8 @@ class RegisterLayout:
     """Names in the kernel's order, and the roles: program counter, stack and frame pointer, Go's g, syscalls.
 
     pending: the register that makes the kernel restart an interrupted call while it is not -1, if there is one.
-    syscall_instruction: its encoding.
+    syscall_instruction, breakpoint_instruction: their encodings; breakpoint_advance: how far beyond a breakpoint
+    the program counter is when it has been hit.
     """
 
     arch: Arch
@@ -34,6 +35,8 @@ class RegisterLayout:
     result: str
     pending: str | None
     syscall_instruction: bytes
+    breakpoint_instruction: bytes
+    breakpoint_advance: int
     index: dict[str, int] = field(init=False)
     codec: struct.Struct = field(init=False)
 
@@ -58,6 +61,8 @@ AMD64 = RegisterLayout(
     result="rax",
     pending="orig_rax",
     syscall_instruction=b"\x0f\x05",
+    breakpoint_instruction=b"\xcc",
+    breakpoint_advance=1,
 )
 
 ARM64 = RegisterLayout(
@@ -72,6 +77,8 @@ ARM64 = RegisterLayout(
     result="x0",
     pending=None,
     syscall_instruction=b"\x01\x00\x00\xd4",
+    breakpoint_instruction=b"\x00\x00\x20\xd4",
+    breakpoint_advance=0,
 )
 
 LAYOUTS = {"amd64": AMD64, "arm64": ARM64}

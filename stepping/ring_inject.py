@@ -27,6 +27,7 @@ from dataclasses import dataclass
 
 from stepping.errors import MemoryFaultError, PtraceRefusedError, SteppingError, TraceeGoneError
 from stepping.maps import read_maps
+from stepping.ptrace_api import explain_refusal
 from stepping.remote_syscall import RemoteSyscallError, RemoteSyscalls, remote_syscall
 from stepping.ring_code_amd64 import AFTER, BEFORE, CODE
 from stepping.ring_copies import descriptors, read_errnos_mask
@@ -391,4 +392,4 @@ def _open_memory(pid: int) -> TraceeMemory:
     except (FileNotFoundError, ProcessLookupError) as error:
         raise TraceeGoneError(pid) from error
     except PermissionError as error:
-        raise PtraceRefusedError(pid, f"its memory cannot be opened ({error.strerror})") from error
+        raise PtraceRefusedError(pid, explain_refusal(pid)) from error

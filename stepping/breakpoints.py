@@ -1,0 +1,116 @@
+"""Breakpoints in the code of a traced process: instructions replaced so that whoever gets there stops.
+
+A thread that hits one reports a signal-delivery-stop with SIGTRAP. `take_hit` recognises it and sets the thread's
+program counter back to the breakpoint's address, as if the thread had stopped before the instruction there.
+To go on it must be stepped over the breakpoint: the instruction is put back for one step, during which all other
+threads must be stopped, or they would run past it unseen.
+
+The bytes belong to the process's memory, which all its threads and its vfork children share; a child after
+fork has a copy with the breakpoints in it. Detaching must be preceded by `remove_all`.
+
+All methods are called on the tracer's thread, with the tracees that they touch stopped.
+
+Source: Intel SDM volume 3, "Breakpoint exception"; ptrace(2).
+"""
+
+import signal
+
+from stepping import ptrace_api
+from stepping.errors import SteppingError, TraceeGoneError
+from stepping.registers import RegisterLayout
+from stepping.tracee import Resume, Tracee
+from stepping.tracee_memory import TraceeMemory
+from stepping.wait_status import Event, WaitKind
+
+_ALL_BUT_TRAP = ~(1 << (signal.SIGTRAP - 1)) & (1 << 64) - 1
+
+
+class Breakpoints:
+    """The breakpoints in the memory of one process."""
+
+    def __init__(self, memory: TraceeMemory, layout: RegisterLayout) -> None:
+        self._memory = memory
+        self._layout = layout
+        self._originals: dict[int, bytes] = {}
+
+    def __contains__(self, address: int) -> bool:
+        return address in self._originals
+
+    def __len__(self) -> int:
+        return len(self._originals)
+
+    def insert(self, address: int) -> None:
+        """Put a breakpoint at *address*, the first byte of an instruction; nothing happens if there is one.
+
+        Raises:
+            MemoryFaultError: no memory is there.
+        """
+        if address not in self._originals:
+            instruction = self._layout.breakpoint_instruction
+            original = self._memory.read(address, len(instruction))
+            self._memory.write(address, instruction)
+            self._originals[address] = original
+
+    def remove(self, address: int) -> None:
+        """Put back the instruction at *address*; nothing happens if there is no breakpoint.
+
+        A thread that has hit it already is still to be asked about by `take_hit`: do that first.
+        """
+        original = self._originals.pop(address, None)
+        if original is not None:
+            self._memory.write(address, original)
+
+    def remove_all(self) -> None:
+        """Put back all instructions."""
+        for address in list(self._originals):
+            self.remove(address)
+
+    def take_hit(self, tracee: Tracee) -> int | None:
+        """Return the breakpoint that the stopped *tracee* has hit, None if it is stopped for anything else.
+
+        Its program counter is at that address afterwards, and its SIGTRAP must not be delivered: resume it
+        with ``deliver=False``, or by `step_over`.
+        """
+        status = tracee.status
+        if status is None or status.kind is not WaitKind.SIGNAL_DELIVERY or status.signo != signal.SIGTRAP:
+            return None
+        registers = tracee.read_registers()
+        address = registers.pc - self._layout.breakpoint_advance
+        if address not in self._originals:
+            return None
+        if self._layout.breakpoint_advance:
+            registers.pc = address
+            tracee.write_registers(registers)
+        return address
+
+    def step_over(self, tracee: Tracee) -> None:
+        """Let *tracee* execute the instruction at its program counter, under the breakpoint there if there is one.
+
+        It is stopped again afterwards, by a SIGTRAP that must not be delivered. Signals sent meanwhile remain
+        pending. All other threads of the process must be stopped.
+
+        Raises:
+            TraceeGoneError: it died.
+            SteppingError: the instruction faulted; the tracee is stopped for that signal.
+        """
+        address = tracee.read_registers().pc
+        original = self._originals.get(address)
+        mask = ptrace_api.getsigmask(tracee.tid)
+        if original is not None:
+            self._memory.write(address, original)
+        try:
+            # A blocked SIGTRAP would cost the program its handler: the kernel resets what it must force.
+            ptrace_api.setsigmask(tracee.tid, _ALL_BUT_TRAP)
+            while True:
+                tracee.resume(Resume.STEP, deliver=False)
+                status = tracee.wait()
+                if status is None or not status.is_stop:
+                    raise TraceeGoneError(tracee.tid)
+                if status.event is not Event.STOP:
+                    break  # otherwise an interrupt was still to be reported, and nothing was executed
+            ptrace_api.setsigmask(tracee.tid, mask)
+        finally:
+            if original is not None:
+                self._memory.write(address, self._layout.breakpoint_instruction)
+        if status.kind is not WaitKind.SIGNAL_DELIVERY or status.signo != signal.SIGTRAP:
+            raise SteppingError(f"thread {tracee.tid} did not step from {address:#x}: {status}")
