@@ -16,6 +16,9 @@ from stepping.syscalls import ArgKind, Syscall
 Args = tuple[int, int, int, int, int, int]
 
 _LOCKING = frozenset({fcntl.F_SETLKW, 38})  # F_OFD_SETLKW
+#: Where the flags of these calls are.
+_SPLICING = {"splice": 5, "tee": 3}
+_SPLICE_F_NONBLOCK = 2
 _OPENING = frozenset({"open", "openat", "openat2", "creat"})
 _POLLING = frozenset("poll ppoll select pselect6 epoll_wait epoll_pwait epoll_pwait2".split())
 _SOME_ADDRESS = 8  # where a pointer was null: nobody follows it
@@ -44,6 +47,8 @@ class Waiting:
             return args[1] & 0xFFFFFFFF in _LOCKING
         if name == "flock":
             return not args[1] & (fcntl.LOCK_NB | fcntl.LOCK_UN)
+        if name in _SPLICING:  # its own flag alone counts: an empty pipe with O_NONBLOCK is waited for
+            return not args[_SPLICING[name]] & _SPLICE_F_NONBLOCK
         if name in _OPENING:
             return self._opening_may_wait(row, args, ins)
         shape = self._shapes.get(name)

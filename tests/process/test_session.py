@@ -157,6 +157,16 @@ def test_waiting_for_events(client: Client) -> None:
     assert client.read(timer, 8) == b"\1" + bytes(7)
 
 
+def test_splicing_from_an_empty_pipe_waits_aside(client: Client, tmp_path: Path) -> None:
+    reading, writing = client.pipe(os.O_NONBLOCK)
+    fd = client.open(str(tmp_path / "file"), os.O_CREAT | os.O_WRONLY)
+    assert client.call("splice", reading, 0, fd, 0, 100, 2).errno == errno.EAGAIN
+    call_id = client.start("splice", reading, 0, fd, 0, 100, 0)
+    assert client.write(writing, b"spliced").value == 7
+    assert client.result(call_id).value == 7
+    assert (tmp_path / "file").read_bytes() == b"spliced"
+
+
 def test_closing_while_another_thread_reads_is_as_in_a_kernel(client: Client, running: Sessions) -> None:
     reading, writing = client.pipe()
     call_id = client.start("read", reading, 1, 4, outs={1: 4})
