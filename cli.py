@@ -11,6 +11,8 @@ import click
 _COMMANDS = {
     "run": "ptserver.commands.run:run_command",
     "trace": "ptserver.commands.trace:trace_command",
+    "goroutines": "ptserver.commands.goroutines:goroutines_command",
+    "stack": "ptserver.commands.stack:stack_command",
     "serve": "ptserver.commands.serve:serve_command",
     "build": "ptserver.commands.build:build_command",
     "go": "ptserver.commands.go:go_command",
@@ -20,6 +22,7 @@ _EPILOG = """\b
 Exit status: that of the program, and a program that dies by a signal makes ptserver die by it. Before there is a
 program, and when a session breaks:
   64   the command line, an address or a server's name is wrong
+  66   there is no such process, core or goroutine, or it is none of a Go program that is known
   69   a server does not answer, or was lost
   70   a server's own code failed, or ptserver has a mistake
   76   the peer does not follow the protocol
@@ -73,7 +76,7 @@ def main() -> None:
     """Run the `ptserver` command and exit."""
     debug = bool(os.environ.get("PTSERVER_DEBUG")) or "--debug" in sys.argv[1:2]
     try:
-        status = cli.main(standalone_mode=False)
+        status = cli.main(standalone_mode=False) or 0
     except click.exceptions.NoArgsIsHelpError as error:
         print(error.format_message(), file=sys.stderr)
         status = 64

@@ -1,0 +1,46 @@
+"""What the commands that look into a process or a core have in common: its arguments, and how they print."""
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import click
+
+Command = Callable[..., Any]
+
+
+def inspect_arguments(command: Command) -> Command:
+    """Add the target and the options of `inspection.inspect_target` to *command*."""
+    for decorate in (
+        click.argument("target", metavar="PID|CORE"),
+        click.option(
+            "--exe", metavar="FILE", help="The program that a core is of, if it is not where it was."
+        ),
+        click.option("--force", is_flag=True, help="Try Go versions that are not supported, by their DWARF."),
+        click.option(
+            "--no-stop",
+            is_flag=True,
+            help="Read a process as it runs: for one that may not be stopped, or that a debugger holds.",
+        ),
+    ):
+        command = decorate(command)
+    return command
+
+
+@contextmanager
+def printing() -> Iterator[Callable[[str | bytes], None]]:
+    """Give a function that writes to standard output; a reader that has seen enough ends the command silently."""
+    out = sys.stdout.buffer
+
+    def write(text: str | bytes) -> None:
+        out.write(text if isinstance(text, bytes) else text.encode("utf-8", "surrogateescape"))
+
+    try:
+        sys.stdout.flush()
+        yield write
+        out.flush()
+    except BrokenPipeError:
+        # Python flushes once more at its end, which must not fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

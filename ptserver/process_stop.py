@@ -1,0 +1,122 @@
+"""Finds a process to look into, and stops it for a moment, in such a way that it always goes on.
+
+Signals to this process wait during a stop. Should it be killed all the same, the kernel lets the other one go on.
+"""
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ptserver.inspection import InspectError
+from stepping.errors import PtraceRefusedError
+from stepping.tracee_group import TraceeGroup
+
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP)
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A process that may be looked into. pid: the process, also if a thread's number was given; name: its command."""
+
+    pid: int
+    name: str
+
+    def __str__(self) -> str:
+        return f"process {self.pid} ({self.name})"
+
+
+@dataclass(slots=True)
+class Stop:
+    """A stop of all threads of *group*. seconds: how long it was, once it is over."""
+
+    group: TraceeGroup
+    seconds: float = 0.0
+
+
+def find_process(pid: int) -> Found:
+    """Return process *pid*, or that of thread *pid*.
+
+    Raises:
+        InspectError: there is none, it has exited, or it is a kernel thread.
+    """
+    fields = _read_status(pid)
+    if not fields:
+        inside = _find_inside(pid)
+        hint = f"; in a container there is, which is process {inside} here" if inside else ""
+        raise InspectError(f"there is no process {pid}{hint}")
+    found = Found(int(fields.get("Tgid", pid)), fields.get("Name", "?"))
+    if fields.get("State", "").startswith(("Z", "X")):
+        parent = int(fields.get("PPid", 0))
+        name = _read_status(parent).get("Name", "?")
+        raise InspectError(
+            f"{found} has exited, and waits for its parent, process {parent} ({name}), to notice"
+        )
+    if fields.get("Kthread") == "1" or "VmSize" not in fields:
+        raise InspectError(f"{found} is a kernel thread and runs no program")
+    return found
+
+
+def thread_numbers(pid: int) -> dict[int, int]:
+    """Return the threads' numbers here by those that they have in their own pid namespace; empty if it is ours."""
+    if len(_read_status(pid).get("NSpid", "").split()) < 2:
+        return {}
+    numbers = {}
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        for entry in os.listdir(f"/proc/{pid}/task"):
+            inner = _read_status(int(entry)).get("NSpid", "").split()
+            if inner:
+                numbers[int(inner[-1])] = int(entry)
+    return numbers
+
+
+@contextlib.contextmanager
+def stopped(pid: int) -> Iterator[Stop]:
+    """Stop all threads of process *pid* inside, and let them go on after it, whatever happens.
+
+    Raises:
+        PtraceRefusedError: the kernel does not allow it.
+        TraceeGoneError: it has exited.
+        SteppingError: a thread does not stop.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+    try:
+        stop = Stop(TraceeGroup.attach(pid))
+        started = time.monotonic()
+        try:
+            stop.group.stop_all()
+            yield stop
+        finally:
+            stop.group.detach_all()
+            stop.seconds = time.monotonic() - started
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def explain_no_stop(pid: int, error: PtraceRefusedError) -> PtraceRefusedError:
+    """Return *error* with the way out, if there is one: a process that another one traces can be read nonetheless."""
+    if _read_status(pid).get("TracerPid", "0") == "0":
+        return error
+    return PtraceRefusedError(pid, f"{error.missing}, or read it as it runs: --no-stop")
+
+
+def _read_status(pid: int) -> dict[str, str]:
+    try:
+        text = Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return {}
+    lines = (line.partition(":") for line in text.splitlines())
+    return {name: value.strip() for name, _, value in lines}
+
+
+def _find_inside(pid: int) -> int | None:
+    """Return the process here that has the number *pid* in a pid namespace below ours."""
+    for entry in os.listdir("/proc"):
+        if entry.isdecimal():
+            numbers = _read_status(int(entry)).get("NSpid", "").split()
+            if len(numbers) > 1 and numbers[-1] == str(pid):
+                return int(entry)
+    return None
