@@ -73,31 +73,9 @@ def native(tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped
 MODES_FOR_HEAVY = {"pass-through", "proceeding", "tcp"}
 
 
-#: What does not work yet, by (mode, case), with the reason.
-_RELATIVE = "calls made in the program's place look relative names up from the stub host's own folder"
-KNOWN_FAILURES = {
-    ("executing", "c-static"): _RELATIVE,
-    ("executing", "c-dynamic"): _RELATIVE,
-    ("executing", "c-static-pie"): _RELATIVE,
-}
-
-
-#: What does not work yet, by (mode, case), with the reason.
-_RELATIVE = "calls made in the program's place look relative names up from the stub host's own folder"
-KNOWN_FAILURES = {
-    ("executing", "c-static"): _RELATIVE,
-    ("executing", "c-dynamic"): _RELATIVE,
-    ("executing", "c-static-pie"): _RELATIVE,
-}
-
-
 def row(case: Case, mode: Mode):  # type: ignore[no-untyped-def]
-    marks = []
-    if case.heavy and mode.name not in MODES_FOR_HEAVY:
-        marks.append(pytest.mark.slow)
-    if (mode.name, case.name) in KNOWN_FAILURES:
-        marks.append(pytest.mark.xfail(reason=KNOWN_FAILURES[mode.name, case.name]))
-    return pytest.param(case, mode, id=f"{mode.name}-{case.name}", marks=marks)
+    is_slow = case.heavy and mode.name not in MODES_FOR_HEAVY
+    return pytest.param(case, mode, id=f"{mode.name}-{case.name}", marks=[pytest.mark.slow] * is_slow)
 
 
 MATRIX = [row(case, mode) for case in CASES for mode in MODES if mode.local or not case.local_only]
