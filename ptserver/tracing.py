@@ -22,9 +22,9 @@ from typing import Literal
 from goabi.errors import GoAbiError
 from ptserver.errors import PtServerError
 from ptserver.host_signals import HostSignals, is_passed_on
-from ptserver.tracelog.events import ExitEvent, LossEvent, TraceSink
+from ptserver.tracelog.events import ExitEvent, LossEvent, SyscallEvent, TraceSink
 from ptserver.tracelog.output import complain_on_stderr
-from ptserver.tracing_events import FrameNames, event_of_traced, exe_identity, ring_event_maker
+from ptserver.tracing_events import FrameNames, event_of_traced, exe_identity
 from stepping.errors import SeccompRefusedError, TraceeGoneError
 from stepping.launch import Program
 from stepping.registers import NATIVE
@@ -331,9 +331,8 @@ class _RingTrace:
     def _read(self, *, final: bool) -> bool:
         """Hand on what the ring holds; return whether there was anything."""
         found = False
-        make, named = ring_event_maker(self._frames), self._frames is not None
         conditions = self._wanted.conditions
-        while events := self._ring.read_as(make, final=final, frames=named):
+        while events := self._ring.read_as(SyscallEvent, self._frames, final=final):
             found = True
             for event in events:
                 if event.name not in conditions or self._wanted.includes(event.name, event.args):

@@ -1,21 +1,15 @@
 """What the sources of `stepping` report, as the trace log's events; and return addresses as functions and lines."""
 
 import os
-from collections.abc import Callable, Sequence
 
 from goabi.binary import GoBinary
 from goabi.errors import GoAbiError
 from ptserver.tracelog.events import Event, ExitEvent, Frame, SignalEvent, SyscallEvent, ThreadEvent
 from stepping.syscall_stops import Traced, TracedCall, TracedExit, TracedSignal, TracedStart
-from stepping.syscalls.marshal import Args
-from stepping.syscalls.model import Syscall
 from stepping.wait_status import WaitKind
 
 _MAX_ERRNO = 4095
-_CACHED_PCS = 1 << 16
-
-#: Names the frames of a stack; None where nobody asked for stacks.
-NameFrames = Callable[[Sequence[int]], tuple[Frame, ...]]
+_CACHED_STACKS = 1 << 14
 
 
 def event_of_traced(traced: Traced) -> Event | None:
@@ -35,45 +29,6 @@ def event_of_traced(traced: Traced) -> Event | None:
                 time_ns, pid, tid, None if killed else status.exit_status, status.signo, status.core_dumped
             )
     return None
-
-
-def ring_event_maker(name_frames: NameFrames | None) -> Callable[..., SyscallEvent]:
-    """Return what makes an event of the fields of a `stepping.ring.RingCall`, for `Ring.read_as`."""
-
-    def make(
-        tid: int,
-        pid: int,
-        row: Syscall,
-        args: Args,
-        ins: dict[int, bytes],
-        outs: dict[int, bytes],
-        started_ns: int,
-        duration_ns: int,
-        value: int,
-        goid: int,
-        frames: tuple[int, ...],
-    ) -> SyscallEvent:
-        errno = 0
-        if value < 0 and value >= -_MAX_ERRNO:
-            value, errno = -1, -value
-        stack = name_frames(frames) if name_frames is not None else ()
-        return SyscallEvent(
-            started_ns,
-            duration_ns,
-            pid,
-            tid,
-            row.name,
-            args,
-            ins,
-            outs,
-            value,
-            errno,
-            False,
-            goid or None,
-            stack,
-        )
-
-    return make
 
 
 def _call_event(call: TracedCall) -> SyscallEvent:
@@ -96,7 +51,7 @@ def _call_event(call: TracedCall) -> SyscallEvent:
 
 
 class FrameNames:
-    """Names return addresses of one Go program, each once. load_bias: to be set before the first one."""
+    """Names the stacks of one Go program; the same stack is the same tuple. load_bias: to be set before the first."""
 
     def __init__(self, path: str) -> None:
         """Open the program's file.
@@ -106,20 +61,16 @@ class FrameNames:
         """
         self._binary = GoBinary.open(path, prefer_table=True)
         self.load_bias = 0
-        self._known: dict[int, tuple[Frame, ...]] = {}
+        self._stacks: dict[tuple[int, ...], tuple[Frame, ...]] = {}
 
-    def __call__(self, frames: Sequence[int]) -> tuple[Frame, ...]:
+    def __call__(self, frames: tuple[int, ...]) -> tuple[Frame, ...]:
         """Return the frames, inlined calls as frames of their own, innermost first."""
-        known = self._known
-        named: list[Frame] = []
-        for pc in frames:
-            found = known.get(pc)
-            if found is None:
-                if len(known) >= _CACHED_PCS:
-                    known.clear()
-                found = known[pc] = self._name(pc)
-            named += found
-        return tuple(named)
+        stack = self._stacks.get(frames)
+        if stack is None:
+            if len(self._stacks) >= _CACHED_STACKS:
+                self._stacks.clear()
+            stack = self._stacks[frames] = tuple(frame for pc in frames for frame in self._name(pc))
+        return stack
 
     def close(self) -> None:
         """Give up the file."""

@@ -112,17 +112,17 @@ def test_every_call_is_recorded(go: str) -> None:
         calls = read_all(ring)
         after = time.monotonic_ns()
         assert ring.lost == 0
-        written = [call for call in calls if call.row.name == "pwrite64"]
+        written = [call for call in calls if call.name == "pwrite64"]
         assert Counter(call.ins[1] for call in written) == Counter(
             b"%03d:%04d" % (worker, i) for worker in range(workers) for i in range(rounds)
         )
-        read = [call for call in calls if call.row.name == "pread64"]
+        read = [call for call in calls if call.name == "pread64"]
         assert Counter(call.outs[1] for call in read) == Counter(call.ins[1] for call in written)
-        missing = [call for call in calls if call.row.name == "openat"]
+        missing = [call for call in calls if call.name == "openat"]
         assert Counter(call.ins[1] for call in missing) == Counter(
             {b"/nonexistent/worker-%d" % worker: rounds for worker in range(workers)}
         )
-        assert {call.value for call in missing} == {-2}
+        assert {(call.value, call.errno) for call in missing} == {(-1, 2)}
         assert {(call.value, call.args[2]) for call in read + written} == {(8, 8)}
         # Each worker is one goroutine and has one file, whatever threads it ran on.
         by_goid = {call.goid: call.ins[1][:3] for call in written}
@@ -130,7 +130,7 @@ def test_every_call_is_recorded(go: str) -> None:
         assert all(by_goid[call.goid] == call.ins[1][:3] for call in written)
         tids = {int(tid) for tid in os.listdir(f"/proc/{program.pid}/task")}
         assert {call.tid for call in calls} <= tids
-        assert all(before <= call.started_ns <= after for call in calls)
+        assert all(before <= call.start_ns <= after for call in calls)
         assert all(0 < call.duration_ns < after - before for call in calls)
         assert {call.pid for call in calls} == {program.pid}
         with GoBinary.open(program.path) as binary:
@@ -164,7 +164,7 @@ def test_only_what_is_wanted() -> None:
     with running("ring_calls", "2") as program:
         ring = Ring.attach(program.pid, rows("openat"))
         program.ask("work 7")
-        assert Counter(call.row.name for call in read_all(ring)) == {"openat": 14}
+        assert Counter(call.name for call in read_all(ring)) == {"openat": 14}
         ring.detach()
         ring.close()
 
@@ -291,7 +291,7 @@ def test_bad_pointers_are_shown_and_not_followed() -> None:
         ring = Ring.attach(program.pid, rows("openat", "connect", "renameat", "unlinkat", "getcwd"))
         program.ask("efault")
         calls = read_all(ring)
-        assert [(call.row.name, call.value) for call in calls] == [
+        assert [(call.name, -call.errno) for call in calls] == [
             ("openat", -14),
             ("connect", -9),
             ("renameat", -14),
