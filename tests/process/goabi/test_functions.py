@@ -4,6 +4,7 @@ import os
 import random
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from goabi.errors import GoVersionError, LayoutError, NotGoError
 from goabi.gen_layouts import ARCH_NAMES, derive_row, row_from_layouts
 from goabi.layouts import layouts_from_dwarf, layouts_from_table
 from goabi.sched import GoRuntime
-from tests.gofixtures import DEFAULT_GO, GO_VERSIONS, build, toolchain
+from tests.gofixtures import DEFAULT_GO, GO_VERSIONS, ROOT, build, toolchain
 from tests.process.goabi.test_goroutines import PIE, STRIPPED
 
 VERSIONS = [pytest.param(go, marks=[] if go == DEFAULT_GO else pytest.mark.goversions) for go in GO_VERSIONS]
@@ -89,6 +90,7 @@ def test_lines_are_those_of_the_debugging_information(go: str, tmp_path: Path) -
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # builds the compiler
 def test_ten_thousand_pcs_of_a_large_program(tmp_path: Path) -> None:
     program = tmp_path / "compile"
     go = toolchain()
@@ -199,6 +201,31 @@ def test_the_generator_makes_the_table_that_is_kept(go: str, arch: str) -> None:
     assert release == go
     assert row["structs"] == row_from_layouts(kept, "")["structs"]
     assert row["wait_reasons"] == list(kept.wait_reasons)
+
+
+NAMER = """
+import random, resource, sys, time
+from goabi.binary import GoBinary
+
+began = time.process_time()
+with GoBinary.open(sys.argv[1]) as binary:
+    module, chosen = binary.module, random.Random(0)
+    for _ in range(1000):
+        binary.functions.frames_at(chosen.randrange(module.min_pc, module.max_pc))
+print(time.process_time() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def test_a_large_program_is_opened_lazily() -> None:
+    """The go command itself: its thousand pcs take little work, and little of the file is touched."""
+    go = toolchain()
+    assert go.stat().st_size > 10 * 2**20
+    said = subprocess.run(
+        [sys.executable, "-c", NAMER, go], cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True
+    ).stdout
+    spent, peak_kib = said.split()
+    assert float(spent) < 0.5
+    assert int(peak_kib) < 60 * 1024
 
 
 def test_build_info_is_what_go_version_says() -> None:

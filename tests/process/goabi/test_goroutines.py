@@ -68,8 +68,10 @@ def subject(path: Path) -> Iterator[Subject]:
 
 
 def user_frames(frames: list[tuple[str, str, int]]) -> list[tuple[str, str, int]]:
-    """Go's traces leave out most of the runtime, and call gopanic by its name in the language."""
-    return [frame for frame in frames if not frame[0].startswith("runtime.") and frame[0] != "panic"]
+    """Go's traces leave out most of the runtime and what C calls first, and call gopanic by its language name."""
+    return [
+        frame for frame in frames if not frame[0].startswith(("runtime.", "_cgoexp_")) and frame[0] != "panic"
+    ]
 
 
 @pytest.mark.parametrize(("go", "flags"), for_versions((), STRIPPED, PIE))
@@ -175,6 +177,21 @@ def test_other_ways_to_build(flags: tuple[str, ...], cgo: bool) -> None:
                 assert user_frames(s.source(s.named(name))) == user_frames(s.program.dump[goid].frames), name
         assert {m.procid for m in s.runtime.iter_ms()} >= {s.program.pid}
         assert s.runtime.read_ps()
+
+
+@pytest.mark.parametrize(("go", "flags"), for_versions(()))
+def test_goroutines_in_c_and_called_by_c(go: str, flags: tuple[str, ...]) -> None:
+    with subject(build("goabi_cgo", go=go, flags=flags, cgo=True)) as s:
+        for name in ("inC", "callback"):
+            found = [(f[0], f[2]) for f in user_frames(s.source(s.named(name)))]
+            said = [(f[0], f[2]) for f in user_frames(s.program.dump[s.program.names[name]].frames)]
+            assert found == said, name
+        assert s.named("inC").status is GoStatus.SYSCALL
+        m = s.runtime.read_m(s.named("inC").m)
+        assert m.in_cgo
+        assert m.curg == s.named("inC").addr
+        functions = [frame[0] for frame in s.source(s.named("callback"))]
+        assert functions.index("runtime.cgocallback") < functions.index("main.throughC")
 
 
 def test_sigpanic_is_crossed() -> None:
