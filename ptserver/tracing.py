@@ -28,7 +28,7 @@ from ptserver.tracing_events import FrameNames, event_of_traced, exe_identity
 from stepping.errors import SeccompRefusedError, TraceeGoneError
 from stepping.launch import Program
 from stepping.registers import NATIVE
-from stepping.ring import Ring
+from stepping.ring import BATCH, Ring
 from stepping.ring_launch import launch_with_ring
 from stepping.ring_site import NoRingError, check_file, find_site
 from stepping.seccomp import Rule, Verdict, assemble
@@ -286,15 +286,15 @@ class _RingTrace:
     def run_launched(self) -> int:
         """Trace a child of this process to its end; return its raw wait status."""
         pid = self._ring.pid
-        busy = True
+        poll_ms = _BUSY_POLL_MS
         while True:
-            for signo, from_kernel in self._wait(busy):
+            for signo, from_kernel in self._wait(poll_ms):
                 if signo == signal.SIGCHLD:
                     _follow_stop(pid)
                 elif is_passed_on(signo) and not from_kernel:
                     _send(pid, signo)
             ended, status = os.waitpid(pid, os.WNOHANG)
-            busy = self._read(final=bool(ended))
+            poll_ms = self._read(final=bool(ended))
             if ended:
                 self._report_exit(status)
                 self._close()
@@ -304,43 +304,55 @@ class _RingTrace:
         """Trace until the process ends or a signal says that it is enough; then take the ring out."""
         pidfd = os.pidfd_open(self._ring.pid)
         self._poll.register(pidfd, select.POLLIN)
-        busy, ended = True, False
+        poll_ms, ended = _BUSY_POLL_MS, False
         try:
             while not ended:
-                enough = any(signo in _ENDING for signo, _ in self._wait(busy))
+                enough = any(signo in _ENDING for signo, _ in self._wait(poll_ms))
                 ended = bool(select.select([pidfd], [], [], 0)[0])
                 if enough and not ended and not self._ring.detach():
                     self._note("a thread is still inside the ring; its 4 KiB stay until the next attach")
-                busy = self._read(final=ended)
+                poll_ms = self._read(final=ended or enough)
                 ended = ended or enough
         finally:
             os.close(pidfd)
             self._ring.detach()
             self._close()
 
-    def _wait(self, busy: bool) -> list[tuple[int, bool]]:
-        if not busy:
+    def _wait(self, poll_ms: int) -> list[tuple[int, bool]]:
+        """Wait for a signal, but not for long; return those that came."""
+        if poll_ms == _IDLE_POLL_MS:
             self._sink.flush()
-        if self._poll.poll(_BUSY_POLL_MS if busy else _IDLE_POLL_MS):
+        if self._poll.poll(poll_ms):
             return self._signals.receive()
-        if not busy and self._exe is not None and exe_identity(self._ring.pid) not in (self._exe, None):
-            self._exe = None
-            self._note("the program has executed another one, which the ring does not see")
+        if poll_ms == _IDLE_POLL_MS:
+            self._look_for_exec()
         return []
 
-    def _read(self, *, final: bool) -> bool:
-        """Hand on what the ring holds; return whether there was anything."""
-        found = False
+    def _look_for_exec(self) -> None:
+        if self._exe is not None and exe_identity(self._ring.pid) not in (self._exe, None):
+            self._exe = None
+            self._note("the program has executed another one, which the ring does not see")
+
+    def _read(self, *, final: bool) -> int:
+        """Hand on what the ring holds, if *final* all of it; return how long to wait before the next time, in ms.
+
+        Otherwise it is one batch, so that a program that makes calls faster than they can be handed on does not
+        keep this process from its signals.
+        """
         conditions = self._wanted.conditions
-        while events := self._ring.read_as(SyscallEvent, self._frames, final=final):
-            found = True
+        while True:
+            events = self._ring.read_as(SyscallEvent, self._frames, final=final)
             for event in events:
                 if event.name not in conditions or self._wanted.includes(event.name, event.args):
                     self._sink.event(event)
+            if not (final and events):
+                break
         if self._ring.lost > self._lost:
             self._sink.event(LossEvent(time.monotonic_ns(), self._ring.lost - self._lost))
             self._lost = self._ring.lost
-        return found
+        if len(events) >= BATCH // 2:
+            return 0
+        return _BUSY_POLL_MS if events else _IDLE_POLL_MS
 
     def _report_exit(self, status: int) -> None:
         code = os.waitstatus_to_exitcode(status)

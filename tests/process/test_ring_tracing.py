@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -196,6 +197,30 @@ def test_attach_and_let_go(tmp_path: Path, source: str, ending: signal.Signals |
         assert program.wait() == 3
         program.stdin.close()
         program.stdout.close()
+
+
+def test_a_flood_of_calls_is_counted_and_can_be_left(tmp_path: Path) -> None:
+    program = subprocess.Popen(
+        [build("ring_speed")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert program.stdin is not None
+    assert program.stdout is not None
+    try:
+        program.stdout.readline()
+        program.stdin.write("100000000 2\n")
+        program.stdin.flush()
+        with traced(tmp_path, [str(program.pid)], mode="attach", source="ring") as tracer:
+            while not tracer.log.exists() or tracer.log.stat().st_size < 5_000_000:
+                assert tracer.process.poll() is None
+                time.sleep(0.01)
+            tracer.process.send_signal(signal.SIGINT)
+            assert tracer.line() == "status 0"
+            assert "ptserver" not in Path(f"/proc/{program.pid}/maps").read_text()
+        lines = tracer.log.read_text().splitlines()
+        assert any(json.loads(line)["type"] == "loss" for line in lines if '"loss"' in line)
+    finally:
+        program.kill()
+        program.communicate()
 
 
 def test_everything_that_touches_a_resource_by_default(tmp_path: Path) -> None:
