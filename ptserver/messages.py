@@ -210,7 +210,7 @@ class Result(Message, frozen=True):
 
     value: what the call returns (signed 64-bit), if errno is 0; outs: by argument index, the bytes to put
     into the program's memory, never more than were offered. proceed: let the thread make its call on the stub
-    host, unchanged; only where resources are the host's.
+    host, unchanged; only where resources are the host's, or for a call that concerns none (a clock, a sleep).
     """
 
     id: RequestId

@@ -13,12 +13,7 @@ from stepping.syscalls import SYSCALLS, Arch, Syscall, SyscallClass, Sysno
 
 #: Calls of resource classes that stay on the stub host all the same, because they are about the process there.
 HOST_CALLS: frozenset[str] = frozenset(
-    (
-        "exit exit_group gettid getpid getppid getpgid getpgrp getsid "  # the process is the host's
-        "kill tkill tgkill rt_sigqueueinfo rt_tgsigqueueinfo "  # reach no further: see `REACHES_SELF_ONLY`
-        "prctl arch_prctl seccomp rseq membarrier "
-        "getrandom getcpu getrusage times"
-    ).split()
+    "getppid getpgid getpgrp getsid setpgid setsid kill rt_sigqueueinfo".split()  # its process is there
 )
 
 #: Calls that name a process: allowed on the program itself, refused on others.
@@ -36,16 +31,15 @@ def interest_in(row: Syscall, interest: Mapping[str, Interest], default: Interes
     named = interest.get(row.name)
     if named is not None:
         return named
-    if row.name in HOST_CALLS or not (row.klass.is_resource or row.only_if):
+    if row.name in HOST_CALLS or row.concerns_host:
         return "ignore"
     return default
 
 
 def filter_rules(interest: Mapping[str, Interest], default: Interest, arch: Arch) -> list[Rule]:
     """Return the rules of the filter that takes just what a server wants; empty if it wants nothing."""
-    rules = (
-        _host_rules(arch) if default != "ignore" else []
-    )  # first, because the first rule for a call decides
+    # The host's own rules come first, because the first rule for a call decides.
+    rules = _host_rules(arch) if default != "ignore" else []
     for row in SYSCALLS.values():
         if arch not in row.numbers or interest_in(row, interest, default) == "ignore":
             continue

@@ -15,7 +15,7 @@ from collections.abc import Callable
 Handler = Callable[[], None]
 
 #: How long the ends of a connection spin: about as long as the other takes to answer.
-SPIN_SECONDS = 100e-6
+SPIN_SECONDS = 150e-6
 
 
 class PollLoop:

@@ -207,7 +207,7 @@ class RemoteHost(Host):
             return
         if not result.proceed:
             self._answer(call, result.value, result.errno, result.outs)
-        elif self._welcome.resources == "host":
+        elif self._welcome.resources == "host" or (call.row is not None and call.row.concerns_host):
             self._proceed(call)
         else:
             raise ProtocolError(

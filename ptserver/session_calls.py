@@ -184,9 +184,11 @@ class Calls:
         outs: dict[int, int],
         pid: int,
     ) -> None:
-        """Let the shadow make the call, and answer it then."""
+        """Let the shadow make the call, and answer it then; one that concerns no resource is the host's to make."""
         row, shadow = entry.row, self._shadow
-        if entry.errno:
+        if row.concerns_host and then is None and (call is None or args is call.args):
+            self._send(Result(call_id, proceed=True))
+        elif entry.errno:
             shadow.refuses(row)
             self._answer(call_id, call, (0, entry.errno, {}))
         elif row.may_wait and shadow.may_wait(row, args, ins):

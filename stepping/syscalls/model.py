@@ -174,3 +174,8 @@ class Syscall(NamedTuple):
     result: ResultKind
     bound: bool = False
     only_if: OnlyIf | None = None
+
+    @property
+    def concerns_host(self) -> bool:
+        """Whether no call of this row reaches outside the program: it is about its own memory, threads, clocks."""
+        return not self.klass.is_resource and self.only_if is None
