@@ -92,6 +92,7 @@ Sink = Callable[[Traced], None]
 
 
 class _Pending(NamedTuple):
+    pid: int
     row: Syscall
     call: Gathered
     started_ns: int
@@ -217,7 +218,7 @@ class SyscallTracer:
         with contextlib.suppress(TraceeGoneError):
             self.group.detach_all()
         for tid in list(self._pending):
-            self._finish(tid, tid, None)
+            self._finish(tid, None)
         self.close()
 
     def close(self) -> None:
@@ -256,25 +257,25 @@ class SyscallTracer:
         info = decode_syscall_info(ptrace_api.get_syscall_info(tracee.tid))
         if isinstance(info, SyscallExit):
             if tracee.tid in self._pending:
-                self._finish(tracee.tid, tracee.pid, info.value)
+                self._finish(tracee.tid, info.value)
         elif isinstance(info, SyscallEntry):
             row = self._rows.get(info.nr) if info.arch == self._arch else None  # type: ignore[call-overload]
             if row is not None and (self._launching is None or row.name.startswith("exec")):
                 call = copy_ins(row, info.args, self._memory(tracee.pid))
-                self._pending[tracee.tid] = _Pending(row, call, time.monotonic_ns())
+                self._pending[tracee.tid] = _Pending(tracee.pid, row, call, time.monotonic_ns())
 
-    def _finish(self, tid: int, pid: int, value: int | None) -> None:
+    def _finish(self, tid: int, value: int | None) -> None:
         now = time.monotonic_ns()
         pending = self._pending.pop(tid)
         if self._launching is not None:
             return  # an exec that failed, on a way along PATH
         outs = {}
         if value is not None and pending.call.outs:
-            outs = copy_outs(pending.row, pending.call, value, self._memory(pid))
+            outs = copy_outs(pending.row, pending.call, value, self._memory(pending.pid))
         self._sink(
             TracedCall(
                 tid,
-                pid,
+                pending.pid,
                 pending.row,
                 pending.call.args,
                 pending.call.ins,
@@ -294,7 +295,7 @@ class SyscallTracer:
         former = ptrace_api.geteventmsg(tracee.tid)
         if former != tracee.tid and former in self._pending:
             if tracee.tid in self._pending:
-                self._finish(tracee.tid, tracee.pid, None)
+                self._finish(tracee.tid, None)
             self._pending[tracee.tid] = self._pending.pop(former)
 
     def _at_clone(self, tracee: Tracee) -> None:
@@ -304,7 +305,7 @@ class SyscallTracer:
 
     def _at_exit(self, tracee: Tracee, status: WaitStatus) -> None:
         if tracee.tid in self._pending:
-            self._finish(tracee.tid, tracee.pid, None)
+            self._finish(tracee.tid, None)
         if tracee.tid == tracee.pid:
             self._forget_memory(tracee.pid)
         self._sink(TracedExit(tracee.tid, tracee.pid, time.monotonic_ns(), status))

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -128,6 +129,47 @@ def test_another_program_is_traced_by_stops(tmp_path: Path) -> None:
     assert [event["args"]["buf"] for event in tracer.events() if event.get("name") == "write"] == [
         "over and out\n"
     ]
+
+
+def test_a_program_with_c_code_is_traced_by_stops(tmp_path: Path) -> None:
+    if shutil.which("gcc") is None:
+        pytest.skip("cgo needs gcc, which is not installed")
+    with traced(tmp_path, [str(build("ring_cgo", cgo=True))]) as tracer:
+        assert [tracer.line() for _ in range(3)] == ["from C", "from Go", "status 0"]
+    assert "it uses cgo" in tracer.note()
+    written = [event["args"]["buf"] for event in tracer.events() if event.get("name") == "write"]
+    assert [text for text in written if text.startswith("from")] == ["from C\n", "from Go\n"]
+
+
+def test_both_sources_see_the_same_calls(tmp_path: Path) -> None:
+    seen = []
+    names = "openat,unlinkat,pwrite64,pread64,write,fcntl,epoll_ctl,close"
+    for source in ("ring", "stops"):
+        folder = tmp_path / source
+        folder.mkdir()
+        with traced(folder, [str(build("ring_calls")), "3"], source=source, names=names) as tracer:
+            pid = tracer.line().split()[1]
+            tracer.send("work 40")
+            assert tracer.line().startswith("done ")
+            tracer.send("quit")
+            assert tracer.line() == "bye"
+            assert tracer.line() == f"status {3 << 8}"
+        calls: Counter[str] = Counter()
+        for event in tracer.events():
+            if event["type"] == "syscall":
+                event["args"].pop("event", None)  # the ring does not follow epoll_ctl's pointer
+                text = json.dumps([event["name"], event["args"], event["value"], event.get("errno")])
+                # What differs from run to run: process id, names of temporary files, addresses.
+                text = text.replace(pid, "PID")
+                text = re.sub(r"/tmp/ring\d+", "/tmp/ring", text)
+                calls[re.sub(r"0x[0-9a-f]+|\b\d{9,}\b", "N", text)] += 1
+        seen.append(calls)
+    by_ring, by_stops = seen
+    assert by_ring - by_stops == Counter()
+    # The runtime looks up the size of huge pages with SYSCALL instructions of its own.
+    own = sorted((by_stops - by_ring).elements())
+    assert [json.loads(text)[0] for text in own] == ["close", "openat"]
+    assert "/sys/kernel/mm/transparent_hugepage/" in own[1]
 
 
 def test_a_source_that_cannot_be_had(tmp_path: Path) -> None:
