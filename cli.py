@@ -13,6 +13,7 @@ _COMMANDS = {
     "trace": "ptserver.commands.trace:trace_command",
     "goroutines": "ptserver.commands.goroutines:goroutines_command",
     "stack": "ptserver.commands.stack:stack_command",
+    "dump": "ptserver.commands.dump:dump_command",
     "serve": "ptserver.commands.serve:serve_command",
     "build": "ptserver.commands.build:build_command",
     "go": "ptserver.commands.go:go_command",
