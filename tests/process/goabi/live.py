@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import struct
 import subprocess
@@ -11,11 +12,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pytest
+
 from goabi.binary import GoBinary
 from goabi.errors import MemoryFaultError
 from goabi.sched import GoRuntime
 
 AT_ENTRY = 9
+
+
+def needs(*tools: str) -> pytest.MarkDecorator:
+    """Skip a test where a program that it asks is not installed."""
+    missing = [tool for tool in tools if shutil.which(tool) is None]
+    return pytest.mark.skipif(bool(missing), reason=f"not installed: {', '.join(missing)}")
 
 
 class ProcMemory:

@@ -7,11 +7,12 @@ from goabi.callconv import read_parameters
 from goabi.sched import GoRuntime
 from goabi.values import GoInterface, GoPointer, GoSequence, GoString, GoStruct, ValueReader
 from tests.gofixtures import build
-from tests.process.goabi.live import ProcMemory, load_entry
+from tests.process.goabi.live import ProcMemory, load_entry, needs
 from tests.process.goabi.test_crossings import held_at
 from tests.process.goabi.test_goroutines import for_versions
 
 
+@needs("gdb")
 @pytest.mark.parametrize(("go", "flags"), for_versions(()))
 def test_arguments_at_entry(go: str, flags: tuple[str, ...]) -> None:
     path = build("goabi_args", go=go, flags=flags)

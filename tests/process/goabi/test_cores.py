@@ -14,7 +14,7 @@ from goabi.goroutine import GoStatus
 from goabi.sched import GoRuntime
 from goabi.unwind import Unwinder
 from tests.gofixtures import build
-from tests.process.goabi.live import stopped
+from tests.process.goabi.live import needs, stopped
 from tests.process.goabi.test_goroutines import for_versions, user_frames
 
 
@@ -28,6 +28,7 @@ def opened(core: Path, path: Path) -> Iterator[tuple[CoreFile, GoRuntime, Unwind
         core.unlink()  # gdb writes all that Go has reserved: a gigabyte
 
 
+@needs("gcore")
 @pytest.mark.parametrize(("go", "flags"), for_versions(()))
 def test_core_of_every_state(go: str, flags: tuple[str, ...], tmp_path: Path) -> None:
     path = build("goabi_states", go=go, flags=flags)

@@ -16,7 +16,7 @@ from goabi.binary import GoBinary
 from goabi.sched import GoRuntime
 from goabi.unwind import Registers, Unwinder
 from tests.gofixtures import build
-from tests.process.goabi.live import ProcMemory, load_entry
+from tests.process.goabi.live import ProcMemory, load_entry, needs
 from tests.process.goabi.test_goroutines import for_versions
 
 END = "registers end here"
@@ -63,6 +63,7 @@ def held_at(path: Path, arguments: str, places: list[int]) -> Iterator[tuple[int
             gdb.stdout.close()
 
 
+@needs("gdb")
 @pytest.mark.parametrize(("go", "flags"), for_versions(()))
 @pytest.mark.parametrize(
     ("arguments", "first", "stop_at", "crossed", "reached"),

@@ -16,6 +16,7 @@ from goabi.gen_layouts import ARCH_NAMES, derive_row, row_from_layouts
 from goabi.layouts import layouts_from_dwarf, layouts_from_table
 from goabi.sched import GoRuntime
 from tests.gofixtures import DEFAULT_GO, GO_VERSIONS, ROOT, build, toolchain
+from tests.process.goabi.live import needs
 from tests.process.goabi.test_goroutines import PIE, STRIPPED
 
 VERSIONS = [pytest.param(go, marks=[] if go == DEFAULT_GO else pytest.mark.goversions) for go in GO_VERSIONS]
@@ -84,11 +85,13 @@ def compare_lines(path: Path, count: int, folder: Path) -> None:
         assert len(differ) <= count // 100, (len(differ), differ[:10])
 
 
+@needs("gdb", "addr2line")
 @pytest.mark.parametrize("go", VERSIONS)
 def test_lines_are_those_of_the_debugging_information(go: str, tmp_path: Path) -> None:
     compare_lines(build("goabi_states", go=go, flags=("-ldflags=-compressdwarf=false",)), 2000, tmp_path)
 
 
+@needs("gdb")
 @pytest.mark.slow
 @pytest.mark.timeout(1800)  # builds the compiler
 def test_ten_thousand_pcs_of_a_large_program(tmp_path: Path) -> None:
@@ -230,6 +233,7 @@ def test_a_large_program_is_opened_lazily() -> None:
     assert int(peak_kib) < 60 * 1024
 
 
+@needs("readelf")
 def test_build_info_is_what_go_version_says() -> None:
     path = build("goabi_values", flags=("-ldflags=-s -w -X main.x=y",))
     said = subprocess.run(

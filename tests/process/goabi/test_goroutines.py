@@ -17,7 +17,7 @@ from goabi.goroutine import Goroutine, GoStatus, PStatus
 from goabi.sched import GoRuntime
 from goabi.unwind import Unwinder
 from tests.gofixtures import DEFAULT_GO, GO_VERSIONS, build
-from tests.process.goabi.live import StoppedProgram, stopped
+from tests.process.goabi.live import StoppedProgram, needs, stopped
 
 STRIPPED = ("-ldflags=-s -w",)
 PIE = ("-buildmode=pie",)
@@ -159,6 +159,7 @@ def test_wait_times_begin_at_the_last_collection() -> None:
         assert s.runtime.wait_ns(s.named("main"), now) is None
 
 
+@needs("gcc")
 @pytest.mark.parametrize(
     ("flags", "cgo"),
     [
@@ -179,6 +180,7 @@ def test_other_ways_to_build(flags: tuple[str, ...], cgo: bool) -> None:
         assert s.runtime.read_ps()
 
 
+@needs("gcc")
 @pytest.mark.parametrize(("go", "flags"), for_versions(()))
 def test_goroutines_in_c_and_called_by_c(go: str, flags: tuple[str, ...]) -> None:
     with subject(build("goabi_cgo", go=go, flags=flags, cgo=True)) as s:
