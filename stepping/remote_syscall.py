@@ -100,6 +100,19 @@ def remote_syscall(tracee: Tracee, instruction: int | None = None) -> Iterator[R
             ptrace_api.setsigmask(tracee.tid, mask)
 
 
+def can_call(tracee: Tracee) -> bool:
+    """Whether `remote_syscall` can be used with *tracee* now: it is stopped, and not inside a call."""
+    status = tracee.status
+    if status is None or not status.is_stop:
+        return False
+    if status.kind is WaitKind.EVENT:
+        return status.event is Event.STOP
+    if status.kind is WaitKind.SYSCALL:
+        info = decode_syscall_info(ptrace_api.get_syscall_info(tracee.tid))
+        return not isinstance(info, SyscallEntry)
+    return True
+
+
 def find_syscall_instruction(pid: int, layout: RegisterLayout) -> int:
     """Return the address of a syscall instruction in process *pid*: the vDSO's if it has one.
 
@@ -130,15 +143,12 @@ def _open_memory(pid: int) -> TraceeMemory:
 
 
 def _check_between_calls(tracee: Tracee) -> None:
-    status = tracee.status
-    if status is None or not status.is_stop:
+    if not tracee.is_stopped:
         raise SteppingError(f"thread {tracee.tid} is not stopped")
-    inside = status.kind is WaitKind.EVENT and status.event is not Event.STOP
-    if status.kind is WaitKind.SYSCALL:
-        info = decode_syscall_info(ptrace_api.get_syscall_info(tracee.tid))
-        inside = isinstance(info, SyscallEntry)
-    if inside:
-        raise SteppingError(f"thread {tracee.tid} is inside a call ({status}); step it out of it first")
+    if not can_call(tracee):
+        raise SteppingError(
+            f"thread {tracee.tid} is inside a call ({tracee.status}); step it out of it first"
+        )
 
 
 def _run_one_syscall(tracee: Tracee) -> None:

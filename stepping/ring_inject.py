@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from stepping.errors import MemoryFaultError, PtraceRefusedError, SteppingError, TraceeGoneError
 from stepping.maps import read_maps
 from stepping.ptrace_api import explain_refusal
-from stepping.remote_syscall import RemoteSyscallError, RemoteSyscalls, remote_syscall
+from stepping.remote_syscall import RemoteSyscallError, RemoteSyscalls, can_call, remote_syscall
 from stepping.ring_code_amd64 import AFTER, BEFORE, CODE
 from stepping.ring_copies import descriptors, read_errnos_mask
 from stepping.ring_layout import (
@@ -46,7 +46,6 @@ from stepping.syscalls.model import Syscall
 from stepping.tracee import Tracee
 from stepping.tracee_group import TraceeGroup
 from stepping.tracee_memory import TraceeMemory
-from stepping.wait_status import Event, WaitKind
 
 #: Records kept for a reader that is late; 16 MiB.
 DEFAULT_SLOTS = 1 << 15
@@ -332,6 +331,8 @@ def _is_inside(tracee: Tracee, memory: TraceeMemory, page: int, parameters: Para
         places = _find_addresses(memory, registers.sp, page)
         if not places:
             return False
+        if not can_call(tracee):
+            return True  # it stands at a clone or exec, where it cannot be asked: look again later
         low, high = _read_signal_stack(tracee, memory, parameters)
         return low <= registers.sp < high and any(low <= place < high for place in places)
     except TraceeGoneError:
@@ -375,14 +376,10 @@ def _read_signal_stack(tracee: Tracee, memory: TraceeMemory, parameters: Paramet
 
 
 def _any_tracee(group: TraceeGroup) -> Tracee:
-    """Return a stopped tracee that can be made to execute syscalls."""
+    """Return a tracee that can be made to execute syscalls."""
     for tracee in group:
-        status = tracee.status
-        if status is not None and status.is_stop:
-            if status.kind in (WaitKind.SIGNAL_DELIVERY, WaitKind.GROUP, WaitKind.SYSCALL):
-                return tracee
-            if status.kind is WaitKind.EVENT and status.event is Event.STOP:
-                return tracee
+        if can_call(tracee):
+            return tracee
     raise SteppingError(f"no thread of process {group.pid} stands where it can be made to call the kernel")
 
 
