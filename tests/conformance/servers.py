@@ -1,10 +1,9 @@
 """Runtime servers whose programs must behave as if they were alone."""
 
 import os
-from typing import ClassVar
 
 from ptserver.server import OBSERVE, SERVE, Call, Done, Outcome, RuntimeServer
-from stepping.syscalls import SYSCALLS, ArgKind, SyscallClass
+from stepping.syscalls import ArgKind
 
 _RESOURCES = ("%file", "%net", "%process", "%identity", "%system")
 
@@ -29,18 +28,9 @@ class Proceeding(RuntimeServer):
 
 
 class Executing(RuntimeServer):
-    """Has the stub host make the calls on files that cannot wait, because it wants to see their results."""
+    """Has the stub host make the calls in the program's place, where it can, because it looks at results."""
 
-    interests: ClassVar = {
-        name: SERVE
-        for name in SYSCALLS
-        if SYSCALLS[name].klass is SyscallClass.FILE
-        and not SYSCALLS[name].may_wait
-        and not SYSCALLS[name].bound
-        and not any(arg.decoder == "fd_pair" for arg in SYSCALLS[name].args)
-        and name
-        not in {"close", "close_range", "getcwd", "dup2", "dup3", "chdir", "fchdir", "umask", "chroot"}
-    }
+    interests = dict.fromkeys(_RESOURCES, SERVE)
 
     def finished(self, call: Call, done: Done) -> None:
         fills = {ArgKind.OUT, ArgKind.INOUT, ArgKind.IOV_OUT, ArgKind.REQUEST_ARG}
