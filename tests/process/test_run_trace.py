@@ -103,7 +103,7 @@ def test_the_calls_of_a_remote_program_are_logged_here_and_there_with_goroutines
 
 def test_a_running_process_is_traced_and_left_as_it_was(folder: Path) -> None:
     program = subprocess.Popen(
-        [build("ring_calls"), "forever"],
+        [build("ring_calls"), "1"],
         stdout=subprocess.PIPE,
         stdin=subprocess.PIPE,
         env=base_environment(),
