@@ -31,10 +31,10 @@ from stepping.registers import NATIVE
 from stepping.ring import BATCH, Ring
 from stepping.ring_launch import launch_with_ring
 from stepping.ring_site import NoRingError, check_file, find_site
-from stepping.seccomp import Rule, Verdict, assemble
 from stepping.syscall_stops import SyscallTracer, Traced, TracedCall, TracedExit, TracedStop
 from stepping.syscalls.model import Arch, OnlyIf, Syscall
 from stepping.syscalls.table import SYSCALLS
+from stepping.tracee_launch import tracing_filter
 from stepping.wait_status import WaitStatus
 
 Source = Literal["auto", "ring", "stops"]
@@ -149,10 +149,7 @@ class _Wanted:
 
     def bpf(self) -> bytes:
         """Return the filter that stops a program at these calls."""
-        arch = _arch()
-        return assemble(
-            [Rule(row.numbers[arch], Verdict.TRACE, self.conditions.get(row.name)) for row in self.rows], arch
-        )
+        return tracing_filter(self.rows, self.conditions, _arch())
 
     def includes(self, name: str, args: Sequence[int]) -> bool:
         """Whether a call of one of the rows is wanted with these arguments."""

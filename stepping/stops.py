@@ -19,8 +19,9 @@ _ENTRY = struct.Struct("=B3xIQQ7Q")
 _EXIT = struct.Struct("=B3xIQQqB")
 _SIGINFO = struct.Struct("=iii4xIIi")
 _FAULT = struct.Struct("=16xQ")
-_AUDIT_ARCH_AMD64, _AUDIT_ARCH_ARM64 = 0xC000003E, 0xC00000B7
-_ARCHES = {_AUDIT_ARCH_AMD64: "amd64", _AUDIT_ARCH_ARM64: "arm64"}
+#: The kernel's numbers of the ABIs that the syscall table knows (linux/audit.h).
+AUDIT_ARCHES = {"amd64": 0xC000003E, "arm64": 0xC00000B7}
+_ARCH_NAMES = {number: name for name, number in AUDIT_ARCHES.items()}
 
 
 class SyscallOp(IntEnum):
@@ -70,7 +71,7 @@ def decode_syscall_info(raw: bytes) -> SyscallEntry | SyscallExit | None:
         return SyscallExit(value, bool(is_error))
     if op in (SyscallOp.ENTRY, SyscallOp.SECCOMP):
         _, arch, pc, sp, nr, a0, a1, a2, a3, a4, a5 = _ENTRY.unpack_from(raw)
-        return SyscallEntry(_ARCHES.get(arch, ""), pc, sp, nr, (a0, a1, a2, a3, a4, a5))
+        return SyscallEntry(_ARCH_NAMES.get(arch, ""), pc, sp, nr, (a0, a1, a2, a3, a4, a5))
     return None
 
 

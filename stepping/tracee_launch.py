@@ -9,6 +9,7 @@ import contextlib
 import os
 import signal
 import struct
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -16,7 +17,13 @@ from stepping import seccomp
 from stepping.errors import SeccompRefusedError, TraceeGoneError
 from stepping.launch import ExecError, Program
 from stepping.ptrace_api import Option
+from stepping.seccomp import Rule, Verdict, assemble
+from stepping.stops import AUDIT_ARCHES
+from stepping.syscalls.model import Arch, OnlyIf, Syscall
 from stepping.tracee import Tracee
+
+_LOAD, _JUMP_IF_EQUAL, _JUMP_IF_NOT_LESS, _RETURN = 0x20, 0x15, 0x35, 0x06
+_NR_OFFSET, _ARCH_OFFSET, _X32_BIT = 0, 4, 0x4000_0000
 
 _FAILURE = struct.Struct("=Bi")
 _FILTER_REFUSED, _EXEC_FAILED = 1, 2
@@ -53,6 +60,25 @@ class PendingExec:
     def close(self) -> None:
         """Give up the pipe, once the program runs."""
         os.close(self.failure_pipe)
+
+
+def tracing_filter(rows: Iterable[Syscall], conditions: Mapping[str, OnlyIf], arch: Arch) -> bytes:
+    """Return the filter that stops a program at the calls *rows*; conditions: by name, with which arguments only.
+
+    Calls of another ABI (32-bit children, x32) pass unseen. A filter that serves calls must deny them, and
+    `seccomp.assemble` does; one that watches must not.
+    """
+    allow = (_RETURN, 0, 0, Verdict.ALLOW.value)
+    head = (
+        (_LOAD, 0, 0, _ARCH_OFFSET),
+        (_JUMP_IF_EQUAL, 1, 0, AUDIT_ARCHES[arch]),
+        allow,
+        (_LOAD, 0, 0, _NR_OFFSET),
+        (_JUMP_IF_NOT_LESS, 0, 1, _X32_BIT),
+        allow,
+    )
+    rules = [Rule(row.numbers[arch], Verdict.TRACE, conditions.get(row.name)) for row in rows]
+    return b"".join(struct.pack("<HBBI", *instruction) for instruction in head) + assemble(rules, arch)
 
 
 def fork_tracee(program: Program, options: Option, *, interrupted: bool = False) -> PendingExec:

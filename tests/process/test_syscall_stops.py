@@ -13,7 +13,6 @@ import pytest
 
 from stepping.errors import SteppingError
 from stepping.launch import ExecError, Program
-from stepping.seccomp import Rule, Verdict, assemble
 from stepping.stops import decode_siginfo
 from stepping.syscall_stops import (
     SyscallTracer,
@@ -53,9 +52,7 @@ def rows(names: set[str]) -> list[Syscall]:
 def program(argv: Sequence[str], wanted: list[Syscall], *, filtered: bool, stdout: int = 1) -> Program:
     path = shutil.which(argv[0])
     assert path is not None
-    bpf = (
-        assemble([Rule(row.numbers["amd64"], Verdict.TRACE) for row in wanted], "amd64") if filtered else None
-    )
+    bpf = tracing_filter(wanted, {}, "amd64") if filtered else None
     env = [name + b"=" + value for name, value in os.environb.items()]
     return Program(path, [os.fsencode(word) for word in argv], env, bpf, (0, stdout, 2))
 
@@ -268,6 +265,24 @@ def test_what_cannot_be_executed(tmp_path: Path) -> None:
         what = Program(str(bad), what.argv, what.env, what.bpf)
         with pytest.raises(ExecError, match="Exec format error"):
             SyscallTracer.launch(what, wanted, lambda event: None, arch="amd64")
+
+
+@pytest.mark.parametrize("filtered", [True, False])
+def test_children_of_another_abi_are_let_pass(tmp_path: Path, filtered: bool) -> None:
+    source = tmp_path / "hello.c"
+    source.write_text(
+        'void _start(void) { __asm__("int $0x80" :: "a"(4), "b"(1), "c"("hi"), "d"(2) : "memory");'
+        ' __asm__("int $0x80" :: "a"(1), "b"(6)); }'
+    )
+    command = ["gcc", "-m32", "-nostdlib", "-static", "-fno-pie", "-no-pie", "-o", tmp_path / "hello", source]
+    if shutil.which("gcc") is None or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("gcc cannot build 32-bit programs here")
+    with sink_fd() as null:
+        status, events = trace(
+            ["sh", "-c", f"{tmp_path}/hello; exit $?"], FILES, filtered=filtered, stdout=null
+        )
+    assert status.exit_status == 6
+    assert any(call.ins[0] == os.fsencode(tmp_path / "hello") for call in calls(events, "execve"))
 
 
 def test_names_are_checked() -> None:
