@@ -70,7 +70,8 @@ def held_at(path: Path, arguments: str, places: list[int]) -> Iterator[tuple[int
     [
         ("1", "main.spin", "runtime.doSigPreempt", "runtime.sigtramp", "main."),
         ("0 collect", "main.collect", "runtime.stopTheWorldWithSema", "runtime.systemstack", "main.collect"),
-        ("0 collect", "main.collect", "runtime.newstack", "runtime.morestack", "main.grow"),
+        # Whichever goroutine it is whose stack grows, or that is asked to yield there.
+        ("0 collect", "main.collect", "runtime.newstack", "runtime.morestack", "runtime.goexit"),
         ("0 collect", "main.collect", "runtime.park_m", "runtime.mcall", "runtime.gopark"),
     ],
 )
