@@ -55,6 +55,8 @@ _POLLS = frozenset("poll ppoll".split())
 _DESCRIPTORS_CHANGE = frozenset("close dup2 dup3 close_range fcntl".split())
 
 _PIPE_BUF = 4096
+#: What a program whose run shall be repeatable takes for its process id.
+_REPEATABLE_PID = 2
 _SECOND = 1_000_000_000
 _PROC_EXE = frozenset({b"/proc/self/exe", b"/proc/%d/exe" % os.getpid()})
 
@@ -394,7 +396,8 @@ def run_emulated(
     """Run the program at *path* on the emulator until it is gone; return its wait status, as waitpid(2) gives it.
 
     server: answers the calls that it has methods for; all else is this machine's. seed: makes the run repeatable:
-    times, randomness and schedule come from this number. sink: sees every call.
+    times, randomness, schedule and process id come from this number, so that the same program with the same
+    arguments, environment and files does the same, call by call. sink: sees every call.
 
     The program shares this process's descriptors, working directory and id.
 
@@ -418,7 +421,8 @@ def run_emulated(
             keep_descriptor=lambda fd: fd,
         )
     resources = EmulatedResources(arch, path, server, session)
-    machine = Machine(path, argv, env, resources, pid=os.getpid(), seed=seed, observer=sink)
+    pid = os.getpid() if seed is None else _REPEATABLE_PID
+    machine = Machine(path, argv, env, resources, pid=pid, seed=seed, observer=sink)
     relay = SignalRelay(machine)
     try:
         if server is not None and session is not None:

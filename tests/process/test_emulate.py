@@ -1,0 +1,162 @@
+"""Whole programs on the emulator: Go's runtime under stress, repeatable runs, servers, other toolchains, refusals."""
+
+import os
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ptserver.emulated_host import run_emulated
+from ptserver.servers import load
+from stepping.emulation.loader import LoadError
+from tests.conformance.modes import base_environment
+from tests.gofixtures import ROOT, build, environment, goroot, toolchain
+
+ARCHES = ("amd64", "arm64")
+QEMU = {"amd64": "qemu-x86_64", "arm64": "qemu-aarch64"}
+EMULATED = (sys.executable, "-m", "ptserver.emulated_host")
+
+every_arch = pytest.mark.parametrize("arch", ARCHES)
+
+
+def run(
+    *command: str | Path, cwd: Path | None = None, seconds: int = 120
+) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        command, env=base_environment(), cwd=cwd, capture_output=True, text=True, check=False, timeout=seconds
+    )
+
+
+def native_command(arch: str) -> tuple[str, ...]:
+    """What runs a program for *arch* without us: nothing at all, or qemu-user."""
+    if arch == "amd64":
+        return ()
+    if shutil.which(QEMU[arch]) is None:
+        pytest.skip(f"{QEMU[arch]} is not installed (package qemu-user)")
+    return (QEMU[arch],)
+
+
+@every_arch
+def test_the_runtime_works_as_it_does_elsewhere(arch: str) -> None:
+    program = build("emu_runtime", arch=arch)
+    expected = run(*native_command(arch), program)
+    done = run(*EMULATED, program)
+    assert (done.returncode, done.stdout, done.stderr) == (0, expected.stdout, "")
+
+
+@pytest.mark.goversions
+@every_arch
+@pytest.mark.parametrize("go", ["1.21", "1.24"])
+def test_older_runtimes_work(arch: str, go: str) -> None:
+    expected = run(build("emu_runtime")).stdout
+    done = run(*EMULATED, build("emu_runtime", arch=arch, go=go))
+    assert (done.returncode, done.stdout, done.stderr) == (0, expected, "")
+
+
+@every_arch
+def test_computing_gives_the_same_results(arch: str) -> None:
+    expected = run(*native_command(arch), build("emu_cpu", arch=arch)).stdout
+    assert run(*EMULATED, build("emu_cpu", arch=arch)).stdout == expected
+
+
+@every_arch
+@pytest.mark.parametrize("flags", [("-buildmode=pie",), ("-ldflags=-s -w",)], ids=["pie", "stripped"])
+def test_other_ways_to_build_work(arch: str, flags: tuple[str, ...]) -> None:
+    if arch == "arm64" and flags == ("-buildmode=pie",):
+        pytest.skip("Go links PIE for arm64 with the C compiler, and there is none for arm64")
+    done = run(*EMULATED, build("hello", arch=arch, flags=flags), "x")
+    assert (done.returncode, done.stdout) == (
+        0,
+        "hello, world\narg 1: x\n",
+    ) or "dynamic linker" in done.stderr
+
+
+@every_arch
+def test_a_hello_takes_little_memory(arch: str) -> None:
+    program = build("hello", arch=arch)
+    pid = os.posix_spawn(EMULATED[0], [*EMULATED, program], base_environment())
+    _, status, usage = os.wait4(pid, 0)
+    assert status == 0
+    assert usage.ru_maxrss << 10 < 250 << 20
+
+
+@every_arch
+def test_the_same_seed_gives_the_same_trace(arch: str, tmp_path: Path) -> None:
+    program = build("emu_runtime", arch=arch)
+    traces = []
+    for number, seed in enumerate((7, 7, 8)):
+        trace = tmp_path / str(number)
+        done = run(sys.executable, "-m", "tests.process.emulate_trace", trace, str(seed), program, cwd=ROOT)
+        assert (done.returncode, done.stderr) == (0, "")
+        traces.append(trace.read_bytes())
+    assert len(traces[0].splitlines()) > 1000
+    assert traces[0] == traces[1]
+    assert traces[0] != traces[2]
+
+
+@every_arch
+def test_a_panic_shows_the_address_that_was_touched(arch: str) -> None:
+    program = build("panics", arch=arch)
+    expected = run(*native_command(arch), program, "nil")
+    done = run(*EMULATED, program, "nil")
+    line = re.compile(r"\[signal .*")
+    assert done.returncode == 2
+    assert line.findall(done.stderr) == line.findall(expected.stderr) != []
+
+
+@every_arch
+def test_a_program_dies_of_the_signal_that_it_sends_itself(arch: str) -> None:
+    done = run(*EMULATED, build("sigkill", arch=arch), str(int(signal.SIGTERM)))
+    assert done.returncode == -signal.SIGTERM
+
+
+@every_arch
+def test_a_server_answers(arch: str, capfd: pytest.CaptureFixture[str]) -> None:
+    program = build("hello", arch=arch)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)  # Go raises its own, which is this process's
+    try:
+        status = run_emulated(str(program), [b"hello"], [], server=load("tracelogger")())
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert status == 0
+    written = capfd.readouterr()
+    assert written.out == "hello, world\n"
+    assert "write" in written.err
+
+
+def test_a_program_that_needs_a_dynamic_linker_is_refused() -> None:
+    with pytest.raises(LoadError, match="dynamic linker"):
+        run_emulated("/bin/ls", [b"ls"], [])
+
+
+def test_a_file_that_is_no_program_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("no program")
+    done = run(*EMULATED, tmp_path / "text")
+    assert done.returncode == 1
+    assert "not an ELF file" in done.stderr
+
+
+#: What is not run of Go's own packages, with the reason.
+NOT_RUN = {"sync": "^TestIssue76126$"}  # starts itself anew by a name that only binfmt_misc would know
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("package", ["sort", "strings", "bytes", "sync"])
+def test_packages_of_the_standard_library_pass_on_arm64(package: str, tmp_path: Path) -> None:
+    program = tmp_path / f"{package}.test"
+    folder = goroot() / "src" / package
+    subprocess.run(
+        [toolchain(), "test", "-c", "-o", program, package], cwd=folder, env=environment("arm64"), check=True
+    )
+    arguments = ["-test.short", "-test.v"]
+    done = run(*EMULATED, program, *arguments, cwd=folder, seconds=1700)
+    result = re.compile(r"^--- (?:PASS|FAIL|SKIP): \S+", re.MULTILINE)
+    expected = run(*native_command("arm64"), program, *arguments, cwd=folder, seconds=1700)
+    assert result.findall(done.stdout) == result.findall(expected.stdout)
+    assert done.returncode == expected.returncode
