@@ -26,6 +26,7 @@ from stepping.syscall_stops import (
 )
 from stepping.syscalls.model import Syscall
 from stepping.syscalls.table import SYSCALLS
+from stepping.tracee_launch import tracing_filter
 from stepping.wait_status import WaitKind, WaitStatus
 from tests.gofixtures import build
 from tests.process.tracees import python
