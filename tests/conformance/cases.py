@@ -12,14 +12,16 @@ from tests.running import Running
 
 Drive = Callable[[Running], None]
 Normalise = Callable[[bytes], bytes]
+#: Gives the executable, with the project's stub in it or without.
+Program = Callable[[bool], Path]
 
 
-def go(name: str) -> Callable[[], Path]:
-    return lambda: build(name)
+def go(name: str) -> Program:
+    return lambda stub: build(name, stub=stub)
 
 
-def c(name: str, *flags: str) -> Callable[[], Path]:
-    return lambda: build_c(name, flags=flags)
+def c(name: str, *flags: str) -> Program:
+    return lambda stub: build_c(name, flags=flags)
 
 
 def as_is(output: bytes) -> bytes:
@@ -46,7 +48,7 @@ class Case:
     """
 
     name: str
-    program: Callable[[], Path]
+    program: Program
     args: tuple[str, ...] = ()
     stdin: bytes = b""
     env: Mapping[str, str] = field(default_factory=dict)
@@ -176,5 +178,5 @@ CASES = (
     Case("children", go("children"), local_only=True),
     Case("network", go("network"), local_only=True),
     Case("mapped-file", go("mappedfile"), local_only=True),
-    Case("dynamic-program", lambda: Path("/bin/ls"), ("-a", "/"), local_only=True),
+    Case("dynamic-program", lambda stub: Path("/bin/ls"), ("-a", "/"), local_only=True),
 )

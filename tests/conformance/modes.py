@@ -34,11 +34,17 @@ Start = Callable[[Path, Mapping[str, str], Path], "contextlib.AbstractContextMan
 
 @dataclass(frozen=True)
 class Mode:
-    """One way. local: the program's resources are this machine's own, so that whatever runs natively must run."""
+    """One way.
+
+    local: the program's resources are this machine's own, so that whatever runs natively must run; stub: the program
+    is built with the stub, which finds its server by itself; cases: the only cases that are worth the time.
+    """
 
     name: str
     local: bool
     start: Start
+    stub: bool = False
+    cases: frozenset[str] | None = None
 
 
 def base_environment() -> dict[str, str]:
@@ -107,6 +113,12 @@ def _served(address_in: Callable[[Path], str], server: str = "passthrough") -> S
     return start
 
 
+@contextlib.contextmanager
+def _by_stub(work: Path, env: Mapping[str, str], scratch: Path) -> Iterator[Place]:
+    with serving("passthrough", "127.0.0.1:0", cwd=work, env=env, log=scratch / "server-log") as (address, _):
+        yield Place((), "/", base_environment() | {"GO_REMOTE": address, "GREETING": "the stub host's"})
+
+
 def _tcp(_scratch: Path) -> str:
     return "127.0.0.1:0"
 
@@ -116,6 +128,11 @@ def _unix(scratch: Path) -> str:
 
 
 _IN_PROCESS = ("ptserver", "run", "--server")
+
+_WITH_STUB = frozenset(
+    "hello environment tree pipes notify panics-value panics-deadlock exit3 kills-itself-SIGKILL killed terminated "
+    "stdin-lines terminal".split()
+)
 
 NATIVE = Mode("native", True, _local())
 
@@ -127,4 +144,5 @@ MODES = (
     Mode("answering", True, _local(*_IN_PROCESS, "tests.conformance.servers:Answering")),
     Mode("tcp", False, _served(_tcp)),
     Mode("unix", False, _served(_unix)),
+    Mode("stub", False, _by_stub, stub=True, cases=_WITH_STUB),
 )

@@ -39,7 +39,7 @@ def files_in(folder: Path) -> Iterator[str]:
 def behaviour(case: Case, mode: Mode, folder: Path) -> Behaviour:
     work = folder / "work"
     work.mkdir(parents=True)
-    program = case.program()
+    program = case.program(mode.stub)
     env = base_environment() | case.env
     with none_left(), mode.start(work, env, folder) as place:
         command = [*place.prefix, program, *case.args]
@@ -89,7 +89,12 @@ def row(case: Case, mode: Mode):  # type: ignore[no-untyped-def]
     return pytest.param(case, mode, id=f"{mode.name}-{case.name}", marks=marks)
 
 
-MATRIX = [row(case, mode) for case in CASES for mode in MODES if mode.local or not case.local_only]
+MATRIX = [
+    row(case, mode)
+    for case in CASES
+    for mode in MODES
+    if (mode.local or not case.local_only) and (mode.cases is None or case.name in mode.cases)
+]
 
 
 @pytest.mark.parametrize(("case", "mode"), MATRIX)
