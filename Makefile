@@ -40,7 +40,7 @@ venv: $(STAMP)
 $(STAMP): setup.cfg pyproject.toml Makefile
 	@sh tools/system-packages $(PACKAGES)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --config-settings editable_mode=compat --editable '.[test]'
 	@sh tools/go-toolchain $(BIN)
 	@touch $@
 

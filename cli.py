@@ -7,6 +7,8 @@ import traceback
 
 import click
 
+from ptserver import __version__
+
 #: Where each command is; imported when it is used, so that none pays for another's libraries.
 _COMMANDS = {
     "run": "ptserver.commands.run:run_command",
@@ -59,7 +61,7 @@ class _Commands(click.Group):
 
 
 @click.group(cls=_Commands, epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="ptserver")
+@click.version_option(__version__, prog_name="ptserver")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def cli(debug: bool) -> None:
     """Run Go programs under a split runtime: here, with a server that gives them what they ask of the world.

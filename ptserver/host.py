@@ -291,9 +291,3 @@ class Host:
         if result is not None:
             os.kill(os.getpid(), signal.SIGSTOP)
             self._signal_program(signal.SIGCONT)
-
-
-def exit_of(wait_status: int) -> tuple[int | None, int]:
-    """Return (exit status, or None if a signal killed it; that signal, or 0) of a *wait_status*."""
-    code = os.waitstatus_to_exitcode(wait_status)
-    return (code, 0) if code >= 0 else (None, -code)

@@ -4,7 +4,6 @@ Thread rules: made in the main thread before the program is launched; all thread
 Source: signalfd(2).
 """
 
-import contextlib
 import ctypes
 import os
 import signal
@@ -65,14 +64,3 @@ def is_passed_on(signo: int) -> bool:
 def is_from_foreign_group(signo: int) -> bool:
     """Whether the signal is one that stops background jobs at a terminal."""
     return signo in _STOPPING
-
-
-def die_by(signo: int) -> None:
-    """End this process as *signo* ended the program, without a second core file."""
-    import resource
-
-    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
-    with contextlib.suppress(OSError, ValueError):  # SIGKILL has no handler
-        signal.signal(signo, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signo})
-    os.kill(os.getpid(), signo)

@@ -7,7 +7,7 @@ Thread rules: those of the host.
 import time
 from collections.abc import Collection
 
-from ptserver.host import exit_of
+from ptserver.endings import exit_of
 from ptserver.pending_call import PendingCall
 from ptserver.poll_loop import PollLoop
 from ptserver.tracelog.events import ExitEvent, SyscallEvent, ThreadEvent, TraceSink

@@ -16,9 +16,10 @@ import struct
 from collections.abc import Callable, Iterator
 
 from ptserver.call import Call
+from ptserver.endings import exit_of
 from ptserver.errors import PtServerError, ServerMistakeError
 from ptserver.execute import Executed
-from ptserver.host import Host, ThreadChange, exit_of
+from ptserver.host import Host, ThreadChange
 from ptserver.host_signals import HostSignals
 from ptserver.outcomes import Delay, Done, Fail, OpenBytes, Outcome, Proceed, Return
 from ptserver.pending_call import PendingCall

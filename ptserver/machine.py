@@ -1,12 +1,15 @@
 """What this machine and this ptserver are."""
 
-import importlib.metadata
 import os
 import platform
+from typing import TYPE_CHECKING
 
+from ptserver import __version__
 from ptserver.errors import LaunchError
-from ptserver.messages import Machine
 from stepping.syscalls.model import Arch
+
+if TYPE_CHECKING:
+    from ptserver.messages import Machine
 
 _ARCHES: dict[str, Arch] = {"x86_64": "amd64", "aarch64": "arm64"}
 
@@ -23,15 +26,17 @@ def native_arch() -> Arch:
     return _ARCHES[machine]
 
 
-def this_machine() -> Machine:
+def this_machine() -> "Machine":
     """Return what a server is told of this machine."""
+    from ptserver.messages import Machine  # native_arch() is needed where nothing else of it is
+
     name = os.uname()
     return Machine(_ARCHES.get(name.machine, name.machine), name.release, name.nodename, _cpu_features())
 
 
 def version() -> str:
     """Return ptserver's version, as installed."""
-    return importlib.metadata.version("ptserver")
+    return __version__
 
 
 def _cpu_features() -> tuple[str, ...]:

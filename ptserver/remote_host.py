@@ -20,8 +20,9 @@ from collections.abc import Collection, Mapping
 from typing import TypeVar
 
 from ptserver.connection import Connection
+from ptserver.endings import exit_of
 from ptserver.errors import ConnectionLostError, ProtocolError
-from ptserver.host import Host, ThreadChange, exit_of
+from ptserver.host import Host, ThreadChange
 from ptserver.host_signals import HostSignals
 from ptserver.messages import (
     Cancel,

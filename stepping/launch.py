@@ -20,9 +20,9 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from stepping import seccomp
+from stepping.dispositions import restore_ignored_signals
 from stepping.errors import SeccompRefusedError, SteppingError
 from stepping.listener import Listener
-from stepping.vdso import hide_vdso
 
 _PR_SET_PDEATHSIG = 1
 _PTRACE_TRACEME = 0
@@ -90,6 +90,8 @@ def launch(program: Program) -> Launched:
             listener = Listener(_take_listener(page, pidfd))
         _await_exec(program, page, listener, pid, exec_pipe)
         if program.without_vdso:
+            from stepping.vdso import hide_vdso
+
             hide_vdso(pid)
     except BaseException:
         signal.pidfd_send_signal(pidfd, signal.SIGKILL)
@@ -159,12 +161,6 @@ def _become(program: Program, page: mmap.mmap) -> NoReturn:
         page[:] = _PAGE.pack(_EXEC_FAILED, error.errno or 0)
     finally:
         os._exit(127)
-
-
-def restore_ignored_signals() -> None:
-    """Give this process the dispositions that programs expect, and that Python took from it at its start."""
-    for number in (signal.SIGPIPE, signal.SIGXFSZ):
-        signal.signal(number, signal.SIG_DFL)
 
 
 def _put_in_place(stdio: tuple[int, int, int]) -> None:

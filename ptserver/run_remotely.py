@@ -1,0 +1,115 @@
+"""Runs a program here with the resources of the server at an address."""
+
+import contextlib
+import os
+import signal
+
+from goabi.elf_header import ElfHeader
+from ptserver.connection import client_handshake
+from ptserver.endings import end_as, exit_of
+from ptserver.errors import (
+    ConnectError,
+    ConnectionLostError,
+    LaunchError,
+    ProtocolError,
+    RefusedError,
+    TokenError,
+)
+from ptserver.host_signals import HostSignals
+from ptserver.machine import native_arch, this_machine, version
+from ptserver.messages import CODECS, PROTOCOL_VERSION, Hello, StreamId
+from ptserver.messages import Program as ProgramFacts
+from ptserver.policy import filter_rules, hypercall_rules, serves_time, thread_rules
+from ptserver.remote_host import RemoteHost
+from ptserver.run import RunOptions
+from ptserver.run_here import environment, host_here, hosting
+from ptserver.servers import load
+from ptserver.stub.hypercalls import DEFAULT_GOOSREMOTE
+from ptserver.stub.marker import StubInfo
+from ptserver.terminal import RawTerminal, user_terminal
+from ptserver.transport import connect
+from stepping.launch import Program, launch
+from stepping.seccomp import assemble
+
+
+def run_remotely(
+    options: RunOptions, path: str, header: ElfHeader, stub: StubInfo | None, present: tuple[int, ...]
+) -> int:
+    """Run under the server at an address; *present* are the standard streams that this process has."""
+    if header.interpreter is not None:
+        raise LaunchError(
+            f"{path} is dynamically linked: with the files of a server only static programs run so far; "
+            "build Go programs with CGO_ENABLED=0"
+        )
+    streams: tuple[StreamId, ...] = tuple(number for number in (0, 1, 2) if number in present)
+    terminal = user_terminal()
+    hello = Hello(
+        versions=(PROTOCOL_VERSION,),
+        codecs=CODECS,
+        software=f"ptserver {version()}",
+        machine=this_machine(),
+        program=ProgramFacts.shown(
+            path,
+            options.argv,
+            abstraction=stub.goosremote if stub else DEFAULT_GOOSREMOTE,
+            stub=stub is not None,
+        ),
+        token=read_token(options.token_file),
+        streams=streams,
+        terminal=terminal,
+    )
+    try:
+        welcome, connection = client_handshake(connect(options.server), hello)
+    except (ConnectError, ConnectionLostError, ProtocolError, RefusedError) as error:
+        if options.stub:
+            return host_here(options, path, load("passthrough"), True, f"remote: {error}")
+        raise
+    arch = native_arch()
+    rules = filter_rules(welcome.interest, welcome.default_interest, arch)
+    signals = HostSignals()
+    carried = welcome.resources == "server"
+    null = os.open(os.devnull, os.O_RDWR)
+    launched = launch(
+        Program(
+            path=path,
+            argv=options.argv,
+            env=welcome.environment or environment(),
+            bpf=assemble([*rules, *hypercall_rules(), *thread_rules(arch)], arch),
+            stdio=(null, null, null) if carried else (0, 1, 2),
+            new_session=carried,
+            without_vdso=serves_time(welcome.interest),
+            blocked=signals.original_mask,
+        )
+    )
+    os.close(null)
+    host = RemoteHost(
+        launched, signals, arch, welcome, connection, streams if carried else (), has_stub=stub is not None
+    )
+    host.stub.info = {
+        "name": welcome.server,
+        "version": welcome.software,
+        "session": welcome.session,
+        "host": welcome.host,
+        "goosremote": welcome.abstraction,
+    }
+    raw = RawTerminal() if terminal is not None and carried else contextlib.nullcontext()
+    with hosting(options, path, host, goroutines=welcome.goroutines), raw:
+        status = host.run()
+    if host.lost is not None and exit_of(status)[1] == signal.SIGKILL:
+        raise ConnectionLostError(f"lost connection to runtime server {options.server}: {host.lost}")
+    return end_as(status)
+
+
+def read_token(path: str | None) -> str:
+    """Return the token in the file *path*, "" without one.
+
+    Raises:
+        TokenError: the file cannot be read.
+    """
+    if path is None:
+        return ""
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.read().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise TokenError(f"cannot read the token file {path}: {error}") from error
