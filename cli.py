@@ -24,14 +24,19 @@ _COMMANDS = {
 _EPILOG = """\b
 Exit status: that of the program, and a program that dies by a signal makes ptserver die by it. Before there is a
 program, and when a session breaks:
-  64   the command line, an address or a server's name is wrong
-  66   there is no such process, core or goroutine, or it is none of a Go program that is known
-  69   a server does not answer, or was lost
+  64   the command line, an address, a filter or a server's name is wrong
+  65   a file is damaged, or of another version
+  66   a file, process or token cannot be read
+  69   a server does not answer or was lost; a trace's source or a Go toolchain is unsuitable
   70   a server's own code failed, or ptserver has a mistake
+  73   a log cannot be written where it should be
+  74   an input or output error, a full disk for one
   76   the peer does not follow the protocol
   77   the server, or the kernel, refuses
-  126  the program cannot be executed here
-  127  there is no such program
+  126  the program cannot be executed here, or is not what it should be
+  127  there is no such program, or no Go
+
+Completion for the shell: eval "$(_PTSERVER_COMPLETE=bash_source ptserver)", or zsh_source, fish_source.
 """
 
 
