@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from goabi.elf_header import PF_R, PF_W, PF_X, PT_LOAD, ElfHeader, ProgramHeader, read_elf_header
+from goabi.errors import GoAbiError
 from stepping.emulation.abi import Abi
 from stepping.emulation.address_space import (
     PAGE_BYTES,
@@ -26,10 +27,11 @@ from stepping.errors import SteppingError
 
 #: Where a position-independent program is put.
 _PIE_BASE = 0x555_5555_4000
+_LINKER_BASE = 0x7F0_0000_0000
 _STACK_BYTES = 8 << 20
 _STACK_TOP = ADDRESS_LIMIT - (1 << 24)
 
-_AT_PHDR, _AT_PHENT, _AT_PHNUM, _AT_PAGESZ, _AT_ENTRY = 3, 4, 5, 6, 9
+_AT_PHDR, _AT_PHENT, _AT_PHNUM, _AT_PAGESZ, _AT_BASE, _AT_ENTRY = 3, 4, 5, 6, 7, 9
 _AT_UID, _AT_EUID, _AT_GID, _AT_EGID, _AT_PLATFORM, _AT_HWCAP, _AT_CLKTCK = 11, 12, 13, 14, 15, 16, 17
 _AT_SECURE, _AT_RANDOM, _AT_EXECFN = 23, 25, 31
 _PHDR_BYTES = 56
@@ -47,22 +49,6 @@ class Loaded(NamedTuple):
     brk: int
 
 
-def read_program(path: str) -> ElfHeader:
-    """Return the header of the program at *path*.
-
-    Raises:
-        LoadError: it needs a dynamic linker.
-        OSError, GoAbiError: it cannot be read, or is no program.
-    """
-    header = read_elf_header(path)
-    if header.is_dynamic:
-        raise LoadError(
-            f"{path}: needs the dynamic linker {header.interpreter}; only statically linked programs can be emulated "
-            "(build it with CGO_ENABLED=0)"
-        )
-    return header
-
-
 def load(
     header: ElfHeader,
     path: str,
@@ -72,14 +58,45 @@ def load(
     env: Sequence[bytes],
     random: bytes,
 ) -> Loaded:
-    """Load the program at *path*, whose header is *header*, and build its stack.
+    """Load the program at *path*, whose header is *header*, its dynamic linker if it has one, and build its stack.
 
     random: 16 bytes for AT_RANDOM.
 
     Raises:
-        LoadError: its segments lie where none can be, or arguments and environment are too long.
+        LoadError: segments lie where none can be, arguments and environment are too long, or the dynamic linker is
+            missing or none.
     """
     bias = _PIE_BASE if header.is_pie else 0
+    end = _load_segments(header, bias, path, space)
+    entry, linker_base = header.entry + bias, 0
+    if header.interpreter is not None:
+        linker = _read_linker(header, path)
+        linker_base = _LINKER_BASE
+        _load_segments(linker, linker_base, header.interpreter, space)
+        entry = linker.entry + linker_base
+    if not space.is_free(_STACK_TOP - _STACK_BYTES, _STACK_BYTES):
+        raise LoadError(f"{path}: a segment lies where the stack must be")
+    space.map(_STACK_TOP - _STACK_BYTES, _STACK_BYTES, PROT_READ | PROT_WRITE)
+    sp = _build_stack(header, bias, linker_base, path, space, abi, argv, env, random)
+    return Loaded(entry, sp, end)
+
+
+def _read_linker(header: ElfHeader, path: str) -> ElfHeader:
+    assert header.interpreter is not None
+    try:
+        linker = read_elf_header(header.interpreter)
+    except (OSError, GoAbiError) as error:
+        raise LoadError(
+            f"{path}: needs the dynamic linker {header.interpreter}, which is not there for {header.arch}; build the "
+            "program with CGO_ENABLED=0"
+        ) from error
+    if linker.arch != header.arch or not linker.is_pie or linker.is_dynamic:
+        raise LoadError(f"{path}: {header.interpreter} is no dynamic linker for {header.arch}")
+    return linker
+
+
+def _load_segments(header: ElfHeader, bias: int, path: str, space: AddressSpace) -> int:
+    """Map all segments; return the page-aligned address after the last."""
     end = 0
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -88,11 +105,7 @@ def load(
                 end = max(end, _load_segment(segment, bias, fd, space, path))
     finally:
         os.close(fd)
-    if not space.is_free(_STACK_TOP - _STACK_BYTES, _STACK_BYTES):
-        raise LoadError(f"{path}: a segment lies where the stack must be")
-    space.map(_STACK_TOP - _STACK_BYTES, _STACK_BYTES, PROT_READ | PROT_WRITE)
-    sp = _build_stack(header, bias, path, space, abi, argv, env, random)
-    return Loaded(header.entry + bias, sp, end)
+    return end
 
 
 def _load_segment(segment: ProgramHeader, bias: int, fd: int, space: AddressSpace, path: str) -> int:
@@ -129,6 +142,7 @@ def _load_segment(segment: ProgramHeader, bias: int, fd: int, space: AddressSpac
 def _build_stack(
     header: ElfHeader,
     bias: int,
+    linker_base: int,
     path: str,
     space: AddressSpace,
     abi: Abi,
@@ -154,6 +168,7 @@ def _build_stack(
         (_AT_PHENT, _PHDR_BYTES),
         (_AT_PHNUM, len(header.program_headers)),
         (_AT_PAGESZ, PAGE_BYTES),
+        (_AT_BASE, linker_base),
         (_AT_ENTRY, header.entry + bias),
         (_AT_UID, os.getuid()),
         (_AT_EUID, os.geteuid()),

@@ -19,11 +19,12 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from goabi.elf_header import read_elf_header
 from stepping.emulation.abi import abi_of
 from stepping.emulation.address_space import PAGE_BYTES, PROT_EXEC, PROT_READ, AddressSpace
 from stepping.emulation.clock import Clock, CountingClock, HostClock
 from stepping.emulation.futex import Futexes
-from stepping.emulation.loader import load, read_program
+from stepping.emulation.loader import load
 from stepping.emulation.registers import Context
 from stepping.emulation.signals import SI_KERNEL, Signals, make_info
 from stepping.emulation.threads import BLOCKED, RELOAD, Result, Scheduler, Thread
@@ -102,7 +103,7 @@ class Machine:
     ) -> None:
         from stepping.emulation import calls
 
-        header = read_program(path)
+        header = read_elf_header(path)
         self.path = path
         self.pid = pid
         self.seed = seed
