@@ -241,7 +241,7 @@ def format_group(row: GroupRow) -> str:
     if not row.stack:
         return f"{row.count:>8}  {state:<30}  goroutine{'s' * (row.count > 1)} {goids}\n"
     lines = [
-        f"{row.count} @ {' '.join(dict.fromkeys(frame.pc for frame in row.stack))}",
+        f"{row.count} @ {' '.join(_physical_pcs(row.stack))}",
         f"# {state}; goroutine{'s' * (row.count > 1)} {goids}",
     ]
     for frame in row.stack:
@@ -277,6 +277,13 @@ def format_duration(ns: int) -> str:
     if seconds < 3600:
         return f"{seconds // 60}m{seconds % 60:02}s"
     return f"{seconds // 3600}h{seconds % 3600 // 60:02}m"
+
+
+def _physical_pcs(stack: tuple[FrameRow, ...]) -> Iterator[str]:
+    """Yield the pcs of the frames, each of which may stand for several calls: inlined ones and their holder."""
+    for frame, caller in zip(stack, (*stack[1:], None), strict=True):
+        if frame.offset is not None or caller is None or caller.pc != frame.pc:
+            yield frame.pc
 
 
 def _place(frame: FrameRow) -> str:

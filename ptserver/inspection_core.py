@@ -8,13 +8,16 @@ from collections.abc import Iterator
 
 from goabi.binary import GoBinary
 from goabi.core import CoreFile
+from goabi.elf import ElfFile
 from goabi.errors import GoAbiError, MemoryFaultError
 from goabi.goroutine import Goroutine
 from goabi.memory import read_u64
 from goabi.unwind import DEFAULT_MAX_FRAMES, Stack, Unwinder
+from ptserver.core_format import TIME_OWNER, TIME_TYPE
 from ptserver.inspection import Inspected, InspectError, Sighting, open_binary
 
 _PAGE = 4096
+_TIME_BYTES = 8
 
 
 class _Image:
@@ -68,6 +71,7 @@ class InspectedCore(Inspected):
             self._core.close()
             raise
         self._procid = self.runtime.layouts["m"].offset("procid")
+        self.now_ns = _read_time(path)
 
     def _open_program(self, path: str, exe: str | None, *, force: bool) -> GoBinary:
         program = exe or self._core.executable
@@ -110,6 +114,15 @@ class InspectedCore(Inspected):
         if details:
             self.read_details(sighting)
         return sighting
+
+
+def _read_time(path: str) -> int | None:
+    """Return the program's clock when it dumped, which only cores made by `core_dump` tell."""
+    with ElfFile(path, types=("CORE",)) as elf:
+        for note in elf.iter_notes():
+            if note.owner == TIME_OWNER and note.type == TIME_TYPE and len(note.data) == _TIME_BYTES:
+                return int.from_bytes(note.data, "little")
+    return None
 
 
 def _check_same(core: CoreFile, binary: GoBinary, bias: int, path: str) -> None:

@@ -25,7 +25,7 @@ from stepping.tracee_group import TraceeGroup
 from stepping.tracee_memory import TraceeMemory
 
 #: How many records are copied in one stop.
-STOP_RECORDS = 1 << 14
+STOP_RECORDS = 10_240
 #: How much of one stack is copied when all are listed; and when one is looked at.
 LISTED_STACK_BYTES = 256 << 10
 WHOLE_STACK_BYTES = 256 << 20
