@@ -44,7 +44,8 @@ class Program:
             [path, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
         self.pid = self.process.pid
-        assert self.answer().startswith("ready ")
+        self.greeting = self.answer()
+        assert self.greeting.startswith("ready ")
 
     def answer(self) -> str:
         assert self.process.stdout is not None
@@ -284,6 +285,39 @@ def test_attaching_and_detaching_under_load() -> None:
                 ring.close()
             assert program.answer() == answer
         assert find_pages(program.pid) == []
+
+
+@pytest.mark.parametrize("go", OLD_MIDDLE_NEW)
+def test_a_server_and_its_clients(go: str) -> None:
+    with running("ring_net", go=go) as program:
+        port = int(program.greeting.split()[2])
+        ring = Ring.attach(program.pid, rows("connect", "accept4", "socket", "write"))
+        assert program.ask("get 10") == "got 80"
+        calls = read_all(ring)
+        requests: list[RingCall] = []
+        deadline = time.monotonic() + 20
+        # An answer may be there before the call that sent the request has returned.
+        while len(requests) < 80 and time.monotonic() < deadline:
+            calls += read_all(ring)
+            requests = [call for call in calls if call.ins.get(1, b"").startswith(b"GET /client-")]
+        assert len({call.ins[1].split()[1] for call in requests}) == 80
+        assert ring.detach()
+        ring.close()
+        connected = [call for call in calls if call.name == "connect"]
+        address = b"\x02\0" + port.to_bytes(2, "big") + bytes([127, 0, 0, 1])
+        assert [call.ins[1][:8] for call in connected] == [address] * 80
+        assert {call.errno for call in connected} <= {0, 115}  # EINPROGRESS
+        assert len([call for call in calls if call.name == "accept4" and call.value > 0]) == 80
+
+        # Whatever comes and goes meanwhile, every answer is right.
+        site = find_site(program.pid)
+        program.send("get 150")
+        for _ in range(20):
+            ring = Ring.attach(program.pid, RESOURCES, site=site)
+            ring.read()
+            assert ring.detach()
+            ring.close()
+        assert program.answer() == "got 1200"
 
 
 def test_bad_pointers_are_shown_and_not_followed() -> None:
