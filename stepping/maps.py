@@ -84,13 +84,12 @@ class Maps:
         best: int | None = None
         previous = USER_START
         for start, end in [*((vma.start, vma.end) for vma in self._vmas), (USER_END, USER_END)]:
-            low, high = previous + PAGE_BYTES, start - PAGE_BYTES - size
+            low = max(previous + PAGE_BYTES, -(-(near - reach) // PAGE_BYTES) * PAGE_BYTES)
+            high = min(start - PAGE_BYTES - size, (near + reach - size) & -PAGE_BYTES)
             previous = max(previous, end)
             if low > high:
                 continue
             candidate = min(max(low, near & -PAGE_BYTES), high)
-            if abs(candidate - near) > reach or abs(candidate + size - near) > reach:
-                continue
             if best is None or abs(candidate - near) < abs(best - near):
                 best = candidate
         return best

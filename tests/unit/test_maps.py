@@ -4,7 +4,7 @@ import contextlib
 import os
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from stepping.errors import SteppingError, TraceeGoneError
@@ -85,6 +85,7 @@ def test_no_process() -> None:
         read_maps((1 << 22) + 1)
 
 
+@example([], 18, 3, 2)
 @given(
     st.lists(st.tuples(st.integers(16, 1000), st.integers(1, 50)), max_size=30),
     st.integers(16, 1200),
