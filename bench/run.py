@@ -1,7 +1,7 @@
 """`python -m bench.run [--json] [--quick] [--repeat N]`: all figures in one run, side by side.
 
 Every figure is the median of N rounds; a round runs everything once, so that what slows the machine for a while slows
-all of it. Ratios are to the program alone in the same run. A tool that is not installed, or that does not work on
+all of it. Ratios are to the program alone in the same round, and their median is taken. A tool that is not installed, or that does not work on
 this machine, is said to be absent; `apt-get install strace runsc` brings both.
 """
 
@@ -55,7 +55,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Row:
-    """What became of a figure: *median* in *unit*; ratio to the group's native one; whether the target is met."""
+    """What became of a figure: *median* in *unit*; *spread*, from least to most, as a part of it; ratio to native."""
 
     group: str
     way: str
@@ -150,16 +150,21 @@ def measure(wanted: Sequence[Figure], rounds: int) -> list[Row]:
                     failed[figure] = error
                     print(f"\n{figure.group}: {figure.way}: {error}", file=sys.stderr)
     print(file=sys.stderr)
-    medians = {figure: statistics.median(found) for figure, found in values.items() if found}
-    native = {figure.group: value for figure, value in medians.items() if figure.way == "native"}
-    return [_row(figure, values[figure], medians.get(figure), native.get(figure.group)) for figure in wanted]
+    native = {figure.group: values[figure] for figure in wanted if figure.way == "native"}
+    return [_row(figure, values[figure], native.get(figure.group, [])) for figure in wanted]
 
 
-def _row(figure: Figure, values: list[float], median: float | None, native: float | None) -> Row:
-    if median is None:
+def _row(figure: Figure, values: list[float], native: list[float]) -> Row:
+    if not values:
         return Row(figure.group, figure.way, figure.unit, None, None, None, figure.target, None)
+    median = statistics.median(values)
     shown = median * _SCALES[figure.unit]
-    ratio = median / native if native else None
+    # Round by round, so that both were measured at the same time of a machine whose speed drifts.
+    ratio = (
+        statistics.median(value / alone for value, alone in zip(values, native, strict=True))
+        if native
+        else None
+    )
     met = None
     if figure.target is not None:
         compared = ratio if figure.target.ratio else shown
