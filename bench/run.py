@@ -1,8 +1,8 @@
 """`python -m bench.run [--json] [--quick] [--repeat N]`: all figures in one run, side by side.
 
 Every figure is the median of N rounds; a round runs everything once, so that what slows the machine for a while slows
-all of it. Ratios are to the program alone in the same round, and their median is taken. A tool that is not installed, or that does not work on
-this machine, is said to be absent; `apt-get install strace runsc` brings both.
+all of it. Ratios are to the program alone in the same round, and their median is taken. A tool that is not installed,
+or that does not work on this machine, is said to be absent; `apt-get install strace runsc` brings both.
 """
 
 import argparse
