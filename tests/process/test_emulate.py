@@ -144,10 +144,6 @@ def test_a_file_that_is_no_program_is_refused(tmp_path: Path) -> None:
     assert "not an ELF file" in done.stderr
 
 
-#: What is not run of Go's own packages, with the reason.
-NOT_RUN = {"sync": "^TestIssue76126$"}  # starts itself anew by a name that only binfmt_misc would know
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("package", ["sort", "strings", "bytes", "sync"])
@@ -159,7 +155,30 @@ def test_packages_of_the_standard_library_pass_on_arm64(package: str, tmp_path: 
     )
     arguments = ["-test.short", "-test.v"]
     done = run(*EMULATED, program, *arguments, cwd=folder, seconds=1700)
-    result = re.compile(r"^--- (?:PASS|FAIL|SKIP): \S+", re.MULTILINE)
-    expected = run(*native_command("arm64"), program, *arguments, cwd=folder, seconds=1700)
-    assert result.findall(done.stdout) == result.findall(expected.stdout)
-    assert done.returncode == expected.returncode
+    results = results_of(done.stdout)
+    assert done.returncode == 0, done.stdout
+    assert set(results.values()) <= {"PASS", "SKIP"}
+    expected = results_of(run(*native_command("arm64"), program, *arguments, cwd=folder, seconds=1700).stdout)
+    # qemu-user cannot execute what a test of sync starts.
+    assert results == {name: "PASS" if result == "FAIL" else result for name, result in expected.items()}
+
+
+def results_of(output: str) -> dict[str, str]:
+    """What became of each test; those that run in parallel end in any order."""
+    return {
+        name: result for result, name in re.findall(r"^--- (PASS|FAIL|SKIP): (\S+)", output, re.MULTILINE)
+    }
+
+
+@every_arch
+def test_it_works_where_its_machine_code_does_not_fit(
+    arch: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("stepping.emulator.find_switch", lambda _function: None)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        assert run_emulated(str(build("hello", arch=arch)), [b"hello"], []) == 0
+        assert run_emulated(str(build("hello", arch=arch)), [b"hello"], [], seed=1) == 0
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert capfd.readouterr().out == "hello, world\n" * 2
