@@ -126,11 +126,12 @@ def _read_time(path: str) -> int | None:
 
 
 def _check_same(core: CoreFile, binary: GoBinary, bias: int, path: str) -> None:
-    """Compare the program's first page, which holds its headers and usually its build id."""
+    """Compare where the program begins, and its first page, which holds its headers and usually its build id."""
     first = binary.elf.load_segments[0]
+    same = bias % _PAGE == 0 and (bias == 0 or binary.elf.header.is_pie)
     try:
         dumped = core.read(first.vaddr + bias, min(_PAGE, first.filesz))
     except MemoryFaultError:
-        return  # the core has not kept it
-    if dumped != binary.elf.read(first.vaddr, len(dumped)):
+        dumped = b""  # the core has not kept it
+    if not same or dumped != binary.elf.read(first.vaddr, len(dumped)):
         raise InspectError(f"{binary.path} is not the program that {path} is of; name that with --exe")

@@ -103,15 +103,20 @@ def test_stacks_are_written_as_go_writes_them() -> None:
 
 def test_a_goroutine_that_runs_has_a_stack_and_the_program_goes_on() -> None:
     with running("goabi_states", "spin") as program:
-        for _ in range(5):
-            rows, _ = listed("-k", "--func", r"^main\.main\.func\d+$", "--state", "running", str(program.pid))
+        states = set()
+        for _ in range(6):
+            rows, _ = listed("-k", "--func", r"^main\.main\.func20$", str(program.pid))
             assert list(rows) == [program.names["spin"]]
             (row,) = rows.values()
+            states.add(row.state)
             assert row.problem == ""
             assert row.stack[-1].function == "runtime.goexit"
-            assert Path(f"/proc/{program.pid}/task/{row.tid}").exists()
-        rows, _ = listed("--no-stop", "-k", "--state", "running", str(program.pid))
-        assert "registers" in rows[program.names["spin"]].problem
+            assert not row.tid or Path(f"/proc/{program.pid}/task/{row.tid}").exists()
+        assert "running" in states
+        assert states <= {"running", "runnable"}  # the scheduler may be about to change its thread
+        rows, _ = listed("--no-stop", "-k", str(program.pid))
+        row = rows[program.names["spin"]]
+        assert row.state == "runnable" or "registers" in row.problem
         check_untouched(program)
 
 
