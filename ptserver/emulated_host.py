@@ -24,6 +24,8 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
+from goabi.elf_header import read_elf_header
+from goabi.errors import GoAbiError
 from ptserver.call import Call
 from ptserver.emulated_messages import receive_message, send_message
 from ptserver.emulated_processes import SignalRelay, exec_program, fork
@@ -39,6 +41,7 @@ from stepping.emulation.address_space import map_file
 from stepping.emulation.arch_layouts import Translation
 from stepping.emulation.machine import Machine, Observer
 from stepping.emulation.threads import BLOCKED, Result, Thread, Wait
+from stepping.errors import SteppingError
 from stepping.syscalls import Syscall
 from stepping.syscalls.marshal import Args, BadArgumentError, Gathered, gather, scatter
 
@@ -405,8 +408,6 @@ def run_emulated(
         LoadError, OSError, GoAbiError: the program cannot be run.
         EmulatorError: the emulator failed.
     """
-    from goabi.elf_header import read_elf_header
-
     arch = read_elf_header(path).arch
     session = None
     machine: Machine | None = None
@@ -454,11 +455,18 @@ def end_as(status: int) -> NoReturn:
 
 
 def main(arguments: Sequence[str], argv0: str | None = None, seed: int | None = None) -> NoReturn:
-    """Run the program *arguments*[0] with the rest as its arguments, and end as it does."""
+    """Run the program *arguments*[0] with the rest as its arguments, and end as it does.
+
+    If it cannot be run: say so in one line, and exit with 1.
+    """
     path = arguments[0]
     argv = [os.fsencode(argv0 or path), *map(os.fsencode, arguments[1:])]
     env = [name + b"=" + value for name, value in os.environb.items()]
-    end_as(run_emulated(path, argv, env, seed=seed))
+    try:
+        status = run_emulated(path, argv, env, seed=seed)
+    except (PtServerError, SteppingError, GoAbiError, OSError) as error:
+        sys.exit(f"ptserver: {error}")
+    end_as(status)
 
 
 if __name__ == "__main__":
