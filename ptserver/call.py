@@ -165,8 +165,8 @@ class Call:
         return by_index
 
     def outs_by_name(self, outs: dict[int, bytes]) -> dict[str, bytes]:
-        """Return *outs* (by argument index) by argument name."""
-        return {self.syscall.args[index].name: data for index, data in outs.items()}
+        """Return *outs* (by argument index) by argument name; what was offered and not filled is empty."""
+        return {self.syscall.args[index].name: outs.get(index, b"") for index in self.outs}
 
 
 _TEXT_OR_BUFFER = frozenset(

@@ -55,7 +55,6 @@ class Host:
         signals: HostSignals,
         arch: Arch,
         interest: Mapping[str, Interest],
-        spin_seconds: float = 0.0,
     ) -> None:
         assert launched.listener is not None
         self.stub = StubCalls()
@@ -72,7 +71,7 @@ class Host:
         self._processes: dict[int, Process] = {launched.pid: self._main}
         self._pending: dict[int, PendingCall] = {}
         self._ids = itertools.count(1)
-        self._loop = PollLoop(spin_seconds)
+        self._loop = PollLoop()
         self._wait_status: int | None = None
         self._loop.watch(self._listener.fileno(), self._on_call)
         self._loop.watch(self._pidfd, self._on_exit)

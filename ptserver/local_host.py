@@ -13,7 +13,7 @@ import contextlib
 import errno
 import os
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from ptserver.call import Call
 from ptserver.endings import exit_of
@@ -30,6 +30,7 @@ from ptserver.shadow_workers import RETRY_SECONDS
 from stepping.errors import NotificationGoneError
 from stepping.launch import Launched
 from stepping.syscalls import Arch, ResultKind, Syscall
+from stepping.syscalls.marshal import BadArgumentError, scatter
 
 _PAIR = struct.Struct("=ii")
 
@@ -162,7 +163,7 @@ class LocalHost(Host):
                     file.write(outcome.data)
                 read_only = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
                 os.close(fd)
-                self._give_fd(call, seen, read_only, bool(outcome.flags & os.O_CLOEXEC))
+                self._give_fd(call, seen, read_only, bool(outcome.flags & os.O_CLOEXEC), {})
             case _:
                 raise ServerMistakeError(f"{seen.name} returned {outcome!r}, which is no outcome")
 
@@ -208,46 +209,52 @@ class LocalHost(Host):
             _close_results(seen.syscall, executed)
             self._apply(call, seen, replaced)
         elif _returns_fd(seen.syscall) and not error:
-            self._give_fd(call, seen, value, closes_on_exec(value))
+            self._give_fd(call, seen, value, closes_on_exec(value), outs)
         elif (index := _fd_pair(seen.syscall)) is not None and not error:
-            self._give_pair(call, seen, index, outs)
+            self._give_pair(call, seen, index, _PAIR.unpack(outs[index]))
         else:
             self._done(call, seen, done)
 
-    def _give_fd(self, call: PendingCall, seen: Call, fd: int, close_on_exec: bool) -> None:
+    def _give_fd(
+        self, call: PendingCall, seen: Call, fd: int, close_on_exec: bool, outs: dict[int, bytes]
+    ) -> None:
         """Let *call* return a new descriptor of the program for what *fd* is open on; close *fd*."""
         try:
+            scatter(call.gathered, outs, call.process.memory)
             number = self._listener.answer_with_fd(call.notification_id, fd, close_on_exec=close_on_exec)
         except NotificationGoneError:  # the repeated call gets it
             call.fd = fd
-            call.answer = lambda: self._give_fd(call, seen, fd, close_on_exec)
+            call.answer = lambda: self._give_fd(call, seen, fd, close_on_exec, outs)
             return
-        except OSError as error:
+        except (OSError, BadArgumentError) as error:
             os.close(fd)
             self._done(call, seen, Done(0, error.errno or errno.EMFILE))
             return
         os.close(fd)
         self._forget(call)
         if self._sees_results:
-            self._server.finished(seen, Done(number))
+            self._server.finished(seen, Done(number, 0, seen.outs_by_name(outs)))
 
-    def _give_pair(self, call: PendingCall, seen: Call, index: int, outs: dict[int, bytes]) -> None:
-        """Put the two descriptors that *call* has opened here into the program, and their numbers in its memory."""
-        pair = _PAIR.unpack(outs[index])
-        numbers = []
+    def _give_pair(
+        self, call: PendingCall, seen: Call, index: int, pair: Sequence[int], given: Sequence[int] = ()
+    ) -> None:
+        """Put the descriptors *pair*, open here, into the program, and their numbers after those *given*."""
+        rest = list(pair)
+        numbers = list(given)
         try:
-            for fd in pair:
-                close_on_exec = closes_on_exec(fd)
-                numbers.append(self._listener.add_fd(call.notification_id, fd, close_on_exec=close_on_exec))
-        except NotificationGoneError:
-            self._forget(call)  # a pair that nobody knows of: the repeated call makes another
+            while rest:
+                close_on_exec = closes_on_exec(rest[0])
+                number = self._listener.add_fd(call.notification_id, rest[0], close_on_exec=close_on_exec)
+                numbers.append(number)
+                os.close(rest.pop(0))
+        except NotificationGoneError:  # the repeated call gets what is left
+            call.answer = lambda: self._give_pair(call, seen, index, rest, numbers)
             return
         except OSError as error:
+            for fd in rest:
+                os.close(fd)
             self._done(call, seen, Done(0, error.errno or errno.EMFILE))
             return
-        finally:
-            for fd in pair:
-                os.close(fd)
         self._done(call, seen, Done(0, 0, {seen.syscall.args[index].name: _PAIR.pack(*numbers)}))
 
     def _abandon(self, call: PendingCall) -> None:

@@ -10,24 +10,36 @@ from stepping.tracee_memory import TraceeMemory
 
 
 class Process:
-    """A process of the program: its id, its memory, and a descriptor that stands for it (pidfd_open(2))."""
+    """A process of the program: its id, its memory, and a descriptor that stands for it (pidfd_open(2)).
 
-    __slots__ = ("memory", "pid", "pidfd")
+    The memory is opened when it is first wanted: a process that has ended and was not waited for has none.
+    """
+
+    __slots__ = ("_memory", "pid", "pidfd")
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
         self.pidfd = os.pidfd_open(pid)
-        self.memory = TraceeMemory(pid)
+        self._memory: TraceeMemory | None = None
+
+    @property
+    def memory(self) -> TraceeMemory:
+        """The memory. Raises: OSError if the process has ended."""
+        if self._memory is None:
+            self._memory = TraceeMemory(self.pid)
+        return self._memory
 
     def reopen(self) -> None:
         """Take hold of the memory that the process has since an exec."""
         fresh = TraceeMemory(self.pid)
-        self.memory.close()
-        self.memory = fresh
+        if self._memory is not None:
+            self._memory.close()
+        self._memory = fresh
 
     def close(self) -> None:
         """Give up the descriptors."""
-        self.memory.close()
+        if self._memory is not None:
+            self._memory.close()
         os.close(self.pidfd)
 
 

@@ -1,8 +1,8 @@
 """A poll loop on one thread: descriptors that have something, timers that are due. Nothing else ever waits.
 
-Waking a sleeping processor takes longer than most calls that are served, on virtual machines by far. A loop that is
-told to spin therefore looks again and again for a short time after something has happened, and sleeps only then;
-it makes room at each look for whoever else wants the processor. With a single processor it never spins.
+Waking a sleeping processor takes longer than most calls that are served, on virtual machines by far. Who expects
+something at once therefore calls `expect`, and the loop looks again and again for a short time before it sleeps. It
+does not yield meanwhile: a busy machine would take it for idle. With a single processor it never spins.
 """
 
 import heapq
@@ -14,17 +14,16 @@ from collections.abc import Callable
 
 Handler = Callable[[], None]
 
-#: How long the ends of a connection spin: about as long as the other takes to answer.
+#: How long an answer, or the next call, is waited for awake: about as long as the other side takes for it.
 SPIN_SECONDS = 150e-6
 
 
 class PollLoop:
     """Calls handlers. All belongs to the thread that calls `round`; handlers may change the loop."""
 
-    def __init__(self, spin_seconds: float = 0.0) -> None:
-        """Spin for *spin_seconds* after each event; 0: never."""
-        self._spin_seconds = spin_seconds if len(os.sched_getaffinity(0)) > 1 else 0.0
-        self._spins_until = 0.0
+    def __init__(self) -> None:
+        self._may_spin = len(os.sched_getaffinity(0)) > 1
+        self._spins = False
         self._poll = select.poll()
         self._events: dict[int, int] = {}
         self._handlers: dict[int, Handler] = {}
@@ -53,25 +52,27 @@ class PollLoop:
         """Have *handler* called once, *seconds* from now or a little later."""
         heapq.heappush(self._timers, (time.monotonic() + max(seconds, 0.0), next(self._order), handler))
 
+    def expect(self) -> None:
+        """Stay awake for a moment in the next round: something is about to happen."""
+        self._spins = self._may_spin
+
     def round(self) -> None:
         """Wait until something happens, and deal with all that has."""
         handlers = self._handlers
-        events = self._spin() if self._spin_seconds else []
+        events = self._spin() if self._spins else None
         for fd, _ in events or self._poll.poll(self._timeout_ms() if self._timers else None):
             handler = handlers.get(fd)  # none if an earlier handler of this round has unwatched it
             if handler is not None:
                 handler()
         if self._timers:
             self._fire_timers()
-        if self._spin_seconds:
-            self._spins_until = time.monotonic() + self._spin_seconds
 
     def _spin(self) -> list[tuple[int, int]]:
         """Return what happens while it pays to wait awake, if anything does."""
-        poll, until = self._poll.poll, self._spins_until
+        self._spins = False
+        poll, until = self._poll.poll, time.monotonic() + SPIN_SECONDS
         events = poll(0)
         while not events and time.monotonic() < until:
-            os.sched_yield()
             events = poll(0)
         return events
 

@@ -36,6 +36,7 @@ _OWN_CALLS = frozenset(
 _OWN_KINDS = frozenset(
     {ArgKind.MSG_IN, ArgKind.MSG_OUT, ArgKind.MMSG_IN, ArgKind.MMSG_OUT, ArgKind.SIGSET_REF}
 )
+_MODES = frozenset({"mode", "open_mode", "file_mode"})
 _OWN_DECODERS = frozenset({"pollfds", "fd_set"})
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -94,7 +95,7 @@ class Proxy:
             return 0, error.errno or errno.EBADF, {}
         ins = {index: _own_path(row, index, data, tid, pid) for index, data in ins.items()}
 
-        has_mode = any(arg.decoder == "mode" for arg in row.args)
+        has_mode = any(arg.decoder in _MODES for arg in row.args)
 
         def work() -> Executed:
             if has_mode:

@@ -46,7 +46,6 @@ from ptserver.messages import (
 )
 from ptserver.pending_call import PendingCall
 from ptserver.policy import REACHES_SELF_ONLY, interest_in
-from ptserver.poll_loop import SPIN_SECONDS
 from ptserver.streams import IncomingStream, OutgoingStream
 from ptserver.terminal import user_terminal
 from stepping.launch import Launched
@@ -78,7 +77,7 @@ class RemoteHost(Host):
         *,
         has_stub: bool,
     ) -> None:
-        super().__init__(launched, signals, arch, welcome.interest, SPIN_SECONDS)
+        super().__init__(launched, signals, arch, welcome.interest)
         self.lost: str | None = None
         self._welcome = welcome
         self._connection = connection
@@ -256,6 +255,8 @@ class RemoteHost(Host):
         """Send what is to be sent, and ask for the events that matter now."""
         connection = self._connection
         if self.lost is None:
+            if connection.wants_write:
+                self._loop.expect()  # results
             sent = connection.flush()
             events = select.POLLIN if sent else select.POLLIN | select.POLLOUT
             self._loop.watch(connection.fileno(), self._on_ready, events)

@@ -35,7 +35,7 @@ from ptserver.messages import (
     ToServer,
     WindowSize,
 )
-from ptserver.poll_loop import SPIN_SECONDS, PollLoop
+from ptserver.poll_loop import PollLoop
 from ptserver.server import RuntimeServer
 from ptserver.session import Session
 from ptserver.session_calls import Calls
@@ -81,7 +81,7 @@ class SessionLoop:
         self._shadow = Shadow(descriptors, log, self._workers.retire_idle)
         self._signals = _catch_signals(descriptors)
         self._stdio = Stdio(hello, descriptors, connection.send)
-        self._loop = PollLoop(SPIN_SECONDS)
+        self._loop = PollLoop()
         self._calls = Calls(
             self.session, server, self._shadow, self._workers, connection.send, self._loop.later
         )
@@ -122,6 +122,8 @@ class SessionLoop:
 
     def _round(self) -> None:
         connection, stdio, watch = self._connection, self._stdio, self._loop.watch
+        if connection.wants_write:
+            self._loop.expect()  # the calls that follow these results
         events = 0 if connection.flush() else select.POLLOUT
         congested = connection.congested
         watch(connection.fileno(), self._on_message, events if congested else events | select.POLLIN)

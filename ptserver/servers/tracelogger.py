@@ -29,7 +29,9 @@ class TraceLogger(RuntimeServer):
 
     def finished(self, call: Call, done: Done) -> None:
         """Log a call and its result."""
-        outs = {index_of(call.syscall, name): data for name, data in done.outs.items()}
+        outs = {
+            index_of(call.syscall, name): data for name, data in done.outs.items() if data or not done.errno
+        }
         line = format_call(call.syscall, call.args, call.ins, outs, done.value, done.errno)
         call.session.log(f"{_caller(call)} {line}")
 

@@ -73,19 +73,8 @@ def native(tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped
 MODES_FOR_HEAVY = {"pass-through", "proceeding", "tcp"}
 
 
-#: What does not work yet, by (mode, case), with the reason.
-KNOWN_FAILURES = {
-    ("executing", "environment"): "an open made in the program's place does not use its umask",
-    ("executing", "network"): "an accept made in the program's place does not fill in the address",
-}
-
-
 def row(case: Case, mode: Mode):  # type: ignore[no-untyped-def]
-    marks = []
-    if case.heavy and mode.name not in MODES_FOR_HEAVY:
-        marks.append(pytest.mark.slow)
-    if (mode.name, case.name) in KNOWN_FAILURES:
-        marks += [pytest.mark.xfail(reason=KNOWN_FAILURES[mode.name, case.name]), pytest.mark.timeout(30)]
+    marks = [pytest.mark.slow] if case.heavy and mode.name not in MODES_FOR_HEAVY else []
     return pytest.param(case, mode, id=f"{mode.name}-{case.name}", marks=marks)
 
 

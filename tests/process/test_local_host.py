@@ -3,8 +3,6 @@
 import subprocess
 import sys
 
-import pytest
-
 from tests.conformance.modes import base_environment
 from tests.gofixtures import ROOT
 
@@ -35,7 +33,6 @@ print(os.waitstatus_to_exitcode(status))
 """
 
 
-@pytest.mark.xfail(reason="the memory of a program that has ended cannot be opened")
 def test_a_program_that_ends_before_its_host_looks() -> None:
     done = subprocess.run(
         [sys.executable, "-c", LATE_HOST],
@@ -48,7 +45,6 @@ def test_a_program_that_ends_before_its_host_looks() -> None:
     assert (done.stdout, done.stderr) == ("5\n", "")
 
 
-@pytest.mark.xfail(reason="the same")
 def test_the_command_is_as_robust() -> None:
     """Programs that end at once, one after the other, under a server of which they call nothing."""
     for status in range(10):
