@@ -11,7 +11,7 @@ from ptserver.inspection import Inspected, Sighting
 
 _CACHED_STACKS = 4096
 #: Most goroutines are in the program's own code within so many frames.
-_FEW_FRAMES = 8
+_FEW_FRAMES = 5
 _FIRST_GOID = 1
 
 _STATES = {status: status.name.lower() for status in GoStatus}

@@ -8,17 +8,24 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from random import Random
 
 import pytest
 
-from ptserver.goroutine_list import GoroutineRow, GroupRow, SummaryRow, read_rows
+from goabi.errors import GoAbiError
+from ptserver.goroutine_list import GoroutineRow, GroupRow, Selection, SummaryRow, read_rows
+from ptserver.goroutine_rows import RowMaker
 from ptserver.inspection import inspect_process
 from ptserver.inspection_process import STOP_RECORDS
 from ptserver.process_stop import stopped as stopped_process
+from stepping.bulk_read import read_pieces
+from stepping.maps import read_maps
+from stepping.tracee_memory import TraceeMemory
 from tests.gofixtures import build
 from tests.process.commands import ptserver, refusal
 from tests.process.goabi.live import StoppedProgram, parse_dump, stat_state, stopped
 from tests.process.goabi.test_goroutines import CHANNELS, PIE, STRIPPED, for_versions, user_frames
+from tests.process.tracees import python
 
 
 @contextlib.contextmanager
@@ -391,3 +398,76 @@ def test_what_was_copied_suffices() -> None:
         program.process.kill()
         program.process.wait()
         assert all(inspected.unwind(sighting).is_complete for sighting in sightings)
+
+
+def test_a_program_whose_file_is_gone(tmp_path: Path) -> None:
+    path = tmp_path / "main"
+    path.write_bytes(build("goabi_states").read_bytes())
+    path.chmod(0o700)
+    with stopped(path, stop=False) as program:
+        path.unlink()
+        rows, _ = listed(str(program.pid))
+        assert set(rows) == set(program.dump)
+
+
+def test_a_stack_that_was_not_copied_to_its_end_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ptserver.inspection_process.LISTED_STACK_BYTES", 1024)
+    with running("goabi_states") as program, inspect_process(program.pid) as inspected:
+        goid = program.names["recursion"]
+        (deep,) = [each for each in inspected.iter_sightings() if each.goroutine.goid == goid]
+        stack = inspected.unwind(deep)
+        assert "beyond what was copied of the stack" in stack.problem
+        whole = inspected.find(goid)
+        assert whole is not None
+        assert inspected.unwind(whole).is_complete
+
+
+def test_records_that_make_no_sense() -> None:
+    """Memory overwritten at random: what is left is listed, and nothing but this project's errors comes out."""
+    random = Random(1)
+    with stopped(build("goabi_states")) as program, open(f"/proc/{program.pid}/mem", "r+b", 0) as memory:
+        with inspect_process(program.pid) as inspected:
+            records = [each.goroutine.addr for each in inspected.iter_sightings()]
+            list_addr = inspected.binary.allgs_addr
+        outcomes = set()
+        for number in range(150):
+            # The records of goroutines; now and then the list of them, or a stack.
+            place = list_addr if number % 50 == 49 else random.choice(records) + 8 * random.randrange(50)
+            old = program.memory.read(place, 8)
+            word = random.choice(
+                [random.randbytes(8), random.choice(records).to_bytes(8, "little"), b"\xff" * 8]
+            )
+            memory.seek(place)
+            memory.write(word)
+            try:
+                with inspect_process(program.pid) as inspected:
+                    maker = RowMaker(inspected, Selection(system=True), stacks=True)
+                    rows = list(maker.iter_rows(inspected.iter_sightings(details=True)))
+                    assert len(rows) >= len(records) - 2 or place == list_addr
+                    outcomes.add("listed")
+            except GoAbiError:
+                outcomes.add("refused")
+            memory.seek(place)
+            memory.write(old)
+        assert "listed" in outcomes
+
+
+def test_bulk_reads_mark_what_cannot_be_read() -> None:
+    with python("import ctypes, sys; print('ready', flush=True); sys.stdin.read()") as child:
+        vma = next(vma for vma in read_maps(child.pid) if vma.path == "[stack]")
+        memory = TraceeMemory(child.pid)
+        try:
+            end = vma.end
+            places = [end - 8, 0x10, end - 16, end - 4, (1 << 64) - 8, end - 4096] * 700
+            sizes = [8, 8, 16, 8, 8, 4096] * 700
+            pieces = read_pieces(child.pid, memory, places, sizes)
+            assert len(pieces) == len(places)
+            for index, (place, size) in enumerate(zip(places, sizes, strict=True)):
+                readable = vma.start <= place and place + size <= end
+                assert pieces[index] == (memory.read(place, size) if readable else None), index
+            # Without process_vm_readv, which cannot reach a process that is not there, memory does it alone.
+            alone = read_pieces(999999999, memory, places[:60], sizes[:60])
+            assert [alone[index] for index in range(60)] == [pieces[index] for index in range(60)]
+            assert len(read_pieces(child.pid, memory, [], [])) == 0
+        finally:
+            memory.close()
