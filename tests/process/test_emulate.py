@@ -129,6 +129,28 @@ def test_a_server_answers(arch: str, capfd: pytest.CaptureFixture[str]) -> None:
     assert "write" in written.err
 
 
+@every_arch
+@pytest.mark.parametrize(
+    ("server", "word", "expected"),
+    [
+        ("fake_hosts", "hosts", r'"127.0.0.1 localhost\n192.0.2.7 db.example db\n" <nil>'),
+        ("read_only", "write", "read-only file system"),
+        ("fixed_clock", "time", "1000000000"),
+        ("fixed_clock", "hostname", "fixed <nil>"),
+    ],
+)
+def test_servers_change_what_a_program_sees(
+    arch: str, server: str, word: str, expected: str, tmp_path: Path
+) -> None:
+    (tmp_path / "old").touch()
+    program = build("example_servers", arch=arch)
+    done = run(sys.executable, "-m", "tests.process.emulate_served", server, program, tmp_path, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    facts = dict(line.partition(" ")[::2] for line in done.stdout.splitlines())
+    assert facts[word] == expected
+    assert facts["slept"] == "true"
+
+
 def test_a_program_whose_dynamic_linker_is_missing_is_refused() -> None:
     program = build("hello", arch="arm64", flags=("-buildmode=pie",))
     if Path("/lib/ld-linux-aarch64.so.1").exists():
