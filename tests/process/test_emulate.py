@@ -49,6 +49,14 @@ def test_the_runtime_works_as_it_does_elsewhere(arch: str) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, expected.stdout, "")
 
 
+@every_arch
+def test_messages_carry_descriptors_and_addresses(arch: str) -> None:
+    expected = run(build("emu_messages"))
+    done = run(*EMULATED, build("emu_messages", arch=arch))
+    assert (done.returncode, done.stdout, done.stderr) == (0, expected.stdout, "")
+    assert "FAILED" not in done.stdout
+
+
 @pytest.mark.goversions
 @every_arch
 @pytest.mark.parametrize("go", ["1.21", "1.24"])
