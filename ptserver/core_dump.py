@@ -5,8 +5,8 @@ that the process changed, and the first page of each file (its build id); not th
 debuggers take from the files themselves. Pages never touched are holes in the file: they read as zeros, and take no
 room on disk, nor does looking for them touch them (/proc/PID/pagemap; SEEK_DATA for shared memory).
 
-While it is stopped, up to `BUFFER_BYTES` are copied to this process's memory; what is more is written at once, so
-that no more memory is needed for a large process. Any thread may dump; it traces until the end.
+While it is stopped, `BUFFER_BYTES` are copied to this process's memory and written later; what is more is written at
+once, so that no more memory is needed for a large process. Any thread may dump; it traces until the end.
 
 Source: proc_pid_pagemap(5), proc_pid_map_files(5), core(5); Documentation/admin-guide/mm/pagemap.rst.
 """
@@ -15,8 +15,8 @@ import contextlib
 import errno
 import os
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ptserver.core_format import (
@@ -30,7 +30,7 @@ from ptserver.core_format import (
 )
 from ptserver.errors import PtServerError
 from ptserver.inspection import InspectError
-from ptserver.process_stop import find_process, stopped
+from ptserver.process_stop import find_process, stopped, thread_numbers
 from stepping import ptrace_api
 from stepping.errors import PtraceRefusedError, SteppingError, TraceeGoneError
 from stepping.maps import PAGE_BYTES, Vma, read_maps
@@ -39,9 +39,9 @@ from stepping.registers import NATIVE
 from stepping.tracee import Tracee
 from stepping.tracee_group import TraceeGroup
 
-#: How much is copied before writing begins, with the process stopped.
+#: How much is copied to be written when the process has been let go.
 BUFFER_BYTES = 256 << 20
-_PIECE_BYTES = 4 << 20
+_PIECE_BYTES = 1 << 20
 _XSTATE_BYTES = 1 << 14
 
 _PAGEMAP_ENTRY_BYTES = 8
@@ -108,9 +108,12 @@ def dump_process(pid: int, path: str) -> Dumped:
 def _dump(process: "_Process", name: str, output: "_Output") -> Dumped:
     with stopped(process.pid) as stop:
         now_ns = time.monotonic_ns()
-        threads = _read_threads(stop.group)
+        # As the kernel does, name threads as the program knows them, should it be in a container.
+        numbers = {tid: own for own, tid in thread_numbers(process.pid).items()}
+        threads = _read_threads(stop.group, numbers)
         vmas = [vma for vma in read_maps(process.pid) if not vma.path.startswith(_UNREADABLE)]
-        notes = encode_notes(_read_process(process.pid, vmas, now_ns), threads)
+        state = _read_process(process.pid, vmas, now_ns)
+        notes = encode_notes(replace(state, pid=numbers.get(state.pid, state.pid)), threads)
         parts = [part for vma in vmas for part in process.iter_parts(vma)]
         if len(parts) > MAX_SEGMENTS:
             raise DumpError(f"process {process.pid} has {len(vmas)} mappings, more than a core can list")
@@ -127,35 +130,35 @@ def _dump(process: "_Process", name: str, output: "_Output") -> Dumped:
 
 
 class _Output:
-    """The core's file, written at once or later."""
+    """The core's file. The first bytes that are put wait for `finish`, for disks are slow."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
         self._pending: list[tuple[int, bytes]] = []
-        self._bytes = 0
+        self._room = BUFFER_BYTES
 
     def put(self, offset: int, data: bytes) -> None:
-        """Take bytes for an offset; writes what it holds when that is much."""
-        self._pending.append((offset, data))
-        self._bytes += len(data)
-        if self._bytes >= BUFFER_BYTES:
-            self._write()
+        """Take bytes for an offset; writes them at once when many wait already."""
+        if len(data) <= self._room:
+            self._room -= len(data)
+            self._pending.append((offset, data))
+        else:
+            self._write(offset, data)
 
     def finish(self, size: int) -> None:
-        """Write all, and make the file *size* bytes long."""
-        self._write()
+        """Write what waits, and make the file *size* bytes long."""
+        for offset, data in self._pending:
+            self._write(offset, data)
+        self._pending.clear()
         with _explained():
             os.ftruncate(self._fd, size)
 
-    def _write(self) -> None:
+    def _write(self, offset: int, data: bytes) -> None:
+        rest = memoryview(data)
         with _explained():
-            for offset, data in self._pending:
-                rest = memoryview(data)
-                while rest:
-                    written = os.pwrite(self._fd, rest, offset)
-                    offset, rest = offset + written, rest[written:]
-        self._pending.clear()
-        self._bytes = 0
+            while rest:
+                written = os.pwrite(self._fd, rest, offset)
+                offset, rest = offset + written, rest[written:]
 
 
 @contextlib.contextmanager
@@ -276,23 +279,23 @@ def _segment(vma: Vma, start: int, end: int, *, kept: bool) -> Segment:
     return Segment(start, end, vma.perms, kept)
 
 
-def _read_threads(group: TraceeGroup) -> list[ThreadState]:
-    """Return the registers of all threads, the first thread's first."""
+def _read_threads(group: TraceeGroup, numbers: Mapping[int, int]) -> list[ThreadState]:
+    """Return the registers of all threads, the first thread's first. numbers: theirs in their own namespace."""
     threads = []
     for tracee in sorted(group, key=lambda tracee: (tracee.tid != group.pid, tracee.tid)):
         with contextlib.suppress(TraceeGoneError):  # by SIGKILL or the like; the others follow
-            threads.append(_read_thread(tracee))
+            threads.append(_read_thread(tracee, numbers.get(tracee.tid, tracee.tid)))
     return threads
 
 
-def _read_thread(tracee: Tracee) -> ThreadState:
+def _read_thread(tracee: Tracee, number: int) -> ThreadState:
     general = tracee.read_registers().encode()
     floating = ptrace_api.getregset(tracee.tid, RegisterSet.FLOAT, _XSTATE_BYTES)
     xstate = b""
     if tracee.layout.arch == "amd64":
         with contextlib.suppress(SteppingError):  # a processor without XSAVE has none
             xstate = ptrace_api.getregset(tracee.tid, RegisterSet.X86_XSTATE, _XSTATE_BYTES)
-    return ThreadState(tracee.tid, general, floating, xstate)
+    return ThreadState(number, general, floating, xstate)
 
 
 def _read_process(pid: int, vmas: Sequence[Vma], now_ns: int) -> ProcessState:

@@ -112,6 +112,8 @@ class InspectedProcess(Inspected):
             raise explain_no_stop(self.pid, error) from error
         except TraceeGoneError as error:
             raise InspectError(f"{self.title} exited while it was looked at") from error
+        except SteppingError as error:
+            raise SteppingError(f"{error}; --no-stop reads it as it runs") from error
         self.longest_stop_s = max(self.longest_stop_s, stop.seconds)
 
     def _registers_of(self, group: TraceeGroup) -> RegistersOf:

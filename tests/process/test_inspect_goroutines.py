@@ -27,6 +27,8 @@ from tests.process.goabi.live import StoppedProgram, parse_dump, stat_state, sto
 from tests.process.goabi.test_goroutines import CHANNELS, PIE, STRIPPED, for_versions, user_frames
 from tests.process.tracees import python
 
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: other users, pid namespaces")
+
 
 @contextlib.contextmanager
 def running(name: str, *args: str, **how: object) -> Iterator[StoppedProgram]:
@@ -275,6 +277,11 @@ def test_an_error_while_it_is_stopped_lets_it_go_on() -> None:
         check_untouched(program)
 
 
+def children_of(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+
+
+@needs_root
 def test_pid_namespace(tmp_path: Path) -> None:
     """The program knows other numbers of its threads than we do, and its file has another name there."""
     path = build("goabi_states")
@@ -296,7 +303,7 @@ def test_pid_namespace(tmp_path: Path) -> None:
                     names[words[1]] = int(words[2])
                 if words == ["ready"]:
                     break
-            (pid,) = map(int, Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split())
+            (pid,) = map(int, children_of(child.pid))
             assert not inside.exists()
             rows, _ = listed("-k", str(pid))
             spin = rows[names["spin"]]
@@ -304,6 +311,15 @@ def test_pid_namespace(tmp_path: Path) -> None:
             assert "main.main.func20" in [frame.function for frame in spin.stack]
             assert Path(f"/proc/{pid}/task/{spin.tid}").exists()
             assert Path(f"/proc/{pid}/task/{rows[1].tid}").exists()
+            # A core has the numbers that the program knows, by which threads and goroutines are matched.
+            core = tmp_path / "core"
+            assert ptserver("dump", str(pid), "-q", "-o", core) == (0, "", "")
+            status, message = refusal("stack", core, "1")
+            assert (status, "name it with --exe" in message) == (66, True)
+            in_core, _ = listed("-k", "--exe", str(path), str(core))
+            assert set(in_core) == set(rows)
+            assert not any(row.problem for row in in_core.values())
+            assert all(row.tid < 100 for row in in_core.values())
         finally:
             child.kill()
 
@@ -316,6 +332,28 @@ def test_not_a_go_program() -> None:
                 assert status == 66
                 assert f"process {child.pid} (sleep) is not a Go program" in message
                 assert f"`ptserver trace {child.pid}`" in message
+        finally:
+            child.kill()
+
+
+@needs_root
+def test_a_number_from_inside_a_container() -> None:
+    number = next(number for number in range(32000, 1, -1) if not Path(f"/proc/{number}").exists())
+    script = f"echo {number - 1} >/proc/sys/kernel/ns_last_pid; sleep 600 & wait"
+    with subprocess.Popen(
+        ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child", "sh", "-c", script]
+    ) as child:
+        try:
+            inside: list[str] = []
+            while not inside:
+                shell = children_of(child.pid)
+                inside = children_of(int(shell[0])) if shell else []
+            status, message = refusal("goroutines", str(number))
+            assert status == 66
+            assert (
+                message
+                == f"there is no process {number}; in a container there is, which is process {inside[0]} here"
+            )
         finally:
             child.kill()
 
@@ -362,7 +400,7 @@ def test_already_traced() -> None:
             tracer.kill()
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be another user")
+@needs_root
 def test_a_process_of_another_user() -> None:
     with running("goabi_states") as program:
         status, out, err = ptserver(
