@@ -2,16 +2,21 @@
 
 from collections.abc import Callable, Sequence
 from functools import wraps
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ptserver.trace_options import TraceOptions
 
+if TYPE_CHECKING:
+    from ptserver.tracelog.sinks import Form
+
 _SOURCES = ("auto", "ring", "stops")
 _TIMES = ("none", "relative", "elapsed", "clock", "epoch")
 
-_NAMES = ("filters", "output", "count", "json", "stacks", "strings", "time", "source", "quiet")
+_FORMATS = ("text", "json", "perfetto", "pprof")
+
+_NAMES = ("filters", "output", "count", "json", "form", "stacks", "strings", "time", "source", "quiet")
 #: Those without which a log is the same as with their defaults, so that they prove no wish for one.
 _HARMLESS = frozenset({"strings", "time", "source", "quiet"})
 
@@ -62,7 +67,7 @@ def trace_arguments(command: Command) -> Command:
         wanted = options.pop("trace")
         words = {name: options.pop(name) for name in _NAMES}
         if not wanted and any(words[name] for name in _NAMES if name not in _HARMLESS):
-            raise click.UsageError("-e, -o, -c, -k and --json belong to --trace")
+            raise click.UsageError("-e, -o, -c, -k, --json and --format belong to --trace")
         return command(*args, trace=_options(words) if wanted else None, **options)
 
     trace = click.option("--trace", is_flag=True, help="Log the program's calls; --trace=FILE to a file.")
@@ -81,6 +86,13 @@ _LOG_OPTIONS = (
     click.option("-o", "output", metavar="FILE", help="Write the log to FILE, `-` for standard output."),
     click.option("-c", "count", is_flag=True, help="Print a summary by call at the end, instead of the log."),
     click.option("--json", is_flag=True, help="Write JSON lines; with -c, one object."),
+    click.option(
+        "--format",
+        "form",
+        type=click.Choice(_FORMATS),
+        help="Write the log as text, as JSON lines, for Perfetto's viewer, or as a profile of the calls' time by "
+        "stack for `go tool pprof`; the last two need -o.",
+    ),
     click.option("-k", "stacks", is_flag=True, help="Show where in the program each call was made."),
     click.option("-s", "strings", metavar="BYTES", type=click.IntRange(0), help="Cut strings at BYTES [32]."),
     click.option("--time", type=click.Choice(_TIMES), default="none", help="Show when each call began."),
@@ -106,13 +118,29 @@ def _options(words: dict[str, Any]) -> TraceOptions:
     text = TextOptions(time=words["time"], durations=True, stacks=words["stacks"])
     if words["strings"] is not None:
         text = text._replace(limit=words["strings"])
-    forms = ("text", "json"), ("summary", "summary-json")
+    form = _form(words)
     return TraceOptions(
         filters=words["filters"],
         output=words["output"],
-        form=forms[words["count"]][words["json"]],  # type: ignore[arg-type]
+        form=form,
         text=text,
         source=words["source"],
-        stacks=words["stacks"],
+        stacks=words["stacks"] or form == "pprof",  # its samples are stacks
         quiet=words["quiet"],
     )
+
+
+def _form(words: dict[str, Any]) -> "Form":
+    """Return the form that `--format`, `--json` and `-c` ask for together."""
+    form: Form = words["form"] or ("json" if words["json"] else "text")
+    if words["json"] and form != "json":
+        raise click.UsageError(f"--json and --format {form} exclude each other")
+    if form == "text" or form == "json":
+        if words["count"]:
+            return "summary-json" if form == "json" else "summary"
+        return form
+    if words["count"]:
+        raise click.UsageError(f"-c makes a table, which --format {form} cannot hold")
+    if words["output"] is None:
+        raise click.UsageError(f"--format {form} is binary: name a file for it with -o FILE")
+    return form

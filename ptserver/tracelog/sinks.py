@@ -2,12 +2,16 @@
 
 from typing import Literal
 
+from ptserver.tracelog.errors import TraceOutputError
 from ptserver.tracelog.events import Event, TraceSink, TraceStart
 from ptserver.tracelog.output import LineWriter, wants_colour
 from ptserver.tracelog.text import TextOptions, TextSink
 
 #: What a trace is written as. `summary` is a table, `summary-json` one object.
-Form = Literal["text", "json", "summary", "summary-json"]
+Form = Literal["text", "json", "summary", "summary-json", "perfetto", "pprof"]
+
+#: Forms that no terminal can show, nor be mixed with what the program prints.
+BINARY_FORMS: frozenset[Form] = frozenset({"perfetto", "pprof"})
 
 
 def open_sink(
@@ -15,19 +19,34 @@ def open_sink(
 ) -> TraceSink:
     """Return a sink that writes *form* to the file *path*, to standard error for None, to standard output for `-`.
 
-    options: for text, how it looks (its colour is decided here, by where it goes); for JSON its limit counts.
+    options: for text, how it looks (its colour is decided here, by where it goes); for JSON and Perfetto its limit
+    counts.
 
     Raises:
-        TraceOutputError: the file cannot be made.
+        TraceOutputError: the file cannot be made, or the form is binary and goes to a terminal or standard error.
     """
     options = options or TextOptions()
     writer = LineWriter.open(path)
+    if form in BINARY_FORMS and (path is None or writer.is_terminal):
+        where = "a terminal" if writer.is_terminal else "standard error"
+        writer.close()
+        raise TraceOutputError(
+            f"a trace as {form} is binary and cannot go to {where}: name a file with -o FILE"
+        )
     if form == "text":
         return TextSink(writer, start, options._replace(colour=wants_colour(writer)))
     if form == "json":
         from ptserver.tracelog.jsonl import JsonLinesSink
 
         return JsonLinesSink(writer, start, limit=options.limit)
+    if form == "perfetto":
+        from ptserver.tracelog.perfetto import PerfettoSink
+
+        return PerfettoSink(writer, start, limit=options.limit)
+    if form == "pprof":
+        from ptserver.tracelog.pprof import PprofSink
+
+        return PprofSink(writer, start)
     from ptserver.tracelog.summary import SummarySink
 
     return SummarySink(writer, as_json=form == "summary-json")
