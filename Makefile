@@ -17,7 +17,7 @@ demo: $(STAMP)
 	@tools/demo
 
 test: lint
-	$(PYTEST) -m 'not slow and not goversions'
+	$(PYTEST) -n 2 -m 'not slow and not goversions'
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
