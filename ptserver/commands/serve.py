@@ -1,8 +1,5 @@
 """`ptserver serve`: the command line of a server for others."""
 
-import os
-import sys
-
 import click
 
 
@@ -50,6 +47,5 @@ def serve_command(
     """
     from ptserver.serve import ServeOptions, serve
 
-    sys.path.insert(0, os.getcwd())  # as `python -m` does: MODULE may be in the current folder
     serve(ServeOptions(server, address, token_file, max_sessions, log_file, as_json))
     ctx.exit(0)

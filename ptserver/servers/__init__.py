@@ -1,7 +1,9 @@
 """The servers that come with ptserver, by name, and how any other is loaded."""
 
 import importlib
+import os
 import re
+import sys
 
 from ptserver.errors import ServerLoadError
 from ptserver.server import RuntimeServer
@@ -22,7 +24,8 @@ _SPEC = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 def load(spec: str) -> type[RuntimeServer]:
     """Return the class of the server *spec*: a name from `BUILT_IN`, or ``module:Class``.
 
-    The module is imported as `python -m` would find it; what it does when imported is its own affair.
+    The module is imported as `python -m` would find it, in the current folder first; what it does when imported is
+    its own affair.
 
     Raises:
         ServerLoadError: there is no such server, or it is not a `RuntimeServer`; other exceptions that the
@@ -33,13 +36,15 @@ def load(spec: str) -> type[RuntimeServer]:
         names = ", ".join(BUILT_IN)
         raise ServerLoadError(f"no server {spec!r}: expected one of {names}, or module:Class")
     module_name, _, class_name = target.partition(":")
+    if spec not in BUILT_IN and (here := os.getcwd()) not in sys.path:
+        sys.path.insert(0, here)
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise
         raise ServerLoadError(
-            f"no server {spec!r}: there is no module {error.name!r} on Python's path"
+            f"no server {spec!r}: there is no module {error.name!r} here or on Python's path"
         ) from error
     server = getattr(module, class_name, None)
     if server is None:
