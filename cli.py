@@ -96,9 +96,11 @@ def main() -> None:
         status = 130
     except Exception as error:  # noqa: BLE001 - the one place where an error ends the program
         status = _exit_status(error)
-        if status is None or debug:
+        if debug:
             traceback.print_exc()
-        print(f"ptserver: {error}", file=sys.stderr)
+        kind = f"internal error: {type(error).__name__}: " if status is None else ""
+        hint = "; ptserver --debug shows where" if status is None and not debug else ""
+        print(f"ptserver: {kind}{error}{hint}", file=sys.stderr)
     sys.exit(70 if status is None else status)
 
 

@@ -28,8 +28,7 @@ def load(spec: str) -> type[RuntimeServer]:
     its own affair.
 
     Raises:
-        ServerLoadError: there is no such server, or it is not a `RuntimeServer`; other exceptions that the
-            module raises when imported pass through.
+        ServerLoadError: there is no such server, its module cannot be imported, or it is not a `RuntimeServer`.
     """
     target = BUILT_IN.get(spec, spec)
     if not _SPEC.fullmatch(target):
@@ -41,10 +40,12 @@ def load(spec: str) -> type[RuntimeServer]:
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise
         raise ServerLoadError(
             f"no server {spec!r}: there is no module {error.name!r} here or on Python's path"
+        ) from error
+    except Exception as error:
+        raise ServerLoadError(
+            f"no server {spec!r}: importing {module_name} raised {type(error).__name__}: {error}"
         ) from error
     server = getattr(module, class_name, None)
     if server is None:

@@ -90,5 +90,14 @@ def test_a_module_that_misses_another_is_told_as_such(
 ) -> None:
     (tmp_path / "my_servers_z.py").write_text("import there_is_no_such_module_q\n")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(ModuleNotFoundError, match="there_is_no_such_module_q"):
+    with pytest.raises(ServerLoadError, match="there is no module 'there_is_no_such_module_q'"):
         load("my_servers_z:Mine")
+
+
+def test_a_module_that_fails_is_told_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_servers_f.py").write_text("1 / 0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(
+        ServerLoadError, match="importing my_servers_f raised ZeroDivisionError: division by zero"
+    ):
+        load("my_servers_f:Mine")
