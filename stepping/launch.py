@@ -108,14 +108,16 @@ def launch(program: Program) -> Launched:
 
 def _take_listener(page: mmap.mmap, pidfd: int) -> int:
     """Wait until the child has its filter; return the listener's descriptor as this process's own."""
+    ended = False
     while True:
         state, number = _PAGE.unpack(page[:])
         if state == _FILTERED:
             break
         if state == _REFUSED:
             raise SeccompRefusedError(number)
-        if select.select([pidfd], [], [], 0.0001)[0]:
+        if ended:  # and it had nothing more to say before
             raise SeccompRefusedError(errno.ECANCELED)
+        ended = bool(select.select([pidfd], [], [], 0.0001)[0])
     libc = ctypes.CDLL(None, use_errno=True)
     fd = libc.syscall(_NR_PIDFD_GETFD, pidfd, number, 0)
     if fd < 0:
