@@ -509,3 +509,37 @@ def test_bulk_reads_mark_what_cannot_be_read() -> None:
             assert len(read_pieces(child.pid, memory, [], [])) == 0
         finally:
             memory.close()
+
+
+def test_a_reader_that_has_seen_enough_and_an_interrupt() -> None:
+    with running("goabi_many", "3000") as program:
+        listing = [sys.executable, "-c", "import cli; cli.main()", "goroutines", "-k", str(program.pid)]
+        with subprocess.Popen(listing, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as first:
+            assert first.stdout is not None
+            assert first.stderr is not None
+            assert first.stdout.read(9) == b"goroutine"
+            first.stdout.close()
+            assert (first.wait(30), first.stderr.read()) == (0, b"")
+        with subprocess.Popen(listing, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as second:
+            assert second.stdout is not None
+            assert second.stdout.read(9) == b"goroutine"
+            second.send_signal(signal.SIGINT)
+            second.stdout.read()
+            assert second.wait(30) == 130
+        check_untouched(program)
+
+
+def test_nothing_is_left_behind_by_looking_again_and_again() -> None:
+    with running("goabi_states", "spin") as program:
+        descriptors = set(os.listdir(f"/proc/{program.pid}/fd"))
+        own = len(os.listdir("/proc/self/fd"))
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        nice = os.getpriority(os.PRIO_PROCESS, 0)
+        for _ in range(40):
+            with inspect_process(program.pid) as inspected:
+                assert len(list(inspected.iter_sightings(details=True))) >= len(program.dump)
+        assert set(os.listdir(f"/proc/{program.pid}/fd")) == descriptors
+        assert len(os.listdir("/proc/self/fd")) == own
+        assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == mask
+        assert os.getpriority(os.PRIO_PROCESS, 0) == nice
+        check_untouched(program)
