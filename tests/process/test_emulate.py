@@ -176,9 +176,12 @@ def test_a_file_that_is_no_program_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("package", ["sort", "strings", "bytes", "sync"])
+@pytest.mark.parametrize(
+    "package",
+    "sort strings bytes sync math/big encoding/json crypto/sha256".split(),
+)
 def test_packages_of_the_standard_library_pass_on_arm64(package: str, tmp_path: Path) -> None:
-    program = tmp_path / f"{package}.test"
+    program = tmp_path / f"{Path(package).name}.test"
     folder = goroot() / "src" / package
     subprocess.run(
         [toolchain(), "test", "-c", "-o", program, package], cwd=folder, env=environment("arm64"), check=True
@@ -189,8 +192,9 @@ def test_packages_of_the_standard_library_pass_on_arm64(package: str, tmp_path: 
     assert done.returncode == 0, done.stdout
     assert set(results.values()) <= {"PASS", "SKIP"}
     expected = results_of(run(*native_command("arm64"), program, *arguments, cwd=folder, seconds=1700).stdout)
-    # qemu-user cannot execute what a test of sync starts.
-    assert results == {name: "PASS" if result == "FAIL" else result for name, result in expected.items()}
+    # qemu-user cannot execute what some tests start.
+    passed = {name for name, result in expected.items() if result == "PASS"}
+    assert passed <= {name for name, result in results.items() if result == "PASS"}
 
 
 def results_of(output: str) -> dict[str, str]:
