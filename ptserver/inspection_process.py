@@ -24,8 +24,9 @@ from stepping.ptrace_api import explain_refusal
 from stepping.tracee_group import TraceeGroup
 from stepping.tracee_memory import TraceeMemory
 
-#: How many records are copied in one stop.
+#: How many records are copied in one stop; and how many with labels and channels, which take longer.
 STOP_RECORDS = 10_240
+STOP_DETAILED_RECORDS = 2_560
 #: How much of one stack is copied when all are listed; and when one is looked at.
 LISTED_STACK_BYTES = 256 << 10
 WHOLE_STACK_BYTES = 256 << 20
@@ -63,11 +64,11 @@ class InspectedProcess(Inspected):
     def iter_sightings(self, *, details: bool = False) -> Iterator[Sighting]:
         """See `Inspected.iter_sightings`."""
         self.skipped = 0
-        start = 0
+        start, most = 0, STOP_DETAILED_RECORDS if details else STOP_RECORDS
         while True:
             with self._stopped() as registers_of:
                 # The list may have moved since the last stop, but records keep their places in it.
-                addresses, left = self._read_list(start)
+                addresses, left = self._read_list(start, most)
                 capture = self._capturer.capture(addresses, LISTED_STACK_BYTES, registers_of)
                 if details:
                     self._capturer.read_details(capture)
@@ -126,14 +127,14 @@ class InspectedProcess(Inspected):
 
         return registers_of
 
-    def _read_list(self, start: int) -> tuple[Sequence[int], int]:
-        """Return the next addresses of records from number *start* on, and how many more there are."""
+    def _read_list(self, start: int, most: int) -> tuple[Sequence[int], int]:
+        """Return the addresses of at most *most* records from number *start* on, and how many more there are."""
         memory = self.runtime.memory
         at = self.binary.allgs_addr + self.runtime.bias
         pointer, length, capacity = read_words(memory, at, 3)
         if not start <= length <= capacity:
             raise RuntimeDataError(f"the list of goroutines says length {length}, capacity {capacity}")
-        count = min(STOP_RECORDS, length - start)
+        count = min(most, length - start)
         return (read_words(memory, pointer + 8 * start, count) if count else ()), length - start - count
 
     def _iter_captured(self, capture: Capture) -> Iterator[Sighting]:

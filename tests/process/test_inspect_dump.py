@@ -78,6 +78,19 @@ def test_core_has_the_goroutines(go: str, flags: tuple[str, ...], tmp_path: Path
     assert (status, out.count("main.recurse(...)")) == (0, 41)
 
 
+def test_program_with_cgo(tmp_path: Path) -> None:
+    core = tmp_path / "core"
+    with running("goabi_states", "spin", cgo=True, flags=("-ldflags=-linkmode=external",)) as program:
+        dump_process(program.pid, str(core))
+        live = rows_of(str(program.pid))
+        check_untouched(program)
+    rows = rows_of(core)
+    assert set(rows) == set(live) == {*program.dump, program.names["spin"]}
+    assert not any(row.problem for row in (*rows.values(), *live.values()))
+    with CoreFile(core) as file:
+        assert any("libc.so" in mapped.path for mapped in file.mapped_files)
+
+
 def test_core_is_the_memory_and_untouched_memory_stays_so(tmp_path: Path) -> None:
     """Byte for byte, of a program that is stopped all along; and the same pages are there before and after."""
     core = tmp_path / "core"
