@@ -15,7 +15,7 @@ from collections.abc import Callable
 Handler = Callable[[], None]
 
 #: How long an answer, or the next call, is waited for awake: about as long as the other side takes for it.
-SPIN_SECONDS = 50e-6
+SPIN_SECONDS = 150e-6
 
 
 class PollLoop:

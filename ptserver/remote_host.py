@@ -16,7 +16,7 @@ import errno
 import os
 import select
 import signal
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import TypeVar
 
 from ptserver.connection import Connection
@@ -90,6 +90,8 @@ class RemoteHost(Host):
         )
         self._goodbye = False
         self._congested = False
+        self._all_sent = True
+        self._streams_changed = True
         self._outgoing: dict[int, OutgoingStream] = {}
         self._incoming: dict[int, IncomingStream] = {}
         self._loop.watch(connection.fileno(), self._on_ready)
@@ -175,6 +177,7 @@ class RemoteHost(Host):
         if type(message) is Result:
             self._take_result(message)
             return
+        self._streams_changed = True
         match message:
             case StreamData():
                 self._stream(self._incoming, message.stream).receive(message.data)
@@ -226,6 +229,7 @@ class RemoteHost(Host):
             return
         self.lost = reason
         self._loop.unwatch(self._connection.fileno())
+        self._streams_changed = True
         for stream in self._outgoing.values():
             stream.stop()
         if self._wait_status is not None:
@@ -258,17 +262,35 @@ class RemoteHost(Host):
             if connection.wants_write:
                 self._loop.expect()  # results
             sent = connection.flush()
-            events = select.POLLIN if sent else select.POLLIN | select.POLLOUT
-            self._loop.watch(connection.fileno(), self._on_ready, events)
+            if sent != self._all_sent:
+                self._all_sent = sent
+                events = select.POLLIN if sent else select.POLLIN | select.POLLOUT
+                self._loop.watch(connection.fileno(), self._on_ready, events)
             if connection.congested != self._congested:
                 self._congested = connection.congested
+                self._streams_changed = True
                 if self._congested:
                     self._loop.unwatch(self._listener.fileno())
                 else:
                     self._loop.watch(self._listener.fileno(), self._on_call)
+        if self._streams_changed:
+            self._streams_changed = False
+            self._watch_streams()
+
+    def _watch_streams(self) -> None:
         for outgoing in self._outgoing.values():
             wanted = outgoing.wants_read and not self._congested
-            self._loop.watch(outgoing.fd, outgoing.on_readable, select.POLLIN if wanted else 0)
+            handler = self._changing_streams(outgoing.on_readable)
+            self._loop.watch(outgoing.fd, handler, select.POLLIN if wanted else 0)
         for incoming in self._incoming.values():
-            wanted = incoming.wants_write
-            self._loop.watch(incoming.fd, incoming.on_writable, select.POLLOUT if wanted else 0)
+            handler = self._changing_streams(incoming.on_writable)
+            self._loop.watch(incoming.fd, handler, select.POLLOUT if incoming.wants_write else 0)
+
+    def _changing_streams(self, handler: Callable[[], None]) -> Callable[[], None]:
+        """Return *handler* for a loop that looks at the streams only after something has happened to them."""
+
+        def handle() -> None:
+            self._streams_changed = True
+            handler()
+
+        return handle

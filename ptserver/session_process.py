@@ -86,6 +86,8 @@ class SessionLoop:
             self.session, server, self._shadow, self._workers, connection.send, self._loop.later
         )
         self._ended = False
+        self._connection_events = 0
+        self._stdio_changed = True
         self._takers: dict[type, Callable[[Any], None]] = {
             Syscall: self._calls.take_call,
             Observed: self._calls.take_observed,
@@ -121,19 +123,39 @@ class SessionLoop:
         self._send(Goodbye())
 
     def _round(self) -> None:
-        connection, stdio, watch = self._connection, self._stdio, self._loop.watch
+        connection = self._connection
         if connection.wants_write:
             self._loop.expect()  # the calls that follow these results
         events = 0 if connection.flush() else select.POLLOUT
-        congested = connection.congested
-        watch(connection.fileno(), self._on_message, events if congested else events | select.POLLIN)
+        if not connection.congested:
+            events |= select.POLLIN
+        if events != self._connection_events:
+            self._connection_events = events
+            self._loop.watch(connection.fileno(), self._on_message, events)
+            self._stdio_changed = True
+        if self._stdio_changed:
+            self._stdio_changed = False
+            self._watch_stdio()
+        self._loop.round()
+
+    def _watch_stdio(self) -> None:
+        stdio, watch = self._stdio, self._loop.watch
         for outgoing in stdio.outgoing.values():
-            wanted = outgoing.wants_read and not congested
-            watch(outgoing.fd, outgoing.on_readable, select.POLLIN if wanted else 0)
+            wanted = outgoing.wants_read and not self._connection.congested
+            watch(outgoing.fd, self._changing_stdio(outgoing.on_readable), select.POLLIN if wanted else 0)
         incoming = stdio.incoming
         if incoming is not None:
-            watch(incoming.fd, incoming.on_writable, select.POLLOUT if incoming.wants_write else 0)
-        self._loop.round()
+            handler = self._changing_stdio(incoming.on_writable)
+            watch(incoming.fd, handler, select.POLLOUT if incoming.wants_write else 0)
+
+    def _changing_stdio(self, handler: Callable[[], None]) -> Callable[[], None]:
+        """Return *handler* for a loop that looks at the streams only after something has happened to them."""
+
+        def handle() -> None:
+            self._stdio_changed = True
+            handler()
+
+        return handle
 
     # What the stub host says.
 
@@ -151,14 +173,17 @@ class SessionLoop:
                 f"the host sent data of stream {message.stream}, which is not carried that way"
             )
         self._stdio.incoming.receive(message.data)
+        self._stdio_changed = True
 
     def _take_credit(self, message: StreamCredit) -> None:
         if message.stream in self._stdio.outgoing:
             self._stdio.outgoing[message.stream].add_credit(message.size)
+            self._stdio_changed = True
 
     def _take_end(self, message: StreamEnd) -> None:
         if not self._stdio.end(message.stream):
             raise ProtocolError(f"the host ended stream {message.stream}, which is not carried")
+        self._stdio_changed = True
 
     def _take_thread(self, message: ThreadEvent) -> None:
         self._server.thread_event(self.session, message.tid, message.event)
@@ -188,6 +213,7 @@ class SessionLoop:
         while len(self._workers) and time.monotonic() < deadline:
             self._round()
         self._stdio.end_input()
+        self._stdio_changed = True
         self._descriptors.close_programs()
         while not all(stream.ended for stream in self._stdio.outgoing.values()):
             self._round()
