@@ -156,12 +156,14 @@ class Call:
             TypeError: the call has no buffer of such a name that it could fill.
         """
         by_index: dict[int, bytes] = {}
+        indexes = _indexes(self.syscall)
         for name, data in outs.items():
-            index = _indexes(self.syscall).get(name)
-            if index is None or self.syscall.args[index].kind not in _CAN_BE_FILLED:
-                raise TypeError(f"{self.name} fills no buffer {name!r}")
+            index = indexes.get(name)
             if index in self.outs:
-                by_index[index] = data[: self.outs[index]]
+                room = self.outs[index]
+                by_index[index] = data if len(data) <= room else data[:room]
+            elif index is None or self.syscall.args[index].kind not in _CAN_BE_FILLED:
+                raise TypeError(f"{self.name} fills no buffer {name!r}")
         return by_index
 
     def outs_by_name(self, outs: dict[int, bytes]) -> dict[str, bytes]:

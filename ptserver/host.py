@@ -33,7 +33,7 @@ from stepping.errors import NotificationGoneError
 from stepping.launch import Launched
 from stepping.listener import Listener
 from stepping.syscalls import Arch, Syscall, Sysno, by_number
-from stepping.syscalls.marshal import BadArgumentError, Gathered, gather, scatter
+from stepping.syscalls.marshal import BadArgumentError, gather, scatter
 
 if TYPE_CHECKING:
     from ptserver.goids import GoroutineIds
@@ -172,10 +172,10 @@ class Host:
             self._proceed(call)
             return
         try:
-            call.gathered = self._gather(row, call)
+            call.gathered = gather(row, call.args, process.memory)
         except BadArgumentError as error:
-            self._answer(call, 0, error.errno, {})
-            return
+            if not self._gather_again(row, call, error):
+                return
         if self._goids is not None:
             call.goid = self._goids.of(tid)
         if self.trace is not None:
@@ -194,7 +194,9 @@ class Host:
         except NotificationGoneError:
             call.answer = lambda: self._answer(call, value, error, outs)  # for the repeated call
             return
-        self._forget(call)
+        pending = self._pending
+        if pending.get(call.tid) is call:
+            del pending[call.tid]
         if self.trace is not None:
             self.trace.answered(call, value, error, outs)
 
@@ -212,21 +214,26 @@ class Host:
         if self._pending.get(call.tid) is call:
             del self._pending[call.tid]
 
-    def _gather(self, row: Syscall, call: PendingCall) -> Gathered:
-        try:
-            return gather(row, call.args, call.process.memory)
-        except BadArgumentError as error:
-            if error.errno != errno.EFAULT:
-                raise
-        # The fault is the program's, unless it has other memory since an exec, or its id is another process now.
-        pid = thread_group(call.tid) or self.pid
-        if pid != call.process.pid:
-            self._processes.pop(call.tid, None)
-            call.process = self._find_process(call.tid)
-        else:
-            with contextlib.suppress(OSError):
-                call.process.reopen()
-        return gather(row, call.args, call.process.memory)
+    def _gather_again(self, row: Syscall, call: PendingCall, error: BadArgumentError) -> bool:
+        """Read the arguments once more if that can help, else answer with *error*; return whether they are read.
+
+        A fault is the program's, unless it has other memory since an exec, or its id is another process now.
+        """
+        if error.errno == errno.EFAULT:
+            pid = thread_group(call.tid) or self.pid
+            if pid != call.process.pid:
+                self._processes.pop(call.tid, None)
+                call.process = self._find_process(call.tid)
+            else:
+                with contextlib.suppress(OSError):
+                    call.process.reopen()
+            try:
+                call.gathered = gather(row, call.args, call.process.memory)
+                return True
+            except BadArgumentError as second:
+                error = second
+        self._answer(call, 0, error.errno, {})
+        return False
 
     def _take_unknown(self, call: PendingCall) -> None:
         """Answer a hypercall, or a call that no table knows."""

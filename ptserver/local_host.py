@@ -93,38 +93,25 @@ class LocalHost(Host):
             os._exit(0)
 
     def _serve(self, call: PendingCall) -> None:
-        assert call.row is not None
-        seen = self._call_for_server(call, call.row)
-        method = self._methods.get(call.row.name)
+        row = call.row
+        assert row is not None
+        method = self._methods.get(row.name)
         if method is None:  # taken for the host's own sake
             self._proceed(call)
-        elif call.row.name in self._observed:
-            self._ask(method, seen)
+            return
+        args, ins, outs, _ = call.gathered
+        seen = Call(self._session, call.id, call.tid, call.process.pid, row, args, ins, outs, call.goid)
+        outcome: Outcome | None
+        try:
+            outcome = method(seen)
+        except OSError as error:
+            outcome = Fail(error.errno or errno.EIO)
+        except Exception as error:
+            raise ServerMistakeError.of(type(self._server), row.name, error) from error
+        if row.name in self._observed:
             self._proceed(call)
         else:
-            self._apply(call, seen, self._ask(method, seen))
-
-    def _call_for_server(self, call: PendingCall, row: Syscall) -> Call:
-        gathered = call.gathered
-        return Call(
-            self._session,
-            call.id,
-            call.tid,
-            call.process.pid,
-            row,
-            gathered.args,
-            gathered.ins,
-            gathered.outs,
-            call.goid,
-        )
-
-    def _ask(self, method: Callable[[Call], Outcome | None], call: Call) -> Outcome | None:
-        try:
-            return method(call)
-        except OSError as error:
-            return Fail(error.errno or errno.EIO)
-        except Exception as error:
-            raise ServerMistakeError.of(type(self._server), call.name, error) from error
+            self._apply(call, seen, outcome)
 
     @contextlib.contextmanager
     def _blaming(self, name: str) -> Iterator[None]:
@@ -141,13 +128,14 @@ class LocalHost(Host):
             ServerMistakeError: it speaks of arguments that the call does not have.
         """
         try:
-            self._carry_out(call, seen, outcome)
+            if type(outcome) is Return and not self._sees_results:  # the usual answer, the short way
+                self._answer(call, outcome.value, 0, seen.outs_by_index(outcome.outs) if outcome.outs else {})
+            else:
+                self._carry_out(call, seen, Proceed() if outcome is None else outcome)
         except TypeError as error:
             raise ServerMistakeError.of(type(self._server), seen.name, error) from error
 
-    def _carry_out(self, call: PendingCall, seen: Call, outcome: Outcome | None) -> None:
-        if outcome is None:
-            outcome = Proceed()
+    def _carry_out(self, call: PendingCall, seen: Call, outcome: Outcome) -> None:
         match outcome:
             case Return():
                 self._done(call, seen, Done(outcome.value, 0, outcome.outs))

@@ -56,6 +56,9 @@ class Listener:
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
+        # Not bytes: fcntl.ioctl tries a mutable buffer first, and makes and drops an exception if it is none.
+        self._notification = bytearray(_NOTIFICATION.size)
+        self._response = bytearray(_RESPONSE.size)
         try:
             fcntl.ioctl(fd, _SET_FLAGS, _SYNC_WAKE_UP)
         except OSError:
@@ -67,13 +70,14 @@ class Listener:
 
     def receive(self) -> Notification | None:
         """Return the next call; blocks if none waits. None if its thread was interrupted meanwhile."""
+        self._notification[:] = _ZERO
         try:
-            data = fcntl.ioctl(self._fd, _RECEIVE, _ZERO)
+            fcntl.ioctl(self._fd, _RECEIVE, self._notification)
         except OSError as error:
             if error.errno in (errno.ENOENT, errno.EINTR):
                 return None
             raise
-        return Notification._make(_NOTIFICATION.unpack(data))
+        return Notification._make(_NOTIFICATION.unpack(self._notification))
 
     def answer(self, notification_id: int, value: int, error: int = 0) -> None:
         """Let the call return *value* (signed 64-bit), or fail with errno *error* if that is not 0.
@@ -81,7 +85,11 @@ class Listener:
         Raises:
             NotificationGoneError: the thread no longer waits.
         """
-        self._send(_RESPONSE.pack(notification_id, value, -error, 0))
+        _RESPONSE.pack_into(self._response, 0, notification_id, value, -error, 0)
+        try:
+            fcntl.ioctl(self._fd, _SEND, self._response)
+        except OSError as failure:
+            raise _translate(failure) from failure
 
     def proceed(self, notification_id: int) -> None:
         """Let the thread make its call itself. What its pointers lead to may have changed since it was read.
@@ -89,7 +97,11 @@ class Listener:
         Raises:
             NotificationGoneError: the thread no longer waits.
         """
-        self._send(_RESPONSE.pack(notification_id, 0, 0, _FLAG_CONTINUE))
+        _RESPONSE.pack_into(self._response, 0, notification_id, 0, 0, _FLAG_CONTINUE)
+        try:
+            fcntl.ioctl(self._fd, _SEND, self._response)
+        except OSError as failure:
+            raise _translate(failure) from failure
 
     def is_waiting(self, notification_id: int) -> bool:
         """Whether the call still waits, so that what its thread's id names is still that thread."""
@@ -122,12 +134,6 @@ class Listener:
         request = _ADD.pack(notification_id, flags, fd, new_fd, os.O_CLOEXEC if close_on_exec else 0)
         try:
             return _ioctl_value(self._fd, _ADD_FD, request)
-        except OSError as error:
-            raise _translate(error) from error
-
-    def _send(self, response: bytes) -> None:
-        try:
-            fcntl.ioctl(self._fd, _SEND, response)
         except OSError as error:
             raise _translate(error) from error
 

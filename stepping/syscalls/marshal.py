@@ -127,6 +127,19 @@ def _compile(row: Syscall, arch: Arch) -> tuple[_Step, ...]:
 
 def _out(row: Syscall, index: int, arg: Arg, arch: Arch) -> _Step:
     size_of = _size_of(row, arg.length, arch)
+    count_index = arg.length.arg if arg.length is not None else None
+    if count_index is not None and _is_plain_count(row, arg.length):
+
+        def read_like(call: Gathered, memory: ProgramMemory) -> Gathered:
+            args = call[0]
+            if args[index]:
+                size = args[count_index]
+                if size > MAX_TRANSFER_BYTES:
+                    call, size = _shortened(call, arg.length, arch)
+                call[2][index] = size
+            return call
+
+        return read_like
 
     def step(call: Gathered, memory: ProgramMemory) -> Gathered:
         if call.args[index]:
@@ -243,6 +256,13 @@ _MAKERS: dict[ArgKind, Callable[[Syscall, int, Arg, Arch], _Step]] = {
 }
 
 
+def _is_plain_count(row: Syscall, length: Length | None) -> bool:
+    """Whether the length is just the value of another, 64-bit argument, as read's and write's is."""
+    if length is None or length.arg is None or length.arg < 0 or length != Length(length.arg):
+        return False
+    return row.args[length.arg].kind not in (ArgKind.INT, ArgKind.UINT)
+
+
 def _size_of(row: Syscall, length: Length | None, arch: Arch) -> Callable[[Args, ProgramMemory], int]:
     """Return a function from registers to the size (or count) that *length* stands for, never negative."""
     if length is None:
@@ -258,9 +278,9 @@ def _size_of(row: Syscall, length: Length | None, arch: Arch) -> Callable[[Args,
             return of(_U32.unpack(memory.read(address + offset, 4))[0], arch) if address else 0
 
         return indirect
+    if _is_plain_count(row, length):
+        return lambda args, memory: args[arg]
     if row.args[arg].kind not in (ArgKind.INT, ArgKind.UINT):
-        if length == Length(arg):
-            return lambda args, memory: args[arg]
         return lambda args, memory: of(args[arg], arch)
 
     def narrow(args: Args, memory: ProgramMemory) -> int:
