@@ -168,7 +168,8 @@ class Call:
 
     def outs_by_name(self, outs: dict[int, bytes]) -> dict[str, bytes]:
         """Return *outs* (by argument index) by argument name; what was offered and not filled is empty."""
-        return {self.syscall.args[index].name: outs.get(index, b"") for index in self.outs}
+        args = self.syscall.args
+        return {args[index].name: outs.get(index, b"") for index in self.outs if index < len(args)}
 
 
 _TEXT_OR_BUFFER = frozenset(

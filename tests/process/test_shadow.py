@@ -2,7 +2,6 @@
 
 import errno
 import os
-import struct
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -114,9 +113,9 @@ def test_outcomes_reach_the_program(client: Client, tmp_path: Path) -> None:
     assert client.write(fd, b"abc").value == 4
     assert (tmp_path / "file").read_bytes() == b"abc!"
     assert client.call("getegid").value == os.getegid()
-    clock = client.call("clock_gettime", 1, 1, outs={1: 16})
-    assert abs(struct.unpack("=qq", clock.outs[1])[0] - time.monotonic()) < 60
-    assert client.call("brk", 0).errno == errno.ENOSYS  # memory can be only the program's own
+    # Clocks and memory are the program's own: what is not answered goes back to its host.
+    assert client.call("clock_gettime", 1, 1, outs={1: 16}).proceed
+    assert client.call("brk", 0).proceed
 
 
 def test_then_sees_the_result_of_a_call_that_waited(client: Client) -> None:
