@@ -29,10 +29,18 @@ def trace_command(ctx: click.Context, log: TraceOptions, target: str, arguments:
         ctx.exit(run(RunOptions(target, arguments, trace=log)))
     if arguments:
         raise click.UsageError(f"process {target} runs already: it takes no arguments")
+    from ptserver.process_stop import find_process
     from ptserver.tracing import trace_process
 
-    sink = log.open([], int(target))
+    pid = find_process(int(target)).pid
+    sink = log.open(_command_line(pid), pid)
     try:
-        trace_process(int(target), sink, log.names(), source=log.source, stacks=log.stacks, note=log.note)
+        trace_process(pid, sink, log.names(), source=log.source, stacks=log.stacks, note=log.note)
     finally:
         sink.close()
+
+
+def _command_line(pid: int) -> list[bytes]:
+    """Return the arguments of process *pid*, as far as it shows them."""
+    with open(f"/proc/{pid}/cmdline", "rb") as file:
+        return file.read().rstrip(b"\0").split(b"\0")

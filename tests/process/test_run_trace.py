@@ -140,7 +140,8 @@ def test_a_running_process_is_traced_and_left_as_it_was(folder: Path) -> None:
         (("run", "-c", "/bin/true"), 64, "belong to --trace"),
         (("run", "--trace", "-o", "/nowhere/log", "/bin/true"), 73, "/nowhere/log"),
         (("run", "--trace", "--source", "ring", "/bin/true"), 69, "the ring cannot trace this program"),
-        (("trace", str(2**22 + 1)), 77, "gone"),
+        (("trace", str(2**22 + 1)), 66, "there is no process"),
+        (("trace", "2"), 66, "is a kernel thread"),
         (("trace", "1", "argument"), 64, "takes no arguments"),
     ],
 )
