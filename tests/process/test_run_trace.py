@@ -11,19 +11,7 @@ import pytest
 
 from tests.conformance.modes import base_environment, serving
 from tests.gofixtures import build
-
-
-def ptserver(*words: object, cwd: Path | None = None) -> tuple[int, str, str]:
-    done = subprocess.run(
-        ["ptserver", *map(str, words)],
-        cwd=cwd,
-        env=base_environment() | {"GREETING": "hi"},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    return done.returncode, done.stdout, done.stderr
+from tests.process.commands import ptserver
 
 
 @pytest.fixture
