@@ -2,16 +2,20 @@
 
 import os
 
-from ptserver.server import OBSERVE, SERVE, Call, Done, Outcome, RuntimeServer
+from ptserver.server import IGNORE, OBSERVE, SERVE, Call, Done, Outcome, RuntimeServer
 from stepping.syscalls import ArgKind
 
 _RESOURCES = ("%file", "%net", "%process", "%identity", "%system")
 
 
+#: A signal may interrupt a call while its server decides, and a shell does not expect EINTR of fork.
+_LEFT_ALONE = dict.fromkeys(("fork", "vfork", "clone", "clone3"), IGNORE)
+
+
 class Observing(RuntimeServer):
     """Hears of every call that reaches outside the program."""
 
-    interests = dict.fromkeys(_RESOURCES, OBSERVE)
+    interests = dict.fromkeys(_RESOURCES, OBSERVE) | _LEFT_ALONE
 
     def __init__(self) -> None:
         self.calls = 0
@@ -24,7 +28,7 @@ class Observing(RuntimeServer):
 class Proceeding(RuntimeServer):
     """Is asked about every call that reaches outside, and lets each go on unchanged."""
 
-    interests = dict.fromkeys(_RESOURCES, SERVE)
+    interests = dict.fromkeys(_RESOURCES, SERVE) | _LEFT_ALONE
 
 
 class Executing(RuntimeServer):
