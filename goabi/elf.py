@@ -320,11 +320,12 @@ class ElfFile:
         if symtab is None or strtab is None:
             return None
         end = min(strtab.offset + strtab.size, len(self._map))
-        at = self._map.find(b"\0" + name.encode() + b"\0", strtab.offset, end)
+        at = self._map.find(b"\0" + name.encode() + b"\0", min(strtab.offset, len(self._map)), end)
         if at < 0:
             return None
         needle = (at + 1 - strtab.offset).to_bytes(4, "little")
-        position, end = symtab.offset, min(symtab.offset + symtab.size, len(self._map) - _SYM.size + 1)
+        end = min(symtab.offset + symtab.size, len(self._map) - _SYM.size + 1)
+        position = min(symtab.offset, len(self._map))
         while (position := self._map.find(needle, position, end)) >= 0:
             if (position - symtab.offset) % _SYM.size == 0:
                 _, info, _, _, addr, size = _SYM.unpack_from(self._map, position)

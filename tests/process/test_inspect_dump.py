@@ -99,7 +99,8 @@ def test_core_is_the_memory_and_untouched_memory_stays_so(tmp_path: Path) -> Non
         kept = [vma for vma in maps if "w" in vma.perms or vma.path == "[vdso]"]
         before = {vma: touched_pages(program.pid, vma) for vma in maps if vma.path != "[vsyscall]"}
         dumped = dump_process(program.pid, str(core))
-        assert {vma: touched_pages(program.pid, vma) for vma in before} == before
+        for vma, pages_before in before.items():  # the kernel may reclaim some meanwhile, but none appears
+            assert set(touched_pages(program.pid, vma)) <= set(pages_before), vma
         assert stat_state(program.pid) == "T"
         memory = ProcMemory(program.pid)
         with CoreFile(core, use_files=False) as file:
