@@ -153,7 +153,8 @@ def test_gdb_opens_it(tmp_path: Path) -> None:
     threads = {int(tid) for tid in re.findall(r"^Thread \d+ \(LWP (\d+)\)", done.stdout, re.MULTILINE)}
     assert len(threads) == dumped.threads
     assert "main.main.func20 () at " in done.stdout
-    assert "warning" not in done.stderr.lower(), done.stderr
+    complaints = done.stderr.lower().replace("warning: source file is more recent than executable.", "")
+    assert "warning" not in complaints, done.stderr
 
 
 def test_changed_code_is_kept(tmp_path: Path) -> None:
