@@ -8,13 +8,17 @@ import struct
 import subprocess
 import termios
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tests.leftovers import descendants, executable_of
 
 PATIENCE_SECONDS = 60.0
+
+#: Starts a process, here or elsewhere.
+Popen = Callable[..., "subprocess.Popen[Any]"]
 
 
 @dataclass(frozen=True)
@@ -148,12 +152,13 @@ def started(
     cwd: Path | str,
     terminal: bool = False,
     pass_fds: Sequence[int] = (),
+    popen: Popen = subprocess.Popen,
 ) -> Iterator[Running]:
     """Start *command*; with *terminal*, as the leader of a session whose terminal is a new one, 80x24."""
     if terminal:
         mine, theirs = os.openpty()
         set_size(mine, 80, 24)
-        child = subprocess.Popen(
+        child = popen(
             ["setsid", "--ctty", *command],
             stdin=theirs,
             stdout=theirs,
@@ -166,7 +171,7 @@ def started(
     else:
         mine = None
         pipe = subprocess.PIPE
-        child = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, env=env, cwd=cwd)
+        child = popen(command, stdin=pipe, stdout=pipe, stderr=pipe, env=env, cwd=cwd)
     try:
         yield Running(child, program, mine)
     finally:

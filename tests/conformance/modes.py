@@ -16,16 +16,22 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
+
 from tests.gofixtures import ROOT
+from tests.running import Popen
+from tests.two_machines import two_machines, why_no_machines
 
 
 @dataclass(frozen=True)
 class Place:
-    """How to start a program so that it finds itself in its case's folder."""
+    """How to start a program so that it finds itself in its case's folder. hostname: what it must see as such."""
 
     prefix: Sequence[str]
     cwd: Path | str
     env: Mapping[str, str]
+    popen: Popen = subprocess.Popen
+    hostname: str = os.uname().nodename
 
 
 #: Of (the program's folder, its variables, a folder for the way's own files).
@@ -71,11 +77,12 @@ def serving(
     env: Mapping[str, str],
     log: Path,
     options: Sequence[str] = (),
+    popen: Popen = subprocess.Popen,
 ) -> Iterator[tuple[str, "subprocess.Popen[str]"]]:
     """Run `ptserver serve`; give its address and its process; end it, and check that it ends well."""
     command = ["ptserver", "serve", server, "--listen", address, "--json", *options]
     with log.open("w") as stderr:
-        process = subprocess.Popen(
+        process = popen(
             command,
             cwd=cwd,
             env=env,
@@ -119,6 +126,33 @@ def _by_stub(work: Path, env: Mapping[str, str], scratch: Path) -> Iterator[Plac
         yield Place((), "/", base_environment() | {"GO_REMOTE": address, "GREETING": "the stub host's"})
 
 
+def _between_machines(delay_ms: float) -> Start:
+    @contextlib.contextmanager
+    def start(work: Path, env: Mapping[str, str], scratch: Path) -> Iterator[Place]:
+        if reason := why_no_machines():
+            pytest.skip(reason)
+        token = scratch / "token"
+        token.write_text("a secret of the test's own\n")
+        elsewhere = base_environment() | {"GREETING": "the stub host's", "ONLY_HERE": "yes"}
+        with two_machines(scratch, delay_ms=delay_ms) as machines:
+            here, there = machines.here, machines.there
+            options = ("--token-file", str(token))
+            log = scratch / "server-log"
+            with serving(
+                "passthrough",
+                f"{there.address}:0",
+                cwd=work,
+                env=env,
+                log=log,
+                options=options,
+                popen=there.popen,
+            ) as (address, _):
+                prefix = ("ptserver", "run", "--server", address, *options)
+                yield Place(prefix, "/", elsewhere, here.popen, there.name)
+
+    return start
+
+
 def _tcp(_scratch: Path) -> str:
     return "127.0.0.1:0"
 
@@ -133,6 +167,7 @@ _WITH_STUB = frozenset(
     "hello environment tree pipes notify panics-value panics-deadlock exit3 kills-itself-SIGKILL killed terminated "
     "stdin-lines terminal".split()
 )
+_FOR_MACHINES = frozenset("environment tree fileops notify".split())
 
 NATIVE = Mode("native", True, _local())
 
@@ -144,5 +179,7 @@ MODES = (
     Mode("answering", True, _local(*_IN_PROCESS, "tests.conformance.servers:Answering")),
     Mode("tcp", False, _served(_tcp)),
     Mode("unix", False, _served(_unix)),
+    Mode("machines", False, _between_machines(0), cases=_FOR_MACHINES),
+    Mode("machines-20ms", False, _between_machines(20), cases=frozenset({"stdin-lines"})),
     Mode("stub", False, _by_stub, stub=True, cases=_WITH_STUB),
 )

@@ -43,18 +43,22 @@ def behaviour(case: Case, mode: Mode, folder: Path) -> Behaviour:
     env = base_environment() | case.env
     with none_left(), mode.start(work, env, folder) as place:
         command = [*place.prefix, program, *case.args]
-        with started(command, program, env=place.env, cwd=place.cwd, terminal=case.terminal) as running:
+        with started(
+            command, program, env=place.env, cwd=place.cwd, terminal=case.terminal, popen=place.popen
+        ) as running:
             if case.stdin:
                 running.send(case.stdin)
             if case.drive is not None:
                 case.drive(running)
             ended = running.finish()
     here = re.compile(re.escape(os.fsencode(folder)))
+    name = re.compile(rb"^host: " + re.escape(place.hostname.encode()), re.MULTILINE)
 
     def comparable(output: bytes) -> list[str]:
         if len(output) > 1 << 16:
             return [f"{len(output)} bytes {hashlib.sha256(output).hexdigest()}"]
-        return here.sub(b"FOLDER", case.normalise(output)).decode(errors="backslashreplace").splitlines()
+        output = name.sub(b"host: NAME", case.normalise(output))
+        return here.sub(b"FOLDER", output).decode(errors="backslashreplace").splitlines()
 
     return Behaviour(ended.status, comparable(ended.stdout), comparable(ended.stderr), [*files_in(work)])
 
