@@ -13,10 +13,12 @@ All methods are called on the tracer's thread, with the tracees that they touch 
 Source: Intel SDM volume 3, "Breakpoint exception"; ptrace(2).
 """
 
+import contextlib
 import signal
+from collections.abc import Iterator
 
 from stepping import ptrace_api
-from stepping.errors import SteppingError, TraceeGoneError
+from stepping.errors import MemoryFaultError, SteppingError, TraceeGoneError
 from stepping.registers import RegisterLayout
 from stepping.tracee import Resume, Tracee
 from stepping.tracee_memory import TraceeMemory
@@ -65,11 +67,15 @@ class Breakpoints:
         for address in list(self._originals):
             self.remove(address)
 
+    def forget_all(self) -> None:
+        """Forget about all breakpoints: the memory that they were in is gone, after an exec or an exit."""
+        self._originals.clear()
+
     def take_hit(self, tracee: Tracee) -> int | None:
         """Return the breakpoint that the stopped *tracee* has hit, None if it is stopped for anything else.
 
-        Its program counter is at that address afterwards, and its SIGTRAP must not be delivered: resume it
-        with ``deliver=False``, or by `step_over`.
+        Its program counter is at that address afterwards, and its SIGTRAP is dropped. Resume it by `step_over`, or
+        within `lifted`.
         """
         status = tracee.status
         if status is None or status.kind is not WaitKind.SIGNAL_DELIVERY or status.signo != signal.SIGTRAP:
@@ -81,7 +87,47 @@ class Breakpoints:
         if self._layout.breakpoint_advance:
             registers.pc = address
             tracee.write_registers(registers)
+        tracee.drop_signal()
         return address
+
+    @contextlib.contextmanager
+    def lifted(self, address: int) -> Iterator[None]:
+        """Put back the instruction at *address* within a ``with`` block, if there is a breakpoint.
+
+        All threads of the process that could come there unseen must be stopped.
+        """
+        original = self._originals.get(address)
+        if original is None:
+            yield
+            return
+        self._memory.write(address, original)
+        try:
+            yield
+        finally:
+            # The thread that was let over it may have ended the process, or replaced its program.
+            with contextlib.suppress(MemoryFaultError):
+                self._memory.write(address, self._layout.breakpoint_instruction)
+
+    def read(self, address: int, size: int) -> bytes:
+        """Return memory as the program has it, without the breakpoints in it.
+
+        Raises:
+            MemoryFaultError: not all of it can be read.
+        """
+        return self.unmask(address, self._memory.read(address, size))
+
+    def unmask(self, address: int, data: bytes) -> bytes:
+        """Return *data*, which was read from memory at *address*, as the program has it: without breakpoints."""
+        size = len(self._layout.breakpoint_instruction)
+        hidden = [at for at in self._originals if address - size < at < address + len(data)]
+        if not hidden:
+            return data
+        shown = bytearray(data)
+        for at in hidden:
+            for index, byte in enumerate(self._originals[at][:size]):
+                if 0 <= at + index - address < len(shown):
+                    shown[at + index - address] = byte
+        return bytes(shown)
 
     def step_over(self, tracee: Tracee) -> None:
         """Let *tracee* execute the instruction at its program counter, under the breakpoint there if there is one.
@@ -94,11 +140,8 @@ class Breakpoints:
             SteppingError: the instruction faulted; the tracee is stopped for that signal.
         """
         address = tracee.read_registers().pc
-        original = self._originals.get(address)
         mask = ptrace_api.getsigmask(tracee.tid)
-        if original is not None:
-            self._memory.write(address, original)
-        try:
+        with self.lifted(address):
             # A blocked SIGTRAP would cost the program its handler: the kernel resets what it must force.
             ptrace_api.setsigmask(tracee.tid, _ALL_BUT_TRAP)
             while True:
@@ -109,8 +152,5 @@ class Breakpoints:
                 if status.event is not Event.STOP:
                     break  # otherwise an interrupt was still to be reported, and nothing was executed
             ptrace_api.setsigmask(tracee.tid, mask)
-        finally:
-            if original is not None:
-                self._memory.write(address, self._layout.breakpoint_instruction)
         if status.kind is not WaitKind.SIGNAL_DELIVERY or status.signo != signal.SIGTRAP:
             raise SteppingError(f"thread {tracee.tid} did not step from {address:#x}: {status}")

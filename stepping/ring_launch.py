@@ -5,16 +5,12 @@ import os
 import signal
 from collections.abc import Iterable
 
-from stepping.errors import TraceeGoneError
 from stepping.launch import Program
 from stepping.ptrace_api import FOLLOW_THREADS
 from stepping.ring import Ring
 from stepping.ring_inject import DEFAULT_BUFFER_BYTES, DEFAULT_SLOTS
 from stepping.syscalls.model import Syscall
-from stepping.tracee import Resume
-from stepping.tracee_group import TraceeGroup
-from stepping.tracee_launch import PendingExec, fork_tracee
-from stepping.wait_status import Event, WaitKind
+from stepping.tracee_launch import launch_stopped
 
 
 def launch_with_ring(
@@ -33,12 +29,9 @@ def launch_with_ring(
         NoRingError: it is no program for the ring; it has not run.
         PtraceRefusedError: the kernel does not allow to trace it.
     """
-    pending = fork_tracee(program, FOLLOW_THREADS)
-    pid = pending.tracee.tid
-    group = TraceeGroup(pid)
-    group.add(pending.tracee)
+    group = launch_stopped(program, FOLLOW_THREADS)
+    pid = group.pid
     try:
-        _run_to_exec(group, pending)
         return Ring.attach(pid, rows, slots=slots, buffer_bytes=buffer_bytes, group=group)
     except BaseException:
         if group.exit is None:
@@ -46,21 +39,3 @@ def launch_with_ring(
                 os.kill(pid, signal.SIGKILL)
                 os.waitpid(pid, 0)
         raise
-
-
-def _run_to_exec(group: TraceeGroup, pending: PendingExec) -> None:
-    """Run the child until it has returned from its exec: there it can be made to call the kernel."""
-    executed = False
-    while True:
-        report = group.wait()
-        if group.exit is not None or report is None:
-            pending.raise_failure()
-        tracee, status = report
-        if status.kind is WaitKind.SYSCALL and executed:
-            pending.close()
-            return
-        if status.event is Event.EXEC:
-            executed = True
-        if not status.is_stop:
-            raise TraceeGoneError(tracee.tid)
-        tracee.resume(Resume.SYSCALL if executed else Resume.FREE)

@@ -43,7 +43,7 @@ class Tracee:
     layout: its general registers. status: why it is stopped, or None while it runs.
     """
 
-    __slots__ = ("_held", "interrupted", "layout", "pid", "status", "tid")
+    __slots__ = ("_dropped", "_held", "interrupted", "layout", "pid", "status", "tid")
 
     def __init__(self, tid: int, pid: int, layout: RegisterLayout | None = None) -> None:
         self.tid = tid
@@ -53,6 +53,7 @@ class Tracee:
         #: Whether an `interrupt` is still to be reported.
         self.interrupted = False
         self._held: tuple[int, bytes] | None = None
+        self._dropped = False
 
     def __repr__(self) -> str:
         return f"<Tracee {self.tid} of {self.pid}: {self.status or 'running'}>"
@@ -88,6 +89,7 @@ class Tracee:
         """Take in a report that somebody else waited for."""
         status = decode_wait_status(raw)
         self.status = status
+        self._dropped = False
         if status.kind is WaitKind.GROUP or status.event is Event.STOP:
             self.interrupted = False  # both are the stop that an interrupt asks for
         elif self._held is not None and status.kind is WaitKind.SIGNAL_DELIVERY:
@@ -133,8 +135,17 @@ class Tracee:
         self._held = (self.status.signo, ptrace_api.getsiginfo(self.tid))
         return self.status.signo
 
+    def drop_signal(self) -> None:
+        """Let the signal that it is stopped for, if any, never be delivered: a trap that its tracer has caused."""
+        self._dropped = True
+
+    @property
+    def pending_signal(self) -> int:
+        """The signal that it gets when it is resumed or detached; 0 if none."""
+        return self._signal_of(self.status) if self.status is not None else 0
+
     def _signal_of(self, status: WaitStatus) -> int:
-        return status.signo if status.kind is WaitKind.SIGNAL_DELIVERY else 0
+        return status.signo if status.kind is WaitKind.SIGNAL_DELIVERY and not self._dropped else 0
 
 
 def read_pid(tid: int) -> int:

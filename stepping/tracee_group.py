@@ -91,6 +91,23 @@ class TraceeGroup:
             raise TraceeGoneError(self.pid) from error
         return None if raw is None else self._note(tid, raw)
 
+    def wait_for(self, tracee: Tracee) -> WaitStatus:
+        """Wait until *tracee* reports; what others report meanwhile is kept as their `status`.
+
+        If it executes another program, and was not the first thread, its report is the leader's `Event.EXEC`.
+
+        Raises:
+            TraceeGoneError: it was reaped unseen; no tracee of that number is left.
+        """
+        while True:
+            report = self.wait()
+            assert report is not None
+            who, status = report
+            if who is tracee:
+                return status
+            if status.event is Event.EXEC and tracee.tid not in self.tracees:
+                return status
+
     def stop_all(self, timeout_s: float = STOP_TIMEOUT_S) -> None:
         """Stop every thread, those included that are created meanwhile.
 

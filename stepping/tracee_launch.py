@@ -20,7 +20,9 @@ from stepping.ptrace_api import Option
 from stepping.seccomp import Rule, Verdict, assemble
 from stepping.stops import AUDIT_ARCHES
 from stepping.syscalls.model import Arch, OnlyIf, Syscall
-from stepping.tracee import Tracee
+from stepping.tracee import Resume, Tracee
+from stepping.tracee_group import TraceeGroup
+from stepping.wait_status import Event, WaitKind
 
 _LOAD, _JUMP_IF_EQUAL, _JUMP_IF_NOT_LESS, _RETURN = 0x20, 0x15, 0x35, 0x06
 _NR_OFFSET, _ARCH_OFFSET, _X32_BIT = 0, 4, 0x4000_0000
@@ -112,6 +114,31 @@ def fork_tracee(program: Program, options: Option, *, interrupted: bool = False)
     finally:
         os.close(go_child)
     return PendingExec(program, tracee, failure)
+
+
+def launch_stopped(program: Program, options: Option) -> TraceeGroup:
+    """Start *program* and return its tracees, stopped at its first instruction.
+
+    They die with this thread. The thread has returned from its exec, so it can be made to call the kernel.
+
+    Raises:
+        ExecError, SeccompRefusedError, PtraceRefusedError: the kernel refuses.
+    """
+    pending = fork_tracee(program, options)
+    group = TraceeGroup(pending.tracee.tid)
+    group.add(pending.tracee)
+    executed = False
+    while True:
+        report = group.wait()
+        if group.exit is not None or report is None:
+            pending.raise_failure()
+        tracee, status = report
+        if status.kind is WaitKind.SYSCALL and executed:
+            pending.close()
+            return group
+        if status.event is Event.EXEC:
+            executed = True
+        tracee.resume(Resume.SYSCALL if executed else Resume.FREE)
 
 
 def _become(program: Program, go: int, failure: int) -> NoReturn:
