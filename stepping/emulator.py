@@ -1,12 +1,8 @@
-"""A processor of another make, or of this one, in software: the only module that imports Unicorn.
+"""A processor of another make, or of this one, in software, for whole programs.
 
 `Processor` executes code of one architecture in memory that its user provides, until it is told to stop or cannot
 go on. It knows no operating system: what a syscall means, which memory there is, and which of many register sets
 (`Context`) is in it at a time is its user's business.
-
-Why it is written against Unicorn's C functions and not its Python classes: a syscall costs a handful of calls of
-these functions, and each costs five times as much by way of the classes. The functions that run no guest code are
-called without giving up the interpreter's lock (PyDLL), which halves their price again.
 
 Thread rules: one thread owns a Processor; `stop` may be called from any.
 """
@@ -19,14 +15,27 @@ from enum import Enum
 from types import TracebackType
 from typing import Any, NamedTuple
 
-from unicorn import arm64_const, unicorn_const, x86_const
-from unicorn.unicorn_py3 import unicorn as binding
-
 from stepping.emulation.exits import HostCode, find_switch
 from stepping.emulation.makes import MAKES
 from stepping.emulation.registers import Context, Registers
-from stepping.errors import SteppingError
 from stepping.syscalls.model import Arch
+from stepping.unicorn_api import (
+    API,
+    BLOCK_HOOK,
+    FILL_HOOK,
+    INTERRUPT_HOOK,
+    LONG_API,
+    SKIP_HOOK,
+    SYSCALL_HOOK,
+    EmulatorError,
+    address_of,
+    arm64_const,
+    check,
+    control,
+    reason,
+    unicorn_const,
+    x86_const,
+)
 
 #: What may be done to memory, as mmap(2) numbers it and as Unicorn does.
 READ, WRITE, EXEC = 1, 2, 4
@@ -36,10 +45,6 @@ ADDRESS_LIMIT = 1 << 44
 
 _PAGE_BITS = 12
 _TABLE_FLAGS = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000  # MAP_NORESERVE
-
-
-class EmulatorError(SteppingError):
-    """Unicorn cannot do what it was asked to do: the text says what, and Unicorn's reason."""
 
 
 class TrapKind(Enum):
@@ -72,26 +77,6 @@ class Stopped(NamedTuple):
 Stop = Trap | Stopped
 STOPPED = Stopped()
 
-_API: Any = ctypes.PyDLL(binding.uclib._name, handle=binding.uclib._handle)
-_LONG_API: Any = binding.uclib
-
-_INTERRUPT_HOOK = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_void_p)
-_SYSCALL_HOOK = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p)
-_SKIP_HOOK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
-_BLOCK_HOOK = ctypes.CFUNCTYPE(
-    None, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint32, ctypes.POINTER(ctypes.c_int32)
-)
-
-
-class _Page(ctypes.Structure):
-    """uc_tlb_entry."""
-
-    _fields_ = (("physical", ctypes.c_uint64), ("protection", ctypes.c_uint32))
-
-
-_FILL_HOOK = ctypes.CFUNCTYPE(
-    ctypes.c_bool, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_int, ctypes.POINTER(_Page), ctypes.c_void_p
-)
 _ACCESSES = (READ, WRITE, EXEC)
 _ENGINE_BYTES = 0x3800  # most of Unicorn's struct uc_struct, which has some more
 
@@ -123,7 +108,7 @@ class _Failures:
     ) -> bool:
         if raised is not None:
             self.raised = raised
-            _API.uc_emu_stop(self._engine)
+            API.uc_emu_stop(self._engine)
         return True
 
 
@@ -147,7 +132,7 @@ class Processor:
     ) -> None:
         self.arch = arch
         self.make = make = MAKES[arch]
-        self.api = _API
+        self.api = API
         self.engine = ctypes.c_void_p()
         #: How far the program counter that Unicorn shows is behind: not 0 only in a syscall of amd64.
         self.pc_lags_bytes = 0
@@ -157,18 +142,18 @@ class Processor:
         self._lock = threading.Lock()
         self._closed = False
         engine = [getattr(unicorn_const, name) for name in make.engine]
-        _check(_API.uc_open(*engine, ctypes.byref(self.engine)), "start")
+        check(API.uc_open(*engine, ctypes.byref(self.engine)), "start")
         self._failures = _Failures(self.engine)
         constants = {"x86_const": x86_const, "arm64_const": arm64_const}[make.constants]
-        self._control(unicorn_const.UC_CTL_CPU_MODEL, ctypes.c_int(getattr(constants, make.model)))
+        control(self.engine, unicorn_const.UC_CTL_CPU_MODEL, ctypes.c_int(getattr(constants, make.model)))
 
         def ids(names: str) -> list[int]:
             return [getattr(constants, make.prefix + name) for name in names.split()]
 
         self.ids = _Ids(*ids(f"{make.pc} {make.sp} {make.tls} {make.result}"))
-        self.call_registers = Registers(_API, ids(make.call))
-        self.general_registers = Registers(_API, ids(make.general))
-        self.vector_registers = Registers(_API, ids(make.vectors), 16)
+        self.call_registers = Registers(API, ids(make.call))
+        self.general_registers = Registers(API, ids(make.general))
+        self.vector_registers = Registers(API, ids(make.vectors), 16)
         self._result = ctypes.c_uint64()
         self._result_pointer = ctypes.byref(self._result)
         self._hooks: list[object] = []
@@ -181,8 +166,8 @@ class Processor:
         self._table_at = ctypes.addressof(ctypes.c_char.from_buffer(self._table))
         self._host_code = self._leave_out_checks()
         # No address ends a run: Unicorn would look up the one given to uc_emu_start, and find it inaccessible.
-        self._control(unicorn_const.UC_CTL_UC_USE_EXITS, ctypes.c_int(1))
-        self._control(unicorn_const.UC_CTL_TLB_TYPE, ctypes.c_int(unicorn_const.UC_TLB_VIRTUAL))
+        control(self.engine, unicorn_const.UC_CTL_UC_USE_EXITS, ctypes.c_int(1))
+        control(self.engine, unicorn_const.UC_CTL_TLB_TYPE, ctypes.c_int(unicorn_const.UC_TLB_VIRTUAL))
         self._add_hooks(budgeted)
 
     def close(self) -> None:
@@ -190,7 +175,7 @@ class Processor:
         with self._lock:
             if not self._closed:
                 self._closed = True
-                _API.uc_close(self.engine)
+                API.uc_close(self.engine)
 
     def after_fork(self) -> None:
         """Be the copy in a new process, where no other thread can call `stop` yet."""
@@ -198,8 +183,8 @@ class Processor:
 
     def allocate(self, context: ctypes.c_void_p) -> None:
         """Make room for one more set of registers."""
-        error = _API.uc_context_alloc(self.engine, ctypes.byref(context))
-        _check(error, "make room for a thread's registers")
+        error = API.uc_context_alloc(self.engine, ctypes.byref(context))
+        check(error, "make room for a thread's registers")
 
     def run(self, pc: int, budget_bytes: int = 0) -> Stop:
         """Execute from *pc* on, and say why it ended.
@@ -212,7 +197,7 @@ class Processor:
         self._trap = None
         if budget_bytes:
             self._budget.value = budget_bytes
-        error = _LONG_API.uc_emu_start(self.engine, pc, 0, 0, 0)
+        error = LONG_API.uc_emu_start(self.engine, pc, 0, 0, 0)
         self.pc_lags_bytes = 0
         self._in_hook = False
         failure = self._failures.raised
@@ -227,7 +212,7 @@ class Processor:
             return Trap(TrapKind.MEMORY, self._fault_address.value, _ACCESSES[self._refused.value], error)
         if error == unicorn_const.UC_ERR_INSN_INVALID:
             return Trap(TrapKind.INSTRUCTION, detail=error)
-        raise EmulatorError(f"the emulator cannot run code at {pc:#x}: {_reason(error)}")
+        raise EmulatorError(f"the emulator cannot run code at {pc:#x}: {reason(error)}")
 
     def stop(self) -> None:
         """Make `run` return soon; does nothing if it does not run. Any thread may call it."""
@@ -235,20 +220,20 @@ class Processor:
             if self._closed:
                 return
             if self._host_code is not None or self._in_hook:
-                _API.uc_emu_stop(self.engine)
+                API.uc_emu_stop(self.engine)
             else:
                 self._wants_stop = True
 
     def attach(self, host_address: int) -> None:
         """Let all memory of the program be this process's, at *host_address* and as many bytes as `ADDRESS_LIMIT`."""
-        error = _API.uc_mem_map_ptr(
+        error = API.uc_mem_map_ptr(
             self.engine,
             ctypes.c_uint64(0),
             ctypes.c_uint64(ADDRESS_LIMIT),
             READ | WRITE | EXEC,
             ctypes.c_void_p(host_address),
         )
-        _check(error, "map the program's memory")
+        check(error, "map the program's memory")
         self._find_fault_address(host_address)
 
     def allow(self, start: int, size: int, protection: int) -> None:
@@ -267,15 +252,15 @@ class Processor:
         ctypes.memset(pages, 0, size >> _PAGE_BITS)
         if had_code:
             ends = ctypes.c_uint64(start), ctypes.c_uint64(start + size)
-            self._control(unicorn_const.UC_CTL_TB_REMOVE_CACHE, *ends)
-        self._control(unicorn_const.UC_CTL_TLB_FLUSH)
+            control(self.engine, unicorn_const.UC_CTL_TB_REMOVE_CACHE, *ends)
+        control(self.engine, unicorn_const.UC_CTL_TLB_FLUSH)
 
     def resize_cache(self) -> None:
         """Let the cache of page protections grow or shrink to what the program touches.
 
         Unicorn does that only when it empties the cache, which a program that maps nothing never makes it do.
         """
-        self._control(unicorn_const.UC_CTL_TLB_FLUSH)
+        control(self.engine, unicorn_const.UC_CTL_TLB_FLUSH)
 
     def read_call(self) -> list[int]:
         """Return the registers of the syscall that is being made: its number, then six arguments."""
@@ -284,16 +269,12 @@ class Processor:
     def set_result(self, value: int) -> None:
         """Let the syscall that is being made return *value* (signed or unsigned 64-bit)."""
         self._result.value = value
-        _API.uc_reg_write(self.engine, self.ids.result, self._result_pointer)
+        API.uc_reg_write(self.engine, self.ids.result, self._result_pointer)
 
     def set_tls(self, value: int) -> None:
         """Set the register that leads to the running thread's own storage."""
         self._result.value = value
-        _API.uc_reg_write(self.engine, self.ids.tls, self._result_pointer)
-
-    def _control(self, what: int, *values: Any) -> None:
-        command = what | len(values) << 26 | unicorn_const.UC_CTL_IO_WRITE << 30
-        _check(_LONG_API.uc_ctl(self.engine, ctypes.c_int(command), *values), f"take setting {what}")
+        API.uc_reg_write(self.engine, self.ids.tls, self._result_pointer)
 
     def _find_fault_address(self, host_address: int) -> None:
         """Learn where the engine keeps the address of the last access that failed: provoke one, and look for it."""
@@ -305,7 +286,7 @@ class Processor:
         before = context.read_general()
         context.write_general([_PROBE_TARGET] * (len(before) - 1) + before[-1:])  # but for the flags
         context.load()
-        error = _LONG_API.uc_emu_start(self.engine, _PROBE_PAGE, 0, 0, 0)
+        error = LONG_API.uc_emu_start(self.engine, _PROBE_PAGE, 0, 0, 0)
         context.write_general(before)
         context.load()
         context.free()
@@ -322,10 +303,10 @@ class Processor:
 
     def _leave_out_checks(self) -> HostCode | None:
         """See `exits`: return None if it cannot be done here."""
-        check = getattr(_API, "check_exit_request" + self.make.suffix, None)
+        check = getattr(API, "check_exit_request" + self.make.suffix, None)
         if check is None:
             return None
-        offset = find_switch(_address_of(check))
+        offset = find_switch(address_of(check))
         engine = self.engine.value
         if offset is None or engine is None or ctypes.string_at(engine + offset, 1) != b"\0":
             return None
@@ -334,36 +315,36 @@ class Processor:
 
     def _hook(self, kind: int, function: Any, *more: ctypes.c_int, data: Any = None) -> None:
         handle = ctypes.c_size_t()
-        error = _LONG_API.uc_hook_add(
+        error = LONG_API.uc_hook_add(
             self.engine,
             ctypes.byref(handle),
             kind,
-            ctypes.c_void_p(function if isinstance(function, int) else _address_of(function)),
+            ctypes.c_void_p(function if isinstance(function, int) else address_of(function)),
             data,
             ctypes.c_uint64(1),
             ctypes.c_uint64(0),
             *more,
         )
-        _check(error, "install a hook")
+        check(error, "install a hook")
         self._hooks.append(function)
 
     def _add_hooks(self, budgeted: bool) -> None:
         code = self._host_code
-        fill: Any = _FILL_HOOK(self._fill_hook) if code is None else code.fill_hook(self._table_at)
+        fill: Any = FILL_HOOK(self._fill_hook) if code is None else code.fill_hook(self._table_at)
         self._hook(unicorn_const.UC_HOOK_TLB_FILL, fill, data=ctypes.byref(self._refused))
-        self._hook(unicorn_const.UC_HOOK_INTR, _INTERRUPT_HOOK(self._interrupt_hook))
+        self._hook(unicorn_const.UC_HOOK_INTR, INTERRUPT_HOOK(self._interrupt_hook))
         if self.arch == "amd64":
             instruction = ctypes.c_int(x86_const.UC_X86_INS_SYSCALL)
-            self._hook(unicorn_const.UC_HOOK_INSN, _SYSCALL_HOOK(self._syscall_hook), instruction)
+            self._hook(unicorn_const.UC_HOOK_INSN, SYSCALL_HOOK(self._syscall_hook), instruction)
             if self._ticks is not None:
                 instruction = ctypes.c_int(x86_const.UC_X86_INS_RDTSC)
-                self._hook(unicorn_const.UC_HOOK_INSN, _SKIP_HOOK(self._rdtsc_hook), instruction)
+                self._hook(unicorn_const.UC_HOOK_INSN, SKIP_HOOK(self._rdtsc_hook), instruction)
         if code is None:
             self._hook(
-                unicorn_const.UC_HOOK_BLOCK, _BLOCK_HOOK(self._block_hook), data=ctypes.byref(self._budget)
+                unicorn_const.UC_HOOK_BLOCK, BLOCK_HOOK(self._block_hook), data=ctypes.byref(self._budget)
             )
         elif budgeted:
-            stop = code.budget_hook(_address_of(_API.uc_emu_stop))
+            stop = code.budget_hook(address_of(API.uc_emu_stop))
             self._hook(unicorn_const.UC_HOOK_BLOCK, stop, data=ctypes.byref(self._budget))
 
     def _block_hook(self, _engine: int, _pc: int, size: int, budget: Any) -> None:
@@ -372,7 +353,7 @@ class Processor:
         if self._wants_stop or budget[0] < 0:
             self._wants_stop = False
             budget[0] = 0x7FFFFFFF
-            _API.uc_emu_stop(self.engine)
+            API.uc_emu_stop(self.engine)
 
     def _syscall_hook(self, _engine: int, _data: int) -> None:
         with self._failures:
@@ -396,7 +377,7 @@ class Processor:
                 self._trap = Trap(TrapKind.ARITHMETIC, detail=number)
             else:
                 self._trap = Trap(TrapKind.OTHER, detail=number)
-            _API.uc_emu_stop(self.engine)
+            API.uc_emu_stop(self.engine)
 
     def _fill_hook(self, _engine: int, address: int, access: int, page: Any, _data: int) -> bool:
         """Do for a page that is not cached what `exits` has machine code for."""
@@ -417,21 +398,5 @@ class Processor:
                 (x86_const.UC_X86_REG_RDX, count >> 32 & 0xFFFFFFFF),
             ):
                 self._result.value = half
-                _API.uc_reg_write(self.engine, register, self._result_pointer)
+                API.uc_reg_write(self.engine, register, self._result_pointer)
         return 1
-
-
-def _reason(error: int) -> str:
-    text: bytes = _LONG_API.uc_strerror(error)
-    return text.decode()
-
-
-def _address_of(function: Any) -> int:
-    address = ctypes.cast(function, ctypes.c_void_p).value
-    assert address is not None
-    return address
-
-
-def _check(error: int, what: str) -> None:
-    if error != unicorn_const.UC_ERR_OK:
-        raise EmulatorError(f"the emulator cannot {what}: {_reason(error)}")

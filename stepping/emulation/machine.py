@@ -28,8 +28,9 @@ from stepping.emulation.loader import load
 from stepping.emulation.registers import Context
 from stepping.emulation.signals import SI_KERNEL, Signals, make_info
 from stepping.emulation.threads import BLOCKED, RELOAD, Result, Scheduler, Thread
-from stepping.emulator import ADDRESS_LIMIT, EmulatorError, Processor, Stopped, Trap, TrapKind
+from stepping.emulator import ADDRESS_LIMIT, Processor, Stopped, Trap, TrapKind
 from stepping.syscalls import Syscall, SyscallClass, Sysno, by_number
+from stepping.unicorn_api import EmulatorError
 
 SLICE_SECONDS = 0.002
 SLICE_BYTES = 400_000

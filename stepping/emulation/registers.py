@@ -1,6 +1,6 @@
 """Registers of an emulated processor: a few at once, or all of a thread that does not run.
 
-Everything goes through Unicorn's C functions, which `stepping.emulator` provides as `api`.
+Everything goes through Unicorn's C functions, of `stepping.unicorn_api`.
 
 Thread rules: as for `stepping.emulator.Processor`.
 """

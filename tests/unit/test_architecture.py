@@ -15,7 +15,7 @@ LAYERS = ("goabi", "stepping", "ptserver", "cli")
 SOLE_IMPORTERS = {
     "ptrace": {"stepping/ptrace_api.py"},
     "capstone": {"stepping/blocks.py"},
-    "unicorn": {"stepping/emulator.py"},
+    "unicorn": {"stepping/unicorn_api.py"},
     "elftools": {"goabi/elf.py", "goabi/dwarf.py"},
 }
 
