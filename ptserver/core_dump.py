@@ -30,7 +30,8 @@ from ptserver.core_format import (
 )
 from ptserver.errors import PtServerError
 from ptserver.inspection import InspectError
-from ptserver.process_stop import find_process, stopped, thread_numbers
+from ptserver.proc_status import thread_numbers
+from ptserver.process_stop import find_process, stopped
 from stepping import ptrace_api
 from stepping.errors import PtraceRefusedError, SteppingError, TraceeGoneError
 from stepping.maps import PAGE_BYTES, Vma, read_maps

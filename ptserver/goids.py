@@ -11,6 +11,7 @@ from typing import Self
 from goabi.binary import GoBinary
 from goabi.errors import GoAbiError
 from goabi.sched import GoRuntime
+from ptserver.proc_status import inner_number
 from ptserver.process_memory import ProcessMemory, read_load_bias
 from stepping.errors import MemoryFaultError as TraceeFaultError
 from stepping.errors import TraceeGoneError
@@ -20,15 +21,17 @@ _U64 = struct.Struct("<Q")
 
 
 class GoroutineIds:
-    """Goroutine numbers of the threads of one process."""
+    """Goroutine numbers of the threads of one process. runtime: the program's, as it runs."""
 
     def __init__(self, binary: GoBinary, pid: int, memory: TraceeMemory) -> None:
-        self._runtime = GoRuntime(binary, ProcessMemory(memory), read_load_bias(binary, pid))
+        self.runtime = GoRuntime(binary, ProcessMemory(memory), read_load_bias(binary, pid))
         self._memory = memory
-        self._curg = self._runtime.layouts["m"].offset("curg")
-        self._goid = self._runtime.layouts["g"].offset("goid")
-        self._procid = self._runtime.layouts["m"].offset("procid")
-        self._ms: dict[int, int] = {}  # addresses of M records by tid
+        self._curg = self.runtime.layouts["m"].offset("curg")
+        self._goid = self.runtime.layouts["g"].offset("goid")
+        self._procid = self.runtime.layouts["m"].offset("procid")
+        self._ms: dict[
+            int, tuple[int, int]
+        ] = {}  # by tid, addresses of M records and the number that they hold
 
     @classmethod
     def find(cls, path: str, pid: int, memory: TraceeMemory) -> Self | None:
@@ -41,12 +44,14 @@ class GoroutineIds:
     def of(self, tid: int) -> int:
         """Return the number of the goroutine that thread *tid* runs, 0 if it runs none."""
         try:
-            m = self._ms.get(tid)
-            if m is None or self._word(m + self._procid) != tid:
-                found = self._runtime.find_m(tid)
+            m, number = self._ms.get(tid, (0, 0))
+            if not m or self._word(m + self._procid) != number:
+                number = inner_number(tid)
+                found = self.runtime.find_m(number)
                 if found is None:
                     return 0
-                m = self._ms[tid] = found.addr
+                m = found.addr
+                self._ms[tid] = m, number
             g = self._word(m + self._curg)
             return self._word(g + self._goid) if g else 0
         except (GoAbiError, TraceeFaultError):

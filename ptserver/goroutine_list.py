@@ -156,6 +156,11 @@ class Groups:
         return sorted(rows, key=lambda row: (-row.count, row.goids))
 
 
+def printable(text: str) -> str:
+    """Return text of the program's with what cannot be printed escaped, so that it cannot steer a terminal."""
+    return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")
+
+
 def is_runtime(function: str) -> bool:
     """Whether a function is the runtime's, also under the name that it has for another package."""
     return function.startswith(_TOP_OF_RUNTIME) or ".runtime_" in function

@@ -6,7 +6,7 @@ from goabi.errors import PclntabError
 from goabi.goroutine import GoStatus
 from goabi.pclntab import SourceFrame
 from goabi.unwind import DEFAULT_MAX_FRAMES, Frame, Stack, Unwinder
-from ptserver.goroutine_list import FrameRow, GoroutineRow, Selection, is_runtime, where_it_is
+from ptserver.goroutine_list import FrameRow, GoroutineRow, Selection, is_runtime, printable, where_it_is
 from ptserver.inspection import Inspected, Sighting
 
 _CACHED_STACKS = 4096
@@ -128,11 +128,6 @@ class RowMaker:
             frames = self._runtime.frames_at(startpc)
             name = self._entries[startpc] = printable(frames[-1].function) if frames else ""
         return name
-
-
-def printable(text: str) -> str:
-    """Return text of the program's with what cannot be printed escaped, so that it cannot steer a terminal."""
-    return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")
 
 
 def _position_of(source: SourceFrame, frames: Sequence[Frame], start: int) -> int:

@@ -17,8 +17,9 @@ from goabi.memory import read_words
 from goabi.unwind import Registers
 from ptserver.goroutine_capture import Capture, Capturer, RegistersOf
 from ptserver.inspection import Inspected, InspectError, Sighting, open_binary
+from ptserver.proc_status import thread_numbers
 from ptserver.process_memory import ProcessMemory, read_load_bias
-from ptserver.process_stop import explain_no_stop, find_process, stopped, thread_numbers
+from ptserver.process_stop import explain_no_stop, find_process, stopped
 from stepping.errors import PtraceRefusedError, SteppingError, TraceeGoneError
 from stepping.ptrace_api import explain_refusal
 from stepping.tracee_group import TraceeGroup

@@ -10,9 +10,9 @@ import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from ptserver.inspection import InspectError
+from ptserver.proc_status import find_inside, read_status
 from stepping.errors import PtraceRefusedError
 from stepping.tracee_group import TraceeGroup
 
@@ -45,34 +45,21 @@ def find_process(pid: int) -> Found:
     Raises:
         InspectError: there is none, it has exited, or it is a kernel thread.
     """
-    fields = _read_status(pid)
+    fields = read_status(pid)
     if not fields:
-        inside = _find_inside(pid)
+        inside = find_inside(pid)
         hint = f"; in a container there is, which is process {inside} here" if inside else ""
         raise InspectError(f"there is no process {pid}{hint}")
     found = Found(int(fields.get("Tgid", pid)), fields.get("Name", "?"))
     if fields.get("State", "").startswith(("Z", "X")):
         parent = int(fields.get("PPid", 0))
-        name = _read_status(parent).get("Name", "?")
+        name = read_status(parent).get("Name", "?")
         raise InspectError(
             f"{found} has exited, and waits for its parent, process {parent} ({name}), to notice"
         )
     if fields.get("Kthread") == "1" or "VmSize" not in fields:
         raise InspectError(f"{found} is a kernel thread and runs no program")
     return found
-
-
-def thread_numbers(pid: int) -> dict[int, int]:
-    """Return the threads' numbers here by those that they have in their own pid namespace; empty if it is ours."""
-    if len(_read_status(pid).get("NSpid", "").split()) < 2:
-        return {}
-    numbers = {}
-    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-        for entry in os.listdir(f"/proc/{pid}/task"):
-            inner = _read_status(int(entry)).get("NSpid", "").split()
-            if inner:
-                numbers[int(inner[-1])] = int(entry)
-    return numbers
 
 
 @contextlib.contextmanager
@@ -118,25 +105,6 @@ def _first_in_line() -> Iterator[None]:
 
 def explain_no_stop(pid: int, error: PtraceRefusedError) -> PtraceRefusedError:
     """Return *error* with the way out, if there is one: a process that another one traces can be read nonetheless."""
-    if _read_status(pid).get("TracerPid", "0") == "0":
+    if read_status(pid).get("TracerPid", "0") == "0":
         return error
     return PtraceRefusedError(pid, f"{error.missing}, or read it as it runs: --no-stop")
-
-
-def _read_status(pid: int) -> dict[str, str]:
-    try:
-        text = Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return {}
-    lines = (line.partition(":") for line in text.splitlines())
-    return {name: value.strip() for name, _, value in lines}
-
-
-def _find_inside(pid: int) -> int | None:
-    """Return the process here that has the number *pid* in a pid namespace below ours."""
-    for entry in os.listdir("/proc"):
-        if entry.isdecimal():
-            numbers = _read_status(int(entry)).get("NSpid", "").split()
-            if len(numbers) > 1 and numbers[-1] == str(pid):
-                return int(entry)
-    return None

@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ptserver.tracelog.events import TraceSink
+    from ptserver.tracelog.goroutine_summary import GoroutineKey
     from ptserver.tracelog.sinks import Form
+    from ptserver.tracelog.summary import Key
     from ptserver.tracelog.text import TextOptions
     from ptserver.tracing import Source
 
@@ -16,12 +18,14 @@ class TraceOptions:
     """How to log calls.
 
     filters: expressions of ``-e``; output: a file, None for standard error, ``-`` for standard output; form: see
-    `tracelog.sinks.Form`; text: how text looks; source: where calls are taken from; quiet: no remarks.
+    `tracelog.sinks.Form`; by: what a summary counts by; text: how text looks; source: where calls are taken from;
+    quiet: no remarks.
     """
 
     filters: tuple[str, ...] = ()
     output: str | None = None
     form: "Form" = "text"
+    by: "Key | GoroutineKey" = "syscall"
     text: "TextOptions | None" = None
     source: "Source" = "auto"
     stacks: bool = False
@@ -47,7 +51,7 @@ class TraceOptions:
         from ptserver.tracelog.sinks import open_sink
 
         start = TraceStart.now([os.fsdecode(word) for word in argv], pid)
-        return open_sink(self.form, self.output, start, self.text)
+        return open_sink(self.form, self.output, start, self.text, self.by)
 
     def note(self, text: str) -> None:
         """Print a remark about the trace itself."""

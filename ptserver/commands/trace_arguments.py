@@ -14,9 +14,11 @@ if TYPE_CHECKING:
 _SOURCES = ("auto", "ring", "stops")
 _TIMES = ("none", "relative", "elapsed", "clock", "epoch")
 
+#: What a summary counts by, as `tracelog.summary.Key` and `tracelog.goroutine_summary.GoroutineKey` say.
+_KEYS = ("syscall", "goroutine", "site", "function")
 _FORMATS = ("text", "json", "perfetto", "pprof")
 
-_NAMES = ("filters", "output", "count", "json", "form", "stacks", "strings", "time", "source", "quiet")
+_NAMES = ("filters", "output", "count", "by", "json", "form", "stacks", "strings", "time", "source", "quiet")
 #: Those without which a log is the same as with their defaults, so that they prove no wish for one.
 _HARMLESS = frozenset({"strings", "time", "source", "quiet"})
 
@@ -84,7 +86,13 @@ _LOG_OPTIONS = (
         "By default all that reach outside the program.",
     ),
     click.option("-o", "output", metavar="FILE", help="Write the log to FILE, `-` for standard output."),
-    click.option("-c", "count", is_flag=True, help="Print a summary by call at the end, instead of the log."),
+    click.option("-c", "count", is_flag=True, help="Print a summary at the end, instead of the log."),
+    click.option(
+        "--by",
+        type=click.Choice(_KEYS),
+        help="What -c counts by [syscall]. With goroutine, or site (where they were created): processor time, time "
+        "blocked, calls and bytes; with function: calls by who made them.",
+    ),
     click.option("--json", is_flag=True, help="Write JSON lines; with -c, one object."),
     click.option(
         "--format",
@@ -119,13 +127,16 @@ def _options(words: dict[str, Any]) -> TraceOptions:
     if words["strings"] is not None:
         text = text._replace(limit=words["strings"])
     form = _form(words)
+    if words["by"] and not words["count"]:
+        raise click.UsageError("--by belongs to -c")
     return TraceOptions(
         filters=words["filters"],
         output=words["output"],
         form=form,
+        by=words["by"] or "syscall",
         text=text,
         source=words["source"],
-        stacks=words["stacks"] or form == "pprof",  # its samples are stacks
+        stacks=words["stacks"] or form == "pprof" or words["by"] == "function",  # which are taken from stacks
         quiet=words["quiet"],
     )
 

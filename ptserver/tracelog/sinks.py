@@ -1,11 +1,15 @@
 """Makes the sink that a user asked for, and imports no more than that one needs."""
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from ptserver.tracelog.errors import TraceOutputError
 from ptserver.tracelog.events import Event, TraceSink, TraceStart
 from ptserver.tracelog.output import LineWriter, wants_colour
 from ptserver.tracelog.text import TextOptions, TextSink
+
+if TYPE_CHECKING:
+    from ptserver.tracelog.goroutine_summary import GoroutineKey
+    from ptserver.tracelog.summary import Key
 
 #: What a trace is written as. `summary` is a table, `summary-json` one object.
 Form = Literal["text", "json", "summary", "summary-json", "perfetto", "pprof"]
@@ -15,12 +19,16 @@ BINARY_FORMS: frozenset[Form] = frozenset({"perfetto", "pprof"})
 
 
 def open_sink(
-    form: Form, path: str | None, start: TraceStart, options: TextOptions | None = None
+    form: Form,
+    path: str | None,
+    start: TraceStart,
+    options: TextOptions | None = None,
+    by: "Key | GoroutineKey" = "syscall",
 ) -> TraceSink:
     """Return a sink that writes *form* to the file *path*, to standard error for None, to standard output for `-`.
 
     options: for text, how it looks (its colour is decided here, by where it goes); for JSON and Perfetto its limit
-    counts.
+    counts. by: what a summary counts by.
 
     Raises:
         TraceOutputError: the file cannot be made, or the form is binary and goes to a terminal or standard error.
@@ -47,9 +55,14 @@ def open_sink(
         from ptserver.tracelog.pprof import PprofSink
 
         return PprofSink(writer, start)
+    as_json = form == "summary-json"
+    if by == "goroutine" or by == "site":
+        from ptserver.tracelog.goroutine_summary import GoroutineSummarySink
+
+        return GoroutineSummarySink(writer, by=by, as_json=as_json, pid=start.pid)
     from ptserver.tracelog.summary import SummarySink
 
-    return SummarySink(writer, as_json=form == "summary-json")
+    return SummarySink(writer, by=by, as_json=as_json)
 
 
 class Tee:

@@ -1,0 +1,44 @@
+"""What `/proc/PID/status` says, and the numbers that threads have in their own pid namespace."""
+
+import contextlib
+import os
+from pathlib import Path
+
+
+def read_status(pid: int) -> dict[str, str]:
+    """Return the fields of process or thread *pid* by name; empty if there is none."""
+    try:
+        text = Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return {}
+    lines = (line.partition(":") for line in text.splitlines())
+    return {name: value.strip() for name, _, value in lines}
+
+
+def inner_number(tid: int) -> int:
+    """Return the number that thread *tid* has in its own pid namespace, which is what the program knows it by."""
+    numbers = read_status(tid).get("NSpid", "").split()
+    return int(numbers[-1]) if numbers else tid
+
+
+def thread_numbers(pid: int) -> dict[int, int]:
+    """Return the threads' numbers here by those that they have in their own pid namespace; empty if it is ours."""
+    if len(read_status(pid).get("NSpid", "").split()) < 2:
+        return {}
+    numbers = {}
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        for entry in os.listdir(f"/proc/{pid}/task"):
+            inner = read_status(int(entry)).get("NSpid", "").split()
+            if inner:
+                numbers[int(inner[-1])] = int(entry)
+    return numbers
+
+
+def find_inside(pid: int) -> int | None:
+    """Return the process here that has the number *pid* in a pid namespace below ours."""
+    for entry in os.listdir("/proc"):
+        if entry.isdecimal():
+            numbers = read_status(int(entry)).get("NSpid", "").split()
+            if len(numbers) > 1 and numbers[-1] == str(pid):
+                return int(entry)
+    return None
