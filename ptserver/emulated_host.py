@@ -27,7 +27,6 @@ from typing import TYPE_CHECKING, NoReturn
 from goabi.elf_header import read_elf_header
 from goabi.errors import GoAbiError
 from ptserver.call import Call
-from ptserver.emulated_messages import receive_message, send_message
 from ptserver.emulated_processes import SignalRelay, exec_program, fork
 from ptserver.errors import PtServerError
 from ptserver.execute import execute
@@ -179,7 +178,6 @@ class EmulatedResources:
         return self._exe
 
 
-_MESSAGES = {"sendmsg": send_message, "recvmsg": receive_message}
 _PATH_CALLS = {"openat": 1, "open": 0, "newfstatat": 1, "stat": 0, "statx": 1, "readlinkat": 1, "readlink": 0}
 
 
@@ -260,10 +258,6 @@ class _ServedCall:
         return self._when_ready(call)
 
     def _execute(self, call: Gathered) -> Result:
-        message = _MESSAGES.get(self.row.name)
-        if message is not None:
-            fd, header, flags = (argument & 0xFFFFFFFFFFFFFFFF for argument in call.args[:3])
-            return message(self.machine.space, fd & 0x7FFFFFFF, header, flags & 0x7FFFFFFF)
         return self._finish(self._resources.execute(self.row, call.args, call.ins, call.outs))
 
     def _finish(self, done: _Executed) -> Result:

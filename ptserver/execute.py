@@ -21,6 +21,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from ptserver.execute_arena import Arena
+from ptserver.execute_messages import MESSAGE_KINDS, Messages
 from stepping.syscalls.model import RESULT, Arch, Arg, ArgKind, Length, Syscall
 from stepping.syscalls.requests import request_argument, request_is_bound
 
@@ -109,7 +110,7 @@ class _Buffer(NamedTuple):
     """A pointer's target in the arena.
 
     size: how much the kernel may use of it; back: how many bytes of it may go back; data: what it holds
-    before the call; extra: how many bytes of the arena its pointers take.
+    before the call; extra: how many bytes of the arena its pointers take; messages: if it is of such.
     """
 
     position: int
@@ -118,6 +119,7 @@ class _Buffer(NamedTuple):
     back: int
     data: bytes
     extra: int = 0
+    messages: Messages | None = None
 
 
 _plans: dict[str, _Plan] = {}
@@ -143,7 +145,6 @@ def _no_such_call(*_args: object) -> int:
 
 _READ_ONLY = frozenset({ArgKind.PATH, ArgKind.STR, ArgKind.IN, ArgKind.PTR, ArgKind.SIGSET_REF})
 _STRINGS = frozenset({ArgKind.PATH, ArgKind.STR})
-_UNSUPPORTED = frozenset({ArgKind.MSG_IN, ArgKind.MSG_OUT, ArgKind.MMSG_IN, ArgKind.MMSG_OUT})
 
 
 def _make_plan(row: Syscall) -> _Plan:
@@ -152,7 +153,7 @@ def _make_plan(row: Syscall) -> _Plan:
     )
     number = row.numbers.get(_ARCH)
     arity = len(row.args)
-    if number is None or row.bound or any(arg.kind in _UNSUPPORTED for arg in row.args):
+    if number is None or row.bound:
         return _Plan(row, -1, 0, _no_such_call, (), True)
     in_arena = [(index, arg) for index, arg in pointers if arg.kind not in _READ_ONLY]
     filled = None
@@ -294,7 +295,9 @@ def _fill_many(
             valid = buffer.arg.valid
             if valid is not None and not failure:
                 size = min(size, _valid(valid, value, buffers, offsets, arena))
-            if size:
+            if buffer.messages is not None:
+                filled[buffer.position] = buffer.messages.collect(arena, value)
+            elif size:
                 filled[buffer.position] = memory[offset : offset + size]
     return (0, failure, filled) if failure else (value, 0, filled)
 
@@ -320,6 +323,12 @@ def _buffer(
         return _Buffer(index, arg, max(_fitted(registers, arg, back, ins), back), back, b"")
     assert data is not None or kind is ArgKind.IOV_OUT
     data = data or b""
+    if kind in MESSAGE_KINDS:
+        try:
+            messages = Messages(kind, data, back)
+        except ValueError as error:
+            raise _RefusedError(errnos.EINVAL) from error
+        return _Buffer(index, arg, messages.size, back, b"", messages=messages)
     if kind is ArgKind.INOUT:
         size = _fitted(registers, arg, len(data), ins)
         if size > len(data):
@@ -373,8 +382,13 @@ def _request_buffer(
 
 def _place(arena: Arena, registers: list[int | bytes], buffer: _Buffer, ins: dict[int, bytes]) -> int:
     """Put a buffer into the arena, its address into its register, and return its offset."""
-    index, arg, size, _, data, _ = buffer
+    index, arg, size, _, data, _, messages = buffer
     kind = arg.kind
+    if messages is not None:
+        registers[index] = messages.place(arena)
+        if arg.length is not None and arg.length.arg is not None:
+            registers[arg.length.arg] = messages.count
+        return messages.at
     offset = arena.take(size)
     memory, address = arena.memory, arena.address + offset
     if kind is ArgKind.STRV:

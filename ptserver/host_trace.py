@@ -46,7 +46,7 @@ class HostTrace:
         row = call.row
         if row is None or row.name not in self._names:
             return
-        args, ins, _, _ = call.gathered
+        args, ins, *_ = call.gathered
         self._give(
             SyscallEvent(
                 call.started_ns,

@@ -99,7 +99,7 @@ class LocalHost(Host):
         if method is None:  # taken for the host's own sake
             self._proceed(call)
             return
-        args, ins, outs, _ = call.gathered
+        args, ins, outs, *_ = call.gathered
         seen = Call(self._session, call.id, call.tid, call.process.pid, row, args, ins, outs, call.goid)
         outcome: Outcome | None
         try:

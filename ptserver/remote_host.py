@@ -133,11 +133,11 @@ class RemoteHost(Host):
         elif self.lost is not None:
             self._serve_last_words(call)
         elif row.name in self._observed:
-            args, ins, _, _ = call.gathered
+            args, ins, *_ = call.gathered
             self._connection.send(Observed(call.tid, call.process.pid, row.name, args, ins, call.goid))
             self._proceed(call)
         else:
-            args, ins, outs, _ = call.gathered
+            args, ins, outs, *_ = call.gathered
             self._in_flight[call.id] = call
             self._connection.send(
                 Syscall(call.id, call.tid, call.process.pid, row.name, args, ins, outs, call.goid)

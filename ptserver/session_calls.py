@@ -17,6 +17,7 @@ from ptserver.outcomes import Delay, Done, Fail, OpenBytes, Outcome, Proceed, Re
 from ptserver.server import RuntimeServer
 from ptserver.session import Session
 from ptserver.shadow import Shadow
+from ptserver.shadow_waiting import Args
 from ptserver.shadow_workers import RETRY_SECONDS, Workers
 from stepping.syscalls import SYSCALLS
 from stepping.syscalls import Syscall as Row
@@ -40,6 +41,7 @@ class _InFlight(NamedTuple):
     call: Call | None
     then: Callable[[Done], Outcome | None] | None
     row: Row
+    args: Args
 
 
 class Calls:
@@ -168,7 +170,7 @@ class Calls:
             case OpenBytes(data=data, flags=flags):
                 self._answer(call.id, call, self._shadow.open_bytes(data, flags))
             case Delay(seconds=seconds, outcome=later):
-                waiting = self._waiting[call.id] = _InFlight(call, None, call.syscall)
+                waiting = self._waiting[call.id] = _InFlight(call, None, call.syscall, call.args)
                 self._later(seconds, lambda: self._release(waiting, entry, later))
             case _:
                 raise TypeError(f"{type(self._server).__name__}.{call.name} returned {outcome!r}, no outcome")
@@ -179,7 +181,7 @@ class Calls:
         entry: _Entry,
         call: Call | None,
         then: Callable[[Done], Outcome | None] | None,
-        args: tuple[int, int, int, int, int, int],
+        args: Args,
         ins: dict[int, bytes],
         outs: dict[int, int],
         pid: int,
@@ -194,12 +196,12 @@ class Calls:
         elif row.may_wait and shadow.may_wait(row, args, ins):
             ready = shadow.poll(row, args, ins, outs)
             if ready is not None:
-                self._complete(call_id, call, then, row, ready)
+                self._complete(call_id, call, then, row, args, ready)
                 return
-            self._waiting[call_id] = _InFlight(call, then, row)
+            self._waiting[call_id] = _InFlight(call, then, row, args)
             self._workers.start(call_id, shadow.work(row, args, ins, outs))
         else:
-            self._complete(call_id, call, then, row, shadow.execute(row, args, ins, outs, pid))
+            self._complete(call_id, call, then, row, args, shadow.execute(row, args, ins, outs, pid))
 
     def _complete(
         self,
@@ -207,10 +209,11 @@ class Calls:
         call: Call | None,
         then: Callable[[Done], Outcome | None] | None,
         row: Row,
+        args: Args,
         executed: Executed,
     ) -> None:
         """Answer a call that was made, or do what *then* wants instead."""
-        if executed[1] == errno.EPIPE and row.may_wait:
+        if executed[1] == errno.EPIPE and row.may_wait and self._shadow.raises_sigpipe(row, args):
             self._send(Signal(signal.SIGPIPE))  # this process ignores its own
         if then is not None:
             assert call is not None
@@ -233,7 +236,7 @@ class Calls:
         """Answer a call that waited."""
         waiting = self._waiting.pop(call_id, None)
         if waiting is not None:
-            self._complete(call_id, waiting.call, waiting.then, waiting.row, executed)
+            self._complete(call_id, waiting.call, waiting.then, waiting.row, waiting.args, executed)
 
     def take_finished(self) -> None:
         """Answer the calls that workers have made."""

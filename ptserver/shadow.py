@@ -7,13 +7,15 @@ here, each with its reason:
 - numbers of our own descriptors are nobody's (EBADF), and close_range stops before them;
 - resource limits are the program's, not this process's (`ptserver.shadow_limits`);
 - vmsplice would lend pages of this process to a pipe;
+- socket options that lead to further memory (filters), or leave the kernel pages of a buffer that is used again
+  (MSG_ZEROCOPY): EOPNOTSUPP;
 - F_SETOWN would have the kernel signal a process of this machine that has the number of one of the program's;
   setpgid names such numbers too, and the program is alone in its group anyway;
 - a call that changes credentials changes those of one thread: idle threads are given up, so that new ones have
   the new credentials.
 
-Refused with ENOSYS, and a line in the log for each name: sockets, children, what concerns the whole machine, and
-what the table cannot describe completely.
+Refused with ENOSYS, and a line in the log for each name: children, what concerns the whole machine, and what the
+table cannot describe completely.
 
 Not trusted: the stub host, see `ptserver.execute`.
 Thread rules: one thread, but for what `work` returns.
@@ -28,9 +30,10 @@ from ptserver.shadow_descriptors import Descriptors
 from ptserver.shadow_limits import Limits
 from ptserver.shadow_waiting import Args, Waiting
 from ptserver.shadow_workers import Work
-from stepping.syscalls import ArgKind, Syscall, SyscallClass
+from stepping.syscalls import SYSCALLS, ArgKind, Syscall, SyscallClass
+from stepping.syscalls.socket_messages import passed_descriptors
 
-_EXECUTED = frozenset({SyscallClass.FILE, SyscallClass.IDENTITY})
+_EXECUTED = frozenset({SyscallClass.FILE, SyscallClass.NET, SyscallClass.IDENTITY})
 #: Of the other classes: what only tells, or sleeps. A server that serves a clock may let some calls proceed.
 _HARMLESS = frozenset(
     "sysinfo clock_gettime clock_getres gettimeofday time times getrusage getcpu getrandom"
@@ -44,6 +47,18 @@ _CHANGES_CREDENTIALS = frozenset(
 _LIMITS = frozenset({"getrlimit", "setrlimit", "prlimit64"})
 _SETS_OWNER = frozenset({8, 15})  # F_SETOWN, F_SETOWN_EX
 _CLOSE_RANGE_CLOEXEC = 4
+_SENDS_MESSAGES = frozenset({"sendmsg", "sendmmsg"})
+#: Where the flags of these calls are.
+_SENDS = {"sendto": 3, "sendmsg": 2, "sendmmsg": 3}
+_MSG_NOSIGNAL = 0x4000
+#: What getsockopt reads, and what it says, for the kind of a socket.
+_SO_TYPE, _SOCK_STREAM = {3: bytes(4), 4: b"\4\0\0\0"}, b"\1\0\0\0"
+_OPTION_CALLS = frozenset({"setsockopt", "getsockopt"})
+#: (level, name): SO_ATTACH_FILTER (to get: SO_GET_FILTER), SO_ATTACH_REUSEPORT_CBPF, SO_ZEROCOPY;
+#: TCP_ZEROCOPY_RECEIVE; IPT_SO_SET_REPLACE and what lies beside it, for IPv4 and IPv6.
+_BOUND_OPTIONS = frozenset(
+    {(1, 26), (1, 51), (1, 60), (6, 35), *((level, n) for level in (0, 41) for n in (64, 65))}
+)
 
 
 class Shadow:
@@ -78,8 +93,10 @@ class Shadow:
     ) -> Executed:
         """Make a call that `refuses` does not, on this thread. It sleeps if `may_wait` says so."""
         name = row.name
-        if self._is_ours(row, args):
+        if self._is_ours(row, args, ins):
             return 0, errno.EBADF, {}
+        if name in _OPTION_CALLS and (args[1] & 0xFFFFFFFF, args[2] & 0xFFFFFFFF) in _BOUND_OPTIONS:
+            return 0, errno.EOPNOTSUPP, {}
         if name in _LIMITS:
             return self._limits.serve(name, args, ins, outs, pid)
         if name == "fcntl" and args[1] & 0xFFFFFFFF in _SETS_OWNER:
@@ -98,7 +115,7 @@ class Shadow:
     def poll(self, row: Syscall, args: Args, ins: dict[int, bytes], outs: dict[int, int]) -> Executed | None:
         """Make a call that waits for events if there are some already; None if it would wait, or is another."""
         asking = self._waiting.without_timeout(row, args, ins)
-        if asking is None or self._is_ours(row, args):
+        if asking is None or self._is_ours(row, args, ins):
             return None
         timeout, args, ins = asking
         executed = execute(row, args, ins, {index: size for index, size in outs.items() if index != timeout})
@@ -106,21 +123,32 @@ class Shadow:
 
     def work(self, row: Syscall, args: Args, ins: dict[int, bytes], outs: dict[int, int]) -> Work:
         """Return the making of a call that may wait, for another thread."""
-        if self._is_ours(row, args):
+        if self._is_ours(row, args, ins):
             return lambda: (0, errno.EBADF, {})
         return lambda: execute(row, args, ins, outs)
+
+    def raises_sigpipe(self, row: Syscall, args: Args) -> bool:
+        """Whether SIGPIPE goes with the EPIPE of that call."""
+        if row.name in _SENDS and args[_SENDS[row.name]] & _MSG_NOSIGNAL:
+            return False
+        kind = execute(SYSCALLS["getsockopt"], (args[0], 1, 3, 1, 1, 0), _SO_TYPE, {3: 4, 4: 4})
+        return kind[1] != 0 or kind[2][3] == _SOCK_STREAM
 
     def open_bytes(self, data: bytes, flags: int) -> Executed:
         """Return a new descriptor of the program's that reads *data*; flags: of open(2), for O_CLOEXEC."""
         return open_bytes(data, flags)
 
-    def _is_ours(self, row: Syscall, args: Args) -> bool:
+    def _is_ours(self, row: Syscall, args: Args, ins: dict[int, bytes]) -> bool:
+        """Whether the call names a descriptor of our own, in a register or in a message that passes it on."""
         indexes = self._fd_indexes.get(row.name)
         if indexes is None:
             indexes = tuple(i for i, arg in enumerate(row.args) if arg.kind in (ArgKind.FD, ArgKind.DIRFD))
             self._fd_indexes[row.name] = indexes
         first = self._descriptors.program_limit
-        return any(first <= args[index] & 0xFFFFFFFF < 1 << 31 for index in indexes)
+        for index in indexes:
+            if first <= args[index] & 0xFFFFFFFF < 1 << 31:
+                return True
+        return row.name in _SENDS_MESSAGES and any(fd >= first for fd in _passed(ins.get(1, b"")))
 
     def _close_range(self, row: Syscall, args: Args) -> Executed:
         first, last, flags = (arg & 0xFFFFFFFF for arg in args[:3])
@@ -132,6 +160,13 @@ class Shadow:
         # CLOSE_RANGE_UNSHARE would give this thread descriptors of its own; a single-threaded program loses nothing.
         flags = flags & _CLOSE_RANGE_CLOEXEC if flags in (0, 2, 4, 6) else flags
         return execute(row, (first, min(last, limit - 1), flags, 0, 0, 0), {}, {})
+
+
+def _passed(run: bytes) -> list[int]:
+    try:
+        return list(passed_descriptors(run))
+    except ValueError:
+        return []  # the call will fail
 
 
 def open_bytes(data: bytes, flags: int) -> Executed:

@@ -19,6 +19,7 @@ _LOCKING = frozenset({fcntl.F_SETLKW, 38})  # F_OFD_SETLKW
 #: Where the flags of these calls are.
 _SPLICING = {"splice": 5, "tee": 3}
 _SPLICE_F_NONBLOCK = 2
+_MSG_DONTWAIT = 0x40
 _OPENING = frozenset({"open", "openat", "openat2", "creat"})
 _POLLING = frozenset("poll ppoll select pselect6 epoll_wait epoll_pwait epoll_pwait2".split())
 _SOME_ADDRESS = 8  # where a pointer was null: nobody follows it
@@ -32,7 +33,7 @@ class Waiting:
 
     def __init__(self) -> None:
         self._quick: set[int] = set()
-        self._shapes: dict[str, tuple[int | None, tuple[int, ...]]] = {}
+        self._shapes: dict[str, tuple[int | None, int | None, tuple[int, ...]]] = {}
 
     def forget(self) -> None:
         """Forget what descriptors are: their numbers may stand for others now."""
@@ -54,8 +55,11 @@ class Waiting:
         shape = self._shapes.get(name)
         if shape is None:
             shape = self._shapes[name] = _shape_of(row)
-        timeout, descriptors = shape
-        if timeout is not None:
+        timeout, flags, descriptors = shape
+        if flags is not None:
+            if args[flags] & _MSG_DONTWAIT:
+                return False
+        elif timeout is not None:
             return _timeout_is_not_zero(row.args[timeout].kind, args[timeout], ins.get(timeout))
         for index in descriptors:
             if not self._is_quick(args[index] & 0xFFFFFFFF):
@@ -115,11 +119,12 @@ class Waiting:
         return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or status.st_rdev in _NEVER_WAIT)
 
 
-def _shape_of(row: Syscall) -> tuple[int | None, tuple[int, ...]]:
-    """Return the indexes of the call's timeout, if it has one, and of its descriptors."""
-    timeouts = [index for index, arg in enumerate(row.args) if arg.name == "timeout"]
+def _shape_of(row: Syscall) -> tuple[int | None, int | None, tuple[int, ...]]:
+    """Return the indexes of the call's timeout and of its flags as a message, if it has them, and descriptors."""
+    timeout = next((index for index, arg in enumerate(row.args) if arg.name == "timeout"), None)
+    flags = next((index for index, arg in enumerate(row.args) if arg.decoder == "msg_flags"), None)
     descriptors = tuple(index for index, arg in enumerate(row.args) if arg.kind is ArgKind.FD)
-    return (timeouts[0] if timeouts else None), descriptors
+    return timeout, flags, descriptors
 
 
 def _timeout_is_not_zero(kind: ArgKind, register: int, data: bytes | None) -> bool:

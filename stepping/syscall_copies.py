@@ -51,6 +51,8 @@ def copy_outs(row: Syscall, call: Gathered, result: int, memory: ClippedMemory) 
     if -4095 <= result < 0:
         return outs
     for index, room in call.outs.items():
+        if index in call.messages:
+            continue  # not followed
         arg = row.args[index]
         try:
             size = min(room, _valid(arg, call.args, result, memory, room))

@@ -7,15 +7,25 @@ Everything is read exactly once: whoever acts on a call acts on the copy, so a p
 its memory meanwhile.
 
 Not trusted: the program (any pointer, any length) and the answer (outs that were not offered, or longer).
-Socket messages (msghdr) are not carried: they are in neither ins nor outs.
 """
 
 import errno
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
+from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
 from stepping.errors import MemoryFaultError
+from stepping.syscalls.marshal_messages import (
+    RefusedMessageError,
+    Vector,
+    find_messages,
+    offers,
+    read_messages,
+    write_received,
+    write_sent,
+)
 from stepping.syscalls.model import Arch, Arg, ArgKind, Length, Syscall
 from stepping.syscalls.requests import request_argument
 
@@ -33,7 +43,6 @@ _U64 = struct.Struct("=Q")
 _IOVEC = struct.Struct("=QQ")
 
 Args = tuple[int, int, int, int, int, int]
-Vector = list[tuple[int, int]]
 
 
 class ProgramMemory(Protocol):
@@ -62,15 +71,18 @@ class Gathered(NamedTuple):
 
     args: the registers, lengths cut to `MAX_TRANSFER_BYTES`; ins: by argument index, the bytes that the call
     reads; outs: by argument index, how many bytes it may fill; iovecs: by argument index, (address, size) of
-    the buffers that an out-vector scatters to.
+    the buffers that an out-vector scatters to; messages: by argument index, what puts back what became of socket
+    messages, which travel as `stepping.syscalls.socket_messages` has it.
     """
 
     args: Args
     ins: dict[int, bytes]
     outs: dict[int, int]
     iovecs: dict[int, Vector]
+    messages: Mapping[int, "PutBack"] = MappingProxyType({})
 
 
+PutBack = Callable[[bytes, ProgramMemory], None]
 _Step = Callable[[Gathered, ProgramMemory], Gathered]
 _steps: dict[tuple[str, Arch], tuple[_Step, ...]] = {}
 
@@ -93,6 +105,8 @@ def gather(row: Syscall, args: Args, memory: ProgramMemory, arch: Arch = "amd64"
             call = step(call, memory)
     except MemoryFaultError as error:
         raise BadArgumentError(errno.EFAULT) from error
+    except RefusedMessageError as error:
+        raise BadArgumentError(error.errno) from error
     return call
 
 
@@ -109,6 +123,8 @@ def scatter(call: Gathered, outs: dict[int, bytes], memory: ProgramMemory) -> No
             room = call.outs.get(index, 0)
             if index in call.iovecs:
                 _scatter_vector(call.iovecs[index], data[:room], memory)
+            elif index in call.messages:
+                call.messages[index](data[:room], memory)
             elif room and data != call.ins.get(index):  # an inout buffer is written where it changed
                 memory.write(call.args[index], data if len(data) <= room else data[:room])
     except MemoryFaultError as error:
@@ -200,13 +216,36 @@ def _vector(row: Syscall, index: int, arg: Arg, arch: Arch) -> _Step:
     def step(call: Gathered, memory: ProgramMemory) -> Gathered:
         address = call.args[index]
         if address:
-            vector = _read_vector(address, count_of(call.args, memory), memory)
+            vector = _read_vector(address, count_of(call.args, memory), MAX_TRANSFER_BYTES, memory)
             if is_read:
                 call.ins[index] = b"".join([memory.read(base, size) for base, size in vector])
             else:
                 call.outs[index] = sum(size for _, size in vector)
                 call.iovecs[index] = vector
         return call
+
+    return step
+
+
+def _messages(row: Syscall, index: int, arg: Arg, arch: Arch) -> _Step:
+    is_array = arg.length is not None
+    count_of = _size_of(row, arg.length, arch)
+    is_sent = arg.kind in (ArgKind.MSG_IN, ArgKind.MMSG_IN)
+
+    def step(call: Gathered, memory: ProgramMemory) -> Gathered:
+        address = call.args[index]
+        if not address:
+            return call
+        count = count_of(call.args, memory) if is_array else None
+        places = find_messages(address, count, MAX_TRANSFER_BYTES, memory, _read_vector)
+        if is_sent:
+            call.ins[index] = read_messages(places, memory)
+            if not is_array:
+                return call
+            call.outs[index] = _U32.size * len(places)
+        else:
+            call.ins[index], call.outs[index] = offers(places)
+        return call._replace(messages={index: partial(write_sent if is_sent else write_received, places)})
 
     return step
 
@@ -251,6 +290,10 @@ _MAKERS: dict[ArgKind, Callable[[Syscall, int, Arg, Arch], _Step]] = {
     ArgKind.STRV: _strings,
     ArgKind.IOV_IN: _vector,
     ArgKind.IOV_OUT: _vector,
+    ArgKind.MSG_IN: _messages,
+    ArgKind.MSG_OUT: _messages,
+    ArgKind.MMSG_IN: _messages,
+    ArgKind.MMSG_OUT: _messages,
     ArgKind.SIGSET_REF: _signal_set,
     ArgKind.REQUEST_ARG: _request_argument,
 }
@@ -299,12 +342,11 @@ def _shortened(call: Gathered, length: Length | None, arch: Arch) -> tuple[Gathe
     return call._replace(args=(a0, a1, a2, a3, a4, a5)), length.of(items, arch)
 
 
-def _read_vector(address: int, count: int, memory: ProgramMemory) -> Vector:
-    """Return (base, size) of the buffers, in total at most `MAX_TRANSFER_BYTES`, empty ones left out."""
+def _read_vector(address: int, count: int, room: int, memory: ProgramMemory) -> Vector:
+    """Return (base, size) of the buffers, in total at most *room* bytes, empty ones left out."""
     if count > _MAX_IOVECS:
         raise BadArgumentError(errno.EINVAL)
     vector: Vector = []
-    room = MAX_TRANSFER_BYTES
     for base, size in _IOVEC.iter_unpack(memory.read(address, _IOVEC.size * count)):
         if size >> 63:
             raise BadArgumentError(errno.EINVAL)

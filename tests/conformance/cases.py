@@ -176,7 +176,8 @@ CASES = (
     Case("c-dynamic", c("syscalls_c"), ("last",), local_only=True),
     Case("c-static-pie", c("syscalls_c", "-static-pie"), ("last",)),
     Case("children", go("children"), local_only=True),
-    Case("network", go("network"), local_only=True),
+    Case("network", go("network")),
+    Case("sockets", go("sockets")),
     Case("mapped-file", go("mappedfile"), local_only=True),
     Case("dynamic-program", lambda stub: Path("/bin/ls"), ("-a", "/"), local_only=True),
 )

@@ -27,7 +27,6 @@ def run_remotely(program: Path, work: Path, *args: str) -> tuple[Ended, str]:
 @pytest.mark.parametrize(
     ("fixture", "says", "call"),
     [
-        ("network", "function not implemented", "socket"),
         ("mappedfile", "function not implemented", "mmap"),
         ("children", "fork/exec /bin/echo: ", "clone"),
     ],
