@@ -12,7 +12,6 @@ import mmap
 import threading
 from collections.abc import Callable
 from enum import Enum
-from types import TracebackType
 from typing import Any, NamedTuple
 
 from stepping.emulation.exits import HostCode, find_switch
@@ -28,6 +27,7 @@ from stepping.unicorn_api import (
     SKIP_HOOK,
     SYSCALL_HOOK,
     EmulatorError,
+    Failures,
     address_of,
     arm64_const,
     check,
@@ -93,25 +93,6 @@ class _Ids(NamedTuple):
     result: int
 
 
-class _Failures:
-    """Catches what a callback raises, stops the processor, and keeps it for `Processor.run` to raise."""
-
-    def __init__(self, engine: ctypes.c_void_p) -> None:
-        self._engine = engine
-        self.raised: BaseException | None = None
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(
-        self, kind: type[BaseException] | None, raised: BaseException | None, where: TracebackType | None
-    ) -> bool:
-        if raised is not None:
-            self.raised = raised
-            API.uc_emu_stop(self._engine)
-        return True
-
-
 class Processor:
     """Executes code of *arch*. `on_syscall()` is called at each syscall, in the middle of `run`.
 
@@ -143,7 +124,7 @@ class Processor:
         self._closed = False
         engine = [getattr(unicorn_const, name) for name in make.engine]
         check(API.uc_open(*engine, ctypes.byref(self.engine)), "start")
-        self._failures = _Failures(self.engine)
+        self._failures = Failures(self.engine)
         constants = {"x86_const": x86_const, "arm64_const": arm64_const}[make.constants]
         control(self.engine, unicorn_const.UC_CTL_CPU_MODEL, ctypes.c_int(getattr(constants, make.model)))
 

@@ -133,6 +133,10 @@ class Registers:
         )
         return f"<Registers {self.layout.arch} {shown}>"
 
+    def values(self) -> list[int]:
+        """Return the numbers themselves, in the layout's order; changes are changes of these registers."""
+        return self._values
+
     def as_dict(self) -> dict[str, int]:
         """Return all registers by name."""
         return dict(zip(self.layout.names, self._values, strict=True))

@@ -6,6 +6,7 @@ their price again; those that do, and those with a variable number of arguments,
 """
 
 import ctypes
+from types import TracebackType
 from typing import Any
 
 from unicorn import arm64_const, unicorn_const, x86_const
@@ -25,6 +26,7 @@ __all__ = [
     "SKIP_HOOK",
     "SYSCALL_HOOK",
     "EmulatorError",
+    "Failures",
     "Page",
     "address_of",
     "arm64_const",
@@ -67,6 +69,25 @@ FILL_HOOK = ctypes.CFUNCTYPE(
 
 class EmulatorError(SteppingError):
     """Unicorn cannot do what it was asked to do: the text says what, and Unicorn's reason."""
+
+
+class Failures:
+    """Catches what a callback raises, stops the processor, and keeps it for whoever runs that to raise."""
+
+    def __init__(self, engine: ctypes.c_void_p) -> None:
+        self._engine = engine
+        self.raised: BaseException | None = None
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, raised: BaseException | None, where: TracebackType | None
+    ) -> bool:
+        if raised is not None:
+            self.raised = raised
+            API.uc_emu_stop(self._engine)
+        return True
 
 
 def control(engine: ctypes.c_void_p, what: int, *values: Any) -> None:

@@ -30,6 +30,21 @@ class Registers:
         self._api.uc_reg_read_batch(engine, self._ids, self._pointers, self.count)
         return list(self._numbers)
 
+    def write(self, engine: ctypes.c_void_p, values: list[int]) -> None:
+        """Set the processor's."""
+        self._numbers[:] = values  # type: ignore[assignment]
+        self._api.uc_reg_write_batch(engine, self._ids, self._pointers, self.count)
+
+    def read_bytes(self, engine: ctypes.c_void_p) -> bytes:
+        """Return the processor's, one after the other."""
+        self._api.uc_reg_read_batch(engine, self._ids, self._pointers, self.count)
+        return self._buffer.raw
+
+    def write_bytes(self, engine: ctypes.c_void_p, values: bytes) -> None:
+        """Set the processor's, one after the other."""
+        self._buffer.raw = values
+        self._api.uc_reg_write_batch(engine, self._ids, self._pointers, self.count)
+
     def read_context(self, context: ctypes.c_void_p) -> list[int]:
         """Return those of *context*."""
         self._api.uc_context_reg_read_batch(context, self._ids, self._pointers, self.count)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
+from stepping.emulate import EmulateExecutor
 from stepping.native import NativeExecutor
 from stepping.singlestep import StepExecutor
 from tests.contract.executors import CHECKS, REAL_CHECKS, Bench, Make, bench
@@ -11,6 +12,7 @@ from tests.contract.executors import CHECKS, REAL_CHECKS, Bench, Make, bench
 #: By name: how to make one, and whether it runs the thread itself (makes syscalls, takes signals).
 EXECUTORS: dict[str, tuple[Make, bool]] = {
     "native": (lambda group, breakpoints, memory: NativeExecutor(group, breakpoints), True),
+    "emulate": (lambda group, breakpoints, memory: EmulateExecutor(breakpoints, memory), False),
     "step": (lambda group, breakpoints, memory: StepExecutor(group, breakpoints), True),
 }
 
