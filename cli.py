@@ -17,6 +17,7 @@ _COMMANDS = {
     "stack": "ptserver.commands.stack:stack_command",
     "dump": "ptserver.commands.dump:dump_command",
     "serve": "ptserver.commands.serve:serve_command",
+    "keys": "ptserver.commands.keys:keys_command",
     "build": "ptserver.commands.build:build_command",
     "go": "ptserver.commands.go:go_command",
 }
@@ -75,7 +76,8 @@ def cli(debug: bool) -> None:
     ptserver run ./main                            natively
     ptserver run --server localhost:11235 ./main   with the files and environment of a server
     ptserver run --trace ./main                    with a log of its system calls
-    ptserver serve passthrough --listen :11235     be that server
+    ptserver serve passthrough --listen localhost:11235     be that server
+    ptserver keys DIR db1.example                  what both need to do so between machines
     ptserver build ./cmd/main                      a program that insists on a server
     """
 

@@ -25,42 +25,52 @@ import select
 import socket
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
 import msgspec
 
 from ptserver.errors import ConnectError, ConnectionLostError, ProtocolError, PtServerError, RefusedError
 from ptserver.messages import CODECS, PROTOCOL_VERSION, Hello, Message, Refused, ToHost, ToServer, Welcome
-from ptserver.transport import tune
+from ptserver.transport import RECEIVE_BYTES, tune
 from ptserver.wire import HEADER_BYTES, MAX_FRAME_BYTES, MAX_HELLO_BYTES, Codec, FrameDecoder, frame_size
 
+if TYPE_CHECKING:
+    from ptserver.tls_stream import TlsStream
+
 T = TypeVar("T")
+
+#: What a connection runs over: a connected socket, or one under TLS.
+Stream: TypeAlias = "socket.socket | TlsStream"
 
 #: `congested` from this many queued bytes on: a large result and some.
 HIGH_WATER_BYTES = 4 << 20
 
-_RECEIVE_BYTES = 256 << 10
 _LINGER_SECONDS = 1.0
 _JSON = Codec("json")
+#: How an alert and a handshake of TLS begin; as a frame's size that would be too much.
+_TLS_RECORDS = (b"\x15\x03", b"\x16\x03")
 
 
 class Connection(Generic[T]):
     """One end of a connection after the handshake; T is what arrives there: `ToServer` or `ToHost`."""
 
-    __slots__ = ("_buffer", "_decode", "_decoder", "_lost", "_out", "_sock", "_view", "codec")
+    __slots__ = ("_buffer", "_decode", "_decoder", "_lost", "_out", "_sock", "_view", "codec", "has_received")
 
     def __init__(
-        self, sock: socket.socket, codec: Codec, incoming: Any, max_frame_bytes: int = MAX_FRAME_BYTES
+        self, sock: Stream, codec: Codec, incoming: Any, max_frame_bytes: int = MAX_FRAME_BYTES
     ) -> None:
-        """Take over `sock`, a connected stream socket, and make it non-blocking.
+        """Take over `sock`, a connected stream socket or TLS over one, and make it non-blocking.
 
         incoming: the union of what the peer may send; anything else is a `ProtocolError`.
+        has_received: whether `receive` must be called once before the first poll, since TLS has brought something
+        together with the handshake, which poll cannot see.
         """
+        self.has_received = not isinstance(sock, socket.socket) and sock.pending() > 0
         self.codec = codec
         self._sock = sock
         self._decode: Callable[[memoryview], T] = codec.decoder(incoming)
         self._decoder = FrameDecoder(max_frame_bytes)
-        self._buffer = bytearray(_RECEIVE_BYTES)
+        self._buffer = bytearray(RECEIVE_BYTES)
         self._view = memoryview(self._buffer)
         self._out = bytearray()
         self._lost = False
@@ -140,7 +150,7 @@ class Connection(Generic[T]):
         """Flush until everything has gone out, at most `timeout` seconds; return whether it has. Blocks."""
         deadline = time.monotonic() + timeout
         poll = select.poll()
-        poll.register(self._sock, select.POLLOUT)
+        poll.register(self._sock.fileno(), select.POLLOUT)
         while not self.flush():
             left = deadline - time.monotonic()
             if left <= 0:
@@ -152,7 +162,7 @@ class Connection(Generic[T]):
         """Send what is queued and close, so that the peer can read all of it. Blocks for at most `timeout`."""
         deadline = time.monotonic() + timeout
         if self.drain(timeout):
-            _linger(self._sock, deadline)
+            linger(self._sock, deadline)
         self.close()
 
     def close(self) -> None:
@@ -160,9 +170,7 @@ class Connection(Generic[T]):
         self._sock.close()
 
 
-def client_handshake(
-    sock: socket.socket, hello: Hello, timeout: float = 10.0
-) -> tuple[Welcome, Connection[ToHost]]:
+def client_handshake(sock: Stream, hello: Hello, timeout: float = 10.0) -> tuple[Welcome, Connection[ToHost]]:
     """Say hello on a connected socket and return the server's welcome and the open connection.
 
     It blocks for at most `timeout` seconds, and closes the socket if it raises.
@@ -193,7 +201,7 @@ def client_handshake(
 
 
 def server_handshake(
-    sock: socket.socket, timeout: float, choose: Callable[[Hello, int, str], Welcome]
+    sock: Stream, timeout: float, choose: Callable[[Hello, int, str], Welcome]
 ) -> tuple[Hello, Welcome, Connection[ToServer]]:
     """Read the hello on an accepted socket, answer it, and return both messages and the open connection.
 
@@ -249,13 +257,13 @@ def refused_for(error: PtServerError) -> Refused:
             return Refused("internal", "the server failed; its log says how")
 
 
-def refuse(sock: socket.socket, error: PtServerError) -> None:
+def refuse(sock: Stream, error: PtServerError) -> None:
     """Tell the peer of a connection that has no session why it gets none, and close. Blocks for a second."""
     deadline = time.monotonic() + _LINGER_SECONDS
     try:
         _send_all(sock, _JSON.encode(refused_for(error)), deadline)
-        _linger(sock, deadline)
-    except (OSError, ConnectionLostError):
+        linger(sock, deadline)
+    except (OSError, ConnectError, ConnectionLostError):
         pass  # it does not listen any more
     finally:
         sock.close()
@@ -287,25 +295,30 @@ def _check_versions(versions: tuple[int, ...]) -> None:
         )
 
 
-def _read_frame(sock: socket.socket, max_frame_bytes: int, deadline: float) -> bytearray:
+def _read_frame(sock: Stream, max_frame_bytes: int, deadline: float) -> bytearray:
     """Return one payload and read nothing beyond it, since another codec may follow."""
-    size = frame_size(_read_exactly(sock, HEADER_BYTES, deadline), max_frame_bytes)
+    header = _read_exactly(sock, HEADER_BYTES, deadline)
+    if header[:2] in _TLS_RECORDS:
+        raise RefusedError(
+            "tls", "one side speaks TLS and the other does not: give --keys DIR to both, or to none"
+        )
+    size = frame_size(header, max_frame_bytes)
     return _read_exactly(sock, size, deadline)
 
 
-def _read_exactly(sock: socket.socket, size: int, deadline: float) -> bytearray:
+def _read_exactly(sock: Stream, size: int, deadline: float) -> bytearray:
     data = bytearray()
     with _translated():
         while len(data) < size:
             sock.settimeout(_left(deadline))
-            piece = sock.recv(min(size - len(data), _RECEIVE_BYTES))
+            piece = sock.recv(min(size - len(data), RECEIVE_BYTES))
             if not piece:
                 raise ConnectionLostError("the other side closed the connection before the session began")
             data += piece
     return data
 
 
-def _send_all(sock: socket.socket, data: bytearray, deadline: float) -> None:
+def _send_all(sock: Stream, data: bytearray, deadline: float) -> None:
     with _translated():
         sock.settimeout(_left(deadline))
         sock.sendall(data)
@@ -330,13 +343,13 @@ def _left(deadline: float) -> float:
     return left
 
 
-def _linger(sock: socket.socket, deadline: float) -> None:
-    """Wait until the peer has closed: closing with unread input resets TCP and may destroy our last words."""
+def linger(sock: Stream, deadline: float) -> None:
+    """Send no more, and wait until the peer has closed: closing with unread input may destroy our last words."""
     try:
         sock.shutdown(socket.SHUT_WR)
         while True:
             sock.settimeout(_left(deadline))
-            if not sock.recv(_RECEIVE_BYTES):
+            if not sock.recv(RECEIVE_BYTES):
                 return
-    except OSError:  # a timeout, or the peer is gone
+    except (OSError, ConnectError, ConnectionLostError):  # a timeout, or the peer is gone
         return

@@ -21,6 +21,12 @@ class ConnectError(PtServerError):
     exit_status = 69
 
 
+class UntrustedError(ConnectError):
+    """The peer cannot prove who it is, or we cannot; or it would have to be trusted unseen."""
+
+    exit_status = 77
+
+
 class RefusedError(PtServerError):
     """The server answered, and refuses the session. `code` is `Refused.code`."""
 
@@ -63,6 +69,12 @@ class ProgramNotFoundError(LaunchError):
 
 class TokenError(PtServerError):
     """The file of a token cannot be read."""
+
+    exit_status = 66
+
+
+class KeysError(PtServerError):
+    """A folder of keys for TLS cannot be used, or not be made."""
 
     exit_status = 66
 

@@ -175,7 +175,7 @@ class Welcome(Message, frozen=True):
 class Refused(Message, frozen=True):
     """Server to host, instead of a welcome, or before closing on an error.
 
-    code: ``version``, ``codec``, ``abstraction``, ``token``, ``limit``, ``malformed`` or ``internal``;
+    code: ``version``, ``codec``, ``abstraction``, ``tls``, ``token``, ``limit``, ``malformed`` or ``internal``;
     message: one line for the user.
     """
 

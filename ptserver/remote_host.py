@@ -103,6 +103,8 @@ class RemoteHost(Host):
 
     def run(self) -> int:
         """Serve the program until it is gone and its output is delivered; return its wait status."""
+        if self._connection.has_received:
+            self._on_ready()
         self._end_of_round()
         status = super().run()
         if self.lost is None:

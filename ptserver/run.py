@@ -17,8 +17,8 @@ class RunOptions:
     """What the command line says.
 
     program: its name or path; server: a name, ``module:Class`` or an address; argv0: what argv[0] is to be, if not
-    *program*; stub: the program's own stub started us, so failures are to be its panics; trace: log the calls;
-    emulated: on an emulated processor; seed: makes such a run repeatable.
+    *program*; keys: the folder of keys for TLS; stub: the program's own stub started us, so failures are to be its
+    panics; trace: log the calls; emulated: on an emulated processor; seed: makes such a run repeatable.
     """
 
     program: str
@@ -26,6 +26,7 @@ class RunOptions:
     server: str = "passthrough"
     argv0: str | None = None
     token_file: str | None = None
+    keys: str | None = None
     stub: bool = False
     trace: TraceOptions | None = None
     emulated: bool = False

@@ -10,6 +10,7 @@ from ptserver.endings import end_as, exit_of
 from ptserver.errors import (
     ConnectError,
     ConnectionLostError,
+    KeysError,
     LaunchError,
     ProtocolError,
     RefusedError,
@@ -20,6 +21,7 @@ from ptserver.machine import native_arch, this_machine, version
 from ptserver.messages import CODECS, PROTOCOL_VERSION, Hello, StreamId
 from ptserver.messages import Program as ProgramFacts
 from ptserver.policy import filter_rules, hypercall_rules, serves_time, thread_rules
+from ptserver.reach import reach
 from ptserver.remote_host import RemoteHost
 from ptserver.run import RunOptions
 from ptserver.run_here import environment, host_here, hosting
@@ -27,7 +29,6 @@ from ptserver.servers import load
 from ptserver.stub.hypercalls import DEFAULT_GOOSREMOTE
 from ptserver.stub.marker import StubInfo
 from ptserver.terminal import RawTerminal, user_terminal
-from ptserver.transport import connect
 from stepping.launch import Program, launch
 from stepping.seccomp import assemble
 
@@ -43,24 +44,26 @@ def run_remotely(
         )
     streams: tuple[StreamId, ...] = tuple(number for number in (0, 1, 2) if number in present)
     terminal = user_terminal()
-    hello = Hello(
-        versions=(PROTOCOL_VERSION,),
-        codecs=CODECS,
-        software=f"ptserver {version()}",
-        machine=this_machine(),
-        program=ProgramFacts.shown(
-            path,
-            options.argv,
-            abstraction=stub.goosremote if stub else DEFAULT_GOOSREMOTE,
-            stub=stub is not None,
-        ),
-        token=read_token(options.token_file),
-        streams=streams,
-        terminal=terminal,
-    )
+    token = read_token(options.token_file)
     try:
-        welcome, connection = client_handshake(connect(options.server), hello)
-    except (ConnectError, ConnectionLostError, ProtocolError, RefusedError) as error:
+        stream, token_of_keys = reach(options.server, options.keys)
+        hello = Hello(
+            versions=(PROTOCOL_VERSION,),
+            codecs=CODECS,
+            software=f"ptserver {version()}",
+            machine=this_machine(),
+            program=ProgramFacts.shown(
+                path,
+                options.argv,
+                abstraction=stub.goosremote if stub else DEFAULT_GOOSREMOTE,
+                stub=stub is not None,
+            ),
+            token=token or token_of_keys,
+            streams=streams,
+            terminal=terminal,
+        )
+        welcome, connection = client_handshake(stream, hello)
+    except (ConnectError, ConnectionLostError, KeysError, ProtocolError, RefusedError) as error:
         if options.stub:
             return host_here(options, path, load("passthrough"), True, f"remote: {error}")
         raise

@@ -115,6 +115,8 @@ class SessionLoop:
         self._loop.watch(self._workers.fileno(), self._calls.take_finished)
         try:
             self._server.session_started(self.session)
+            if self._connection.has_received:
+                self._on_message()
             while not self._ended:
                 self._round()
             self._finish()

@@ -1,5 +1,9 @@
 """The beginning and the end of a session's process: who is let in, and how the process ends.
 
+Whoever spawned the process says whether there is room for one more session, when the peer has proved that it may
+have one: so peers that say nothing take no other's place. The process asks by one byte on its *admission* socket;
+the answer is `ADMITTED` or another byte. Then it closes that socket.
+
 Not trusted: the peer; until its hello is accepted nothing is done for it.
 Thread rules: the main thread of a process forked for one connection.
 """
@@ -16,7 +20,7 @@ from types import TracebackType
 from typing import NoReturn
 
 from ptserver.connection import Connection, refused_for, server_handshake
-from ptserver.errors import ConnectionLostError, ProtocolError, PtServerError, RefusedError
+from ptserver.errors import ConnectionLostError, ProtocolError, PtServerError, RefusedError, UntrustedError
 from ptserver.messages import (
     MAX_ENVIRONMENT_ENTRIES,
     MAX_ENVIRONMENT_ENTRY_BYTES,
@@ -30,7 +34,10 @@ from ptserver.server import RuntimeServer
 from ptserver.session_log import Log
 from ptserver.session_process import ServerStopsError, SessionLoop
 from ptserver.shadow_descriptors import Descriptors
+from ptserver.tls import Keys, accept_tls
 from stepping.syscalls import SYSCALLS
+
+ADMITTED = b"+"
 
 
 @dataclass(frozen=True)
@@ -38,7 +45,8 @@ class SessionConfig:
     """What all sessions of a server have in common.
 
     software: what the server runs on, with its version; token: the secret that a hello must bring, if any;
-    hello_seconds: how long it may take.
+    hello_seconds: how long it may take, after a TLS handshake that may take as long; keys: for TLS, which is
+    spoken if there are any.
     """
 
     server: type[RuntimeServer]
@@ -46,21 +54,28 @@ class SessionConfig:
     log: Log
     token: str | None = None
     hello_seconds: float = 5.0
+    keys: Keys | None = None
 
 
-def run_session(sock: socket.socket, session_id: str, config: SessionConfig) -> NoReturn:
+def run_session(
+    sock: socket.socket, session_id: str, config: SessionConfig, admission: socket.socket
+) -> NoReturn:
     """Serve one accepted connection, and end this process. Descriptors 1 and 2 are where it may print and log."""
     started = time.monotonic()
     descriptors = Descriptors()
     log = config.log.of_session(session_id, descriptors.keep(os.dup(config.log.fd)))
     sock = socket.socket(fileno=descriptors.keep(sock.detach()))
+    admission = socket.socket(fileno=descriptors.keep(admission.detach()))
     _keep_printing(descriptors)
 
     def choose(hello: Hello, version: int, codec: str) -> Welcome:
-        return welcome(hello, version, codec, session_id, config)
+        answer = welcome(hello, version, codec, session_id, config)
+        _ask_for_room(admission)
+        return answer
 
     with _Ending(log) as ending:
-        hello, _, connection = server_handshake(sock, config.hello_seconds, choose)
+        stream = sock if config.keys is None else accept_tls(sock, config.keys, config.hello_seconds)
+        hello, _, connection = server_handshake(stream, config.hello_seconds, choose)
         ending.connection = connection
         program = hello.program
         log(f"runs {program.path} {' '.join(program.argv[1:])}".rstrip() + f" for {hello.machine.hostname}")
@@ -68,6 +83,14 @@ def run_session(sock: socket.socket, session_id: str, config: SessionConfig) -> 
         loop.run()
         log(f"ended after {time.monotonic() - started:.3f} s")
     raise AssertionError("not reached")
+
+
+def _ask_for_room(admission: socket.socket) -> None:
+    with admission:
+        admission.send(b"?")
+        answer = admission.recv(1)
+    if answer != ADMITTED:
+        raise RefusedError("limit", "the server has as many sessions already as it takes; try later")
 
 
 def welcome(hello: Hello, version: int, codec: str, session_id: str, config: SessionConfig) -> Welcome:
@@ -155,7 +178,7 @@ class _Ending:
         told: PtServerError | None = None
         if isinstance(error, ConnectionLostError):
             self._log(f"lost: {error}")
-        elif isinstance(error, RefusedError):
+        elif isinstance(error, RefusedError | UntrustedError):
             self._log(f"refused: {error}")
         elif isinstance(error, ProtocolError):
             self._log(f"dropped: {error}")

@@ -4,8 +4,8 @@ It is forked before the acceptor starts its event loop, with everything imported
 session starts within milliseconds and shares the memory of all that. It talks with the acceptor over a
 SOCK_SEQPACKET socket:
 
-    acceptor -> zygote   SESSION           with the connection's descriptor: fork
-    zygote -> acceptor   PID STATUS        a session's process has ended, with that wait status
+    acceptor -> zygote   SESSION               with the descriptors of the connection and of its admission: fork
+    zygote -> acceptor   PID STATUS SESSION    a session's process has ended, with that wait status
 
 At the end of that socket it ends its sessions, first politely, and then itself. It dies with the acceptor, and
 each session with it.
@@ -22,7 +22,7 @@ import signal
 import socket
 import sys
 import time
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 from ptserver.session_start import SessionConfig, run_session
 
@@ -32,6 +32,14 @@ _STOP_SECONDS = 3.0
 _MAX_NAME_BYTES = 64
 
 
+class Ended(NamedTuple):
+    """A session's process that has ended. pid: 0 if it could not be started; status: as waitpid(2) gives it."""
+
+    pid: int
+    status: int
+    session: str
+
+
 class Spawner:
     """The acceptor's end of the zygote. pid: the zygote's."""
 
@@ -39,29 +47,32 @@ class Spawner:
         self.socket = sock
         self.pid = pid
 
-    def spawn(self, session_id: str, connection: socket.socket) -> None:
-        """Have a session's process forked for *connection*, and close it here.
+    def spawn(self, session_id: str, connection: socket.socket, admission: socket.socket) -> None:
+        """Have a session's process forked for *connection*, and close both sockets here.
+
+        admission: where the process asks whether there is room for the session, see `ptserver.session_start`.
 
         Raises:
             OSError: the zygote is gone (EPIPE), or has too much to do (EAGAIN).
         """
-        with connection:
-            socket.send_fds(self.socket, [session_id.encode()], [connection.fileno()])
+        socket.send_fds(self.socket, [session_id.encode()], [connection.fileno(), admission.fileno()])
+        connection.close()
+        admission.close()
 
-    def take_ended(self) -> list[tuple[int, int]] | None:
-        """Return (pid, wait status) of sessions that have ended since; None if the zygote is gone."""
-        ended: list[tuple[int, int]] = []
+    def take_ended(self) -> list[Ended] | None:
+        """Return the sessions that have ended since; None if the zygote is gone."""
+        ended: list[Ended] = []
         while True:
             try:
-                packet = self.socket.recv(64)
+                packet = self.socket.recv(_MAX_NAME_BYTES + 32)
             except BlockingIOError:
                 return ended
             except ConnectionResetError:
                 return None
             if not packet:
                 return None
-            pid, _, status = packet.decode().partition(" ")
-            ended.append((int(pid), int(status)))
+            pid, status, session = packet.decode().split(" ", 2)
+            ended.append(Ended(int(pid), int(status), session))
 
     def stop(self) -> int:
         """End the zygote and all sessions; return its wait status. Blocks for a few seconds at most."""
@@ -103,7 +114,7 @@ class _Zygote:
     def __init__(self, sock: socket.socket, config: SessionConfig) -> None:
         self._socket = sock
         self._config = config
-        self._children: set[int] = set()
+        self._children: dict[int, str] = {}  # the sessions, by process
         reading, writing = os.pipe()
         os.set_blocking(reading, False)
         os.set_blocking(writing, False)
@@ -128,24 +139,27 @@ class _Zygote:
 
     def _take_request(self) -> bool:
         try:
-            packet, fds, _, _ = socket.recv_fds(self._socket, _MAX_NAME_BYTES, 1)
+            packet, fds, _, _ = socket.recv_fds(self._socket, _MAX_NAME_BYTES, 2)
         except ConnectionResetError:
             return False
         if not packet:
             return False
-        with socket.socket(fileno=fds[0]) as connection:
+        session_id = packet.decode()
+        with socket.socket(fileno=fds[0]) as connection, socket.socket(fileno=fds[1]) as admission:
             try:
                 pid = os.fork()
             except OSError as error:  # no more processes: this client is dropped
                 self._config.log(f"cannot start a session: {error.strerror}")
-                self._report(0, 1 << 8)
+                self._report(0, 1 << 8, session_id)
                 return True
             if pid == 0:
-                self._become_session(packet.decode(), connection)
-        self._children.add(pid)
+                self._become_session(session_id, connection, admission)
+        self._children[pid] = session_id
         return True
 
-    def _become_session(self, session_id: str, connection: socket.socket) -> NoReturn:
+    def _become_session(
+        self, session_id: str, connection: socket.socket, admission: socket.socket
+    ) -> NoReturn:
         zygote = os.getppid()
         try:
             signal.set_wakeup_fd(-1)
@@ -156,7 +170,7 @@ class _Zygote:
             self._socket.close()
             _die_with(zygote)
             os.setsid()
-            run_session(connection, session_id, self._config)
+            run_session(connection, session_id, self._config, admission)
         except OSError as error:  # before there is a session that could say so
             self._config.log(f"cannot start session {session_id}: {error}")
         finally:
@@ -173,12 +187,11 @@ class _Zygote:
                 return
             if not pid:
                 return
-            self._children.discard(pid)
-            self._report(pid, status)
+            self._report(pid, status, self._children.pop(pid, ""))
 
-    def _report(self, pid: int, status: int) -> None:
+    def _report(self, pid: int, status: int, session_id: str) -> None:
         with contextlib.suppress(OSError):  # the acceptor is going
-            self._socket.send(f"{pid} {status}".encode())
+            self._socket.send(f"{pid} {status} {session_id}".encode())
 
     def _stop_children(self) -> None:
         self._signal_children(signal.SIGTERM)

@@ -5,18 +5,26 @@
             | "unix:" PATH             a Unix stream socket, which only its owner may connect to
 
 A host that has both IPv4 and IPv6 addresses is listened at on its IPv4 one and tried at all of them in turn.
-TLS is not here: whoever needs it puts a tunnel in front. Addresses come from users; what is wrong with one is
+TLS is `ptserver.tls`; here is who needs it: `is_private`. Addresses come from users; what is wrong with one is
 told in a line. Functions here block; they may be called from any thread.
 """
 
 import errno
+import ipaddress
 import os
 import socket
 import stat
 import time
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ptserver.errors import AddressError, ConnectError
+
+if TYPE_CHECKING:
+    from ptserver.tls_stream import TlsStream
+
+#: How much one read of a connection takes, and so the most of plaintext that it brings under TLS.
+RECEIVE_BYTES = 256 << 10
 
 _FORMS = "write HOST:PORT, [IPV6]:PORT, :PORT or unix:PATH"
 _MAX_UNIX_PATH_BYTES = 107  # <linux/un.h>: UNIX_PATH_MAX is 108, with the NUL
@@ -148,12 +156,21 @@ def connect(address: str | Address, timeout: float = 10.0) -> socket.socket:
         raise ConnectError(f"cannot connect to {where}: {os.strerror(error.errno or 0)}") from error
 
 
+def is_private(name: object) -> bool:
+    """Whether only this machine's users are behind *name*, which getsockname or getpeername gave."""
+    if not isinstance(name, tuple):
+        return True  # a Unix socket's
+    address = ipaddress.ip_address(str(name[0]).partition("%")[0])
+    mapped = getattr(address, "ipv4_mapped", None)
+    return bool((mapped or address).is_loopback)
+
+
 def pair() -> tuple[socket.socket, socket.socket]:
     """Return two connected sockets for a host and a server in one process."""
     return socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
 
 
-def tune(sock: socket.socket) -> None:
+def tune(sock: "socket.socket | TlsStream") -> None:
     """Set what a connection needs on a connected socket: no delay, and notice of a dead peer."""
     if sock.family not in (socket.AF_INET, socket.AF_INET6):
         return

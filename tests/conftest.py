@@ -49,3 +49,13 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 def run_mark() -> str:
     """The value of `MARK` in this run's processes."""
     return os.environ[MARK]
+
+
+@pytest.fixture(scope="session")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of keys as `ptserver keys` makes it: of a server at db1.example and this machine, and of a client."""
+    from ptserver.keys import make_keys
+
+    folder = tmp_path_factory.mktemp("keys") / "mutual"
+    make_keys(folder, ["db1.example"], days=1, token=False)
+    return folder

@@ -21,6 +21,13 @@ from ptserver.trace_options import TraceOptions
     "of one that `ptserver serve` runs (HOST:PORT, [HOST]:PORT or unix:PATH).",
 )
 @click.option("--token-file", type=click.Path(dir_okay=False), help="File that holds the server's token.")
+@click.option(
+    "--keys",
+    metavar="DIR",
+    envvar="PTSERVER_KEYS",
+    help="Speak TLS with the keys in DIR, which `ptserver keys` made; addresses of other machines need it. Default: "
+    "what PTSERVER_KEYS says.",
+)
 @click.option("--argv0", metavar="NAME", help="What the program finds in argv[0], instead of PROGRAM.")
 @click.option("--stub", is_flag=True, hidden=True, help="The program's own stub calls: report as it would.")
 @click.option(
@@ -41,6 +48,7 @@ def run_command(
     ctx: click.Context,
     server: str,
     token_file: str | None,
+    keys: str | None,
     argv0: str | None,
     stub: bool,
     engine: str,
@@ -61,7 +69,7 @@ def run_command(
     ptserver run ./main -v
     ptserver run --server fake_hosts ./main
     ptserver run --server mymodule:MyServer ./main
-    ptserver run --server db1:11235 --token-file ~/.ptserver-token ./main
+    ptserver run --server db1:11235 --keys ~/keys/client ./main
     ptserver run --trace -e trace=openat,%network ./main
     ptserver run --trace=calls.jsonl --json ./main
     ptserver run --trace -c ./main
@@ -72,5 +80,9 @@ def run_command(
     if seed is not None and engine != "emulate":
         raise click.UsageError("--seed belongs to --engine=emulate")
     ctx.exit(
-        run(RunOptions(program, arguments, server, argv0, token_file, stub, trace, engine == "emulate", seed))
+        run(
+            RunOptions(
+                program, arguments, server, argv0, token_file, keys, stub, trace, engine == "emulate", seed
+            )
+        )
     )

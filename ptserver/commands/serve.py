@@ -11,7 +11,12 @@ import click
 @click.option(
     "--token-file",
     metavar="FILE",
-    help="Serve only hosts that know the secret in the first line of FILE. Required unless ADDR is loopback or unix.",
+    help="Serve only hosts that know the secret in the first line of FILE.",
+)
+@click.option(
+    "--keys",
+    metavar="DIR",
+    help="Speak TLS with the keys in DIR, which `ptserver keys` made. Required unless ADDR is loopback or unix.",
 )
 @click.option(
     "--max-sessions",
@@ -28,6 +33,7 @@ def serve_command(
     server: str,
     address: str,
     token_file: str | None,
+    keys: str | None,
     max_sessions: int,
     log_file: str | None,
     as_json: bool,
@@ -40,12 +46,13 @@ def serve_command(
         ptserver: serving NAME on ADDR
 
     Programs then run with `ptserver run --server ADDR ./main`. SIGTERM or SIGINT ends the server and all its
-    sessions. There is no TLS: use a tunnel where the network is not yours.
+    sessions. With --keys it speaks TLS alone, and serves hosts that have a certificate of DIR/ca.pem, if there is
+    one, and know the token in DIR/token, if there is one; see docs/security.md.
 
-    Exit status: 0 after SIGTERM or SIGINT; 64 for a wrong option, address, token file or server; 69 if ADDR
-    cannot be listened at; 70 if the server failed.
+    Exit status: 0 after SIGTERM or SIGINT; 64 for a wrong option, address, token file or server; 66 for a folder of
+    keys that is not in order; 69 if ADDR cannot be listened at; 70 if the server failed.
     """
     from ptserver.serve import ServeOptions, serve
 
-    serve(ServeOptions(server, address, token_file, max_sessions, log_file, as_json))
+    serve(ServeOptions(server, address, token_file, keys, max_sessions, log_file, as_json))
     ctx.exit(0)

@@ -1,5 +1,6 @@
 """Connections and handshakes, the same over every transport."""
 
+import contextlib
 import select
 import socket
 import threading
@@ -12,7 +13,7 @@ import msgspec
 import pytest
 
 from ptserver import transport
-from ptserver.connection import HIGH_WATER_BYTES, Connection, client_handshake, server_handshake
+from ptserver.connection import HIGH_WATER_BYTES, Connection, Stream, client_handshake, server_handshake
 from ptserver.errors import ConnectError, ConnectionLostError, ProtocolError, PtServerError, RefusedError
 from ptserver.messages import (
     CODECS,
@@ -28,9 +29,10 @@ from ptserver.messages import (
     ToServer,
     Welcome,
 )
+from ptserver.tls import accept_tls, connect_tls, connecting_keys, listening_keys
 from ptserver.wire import MAX_HELLO_BYTES, Codec
 
-Pair = tuple[socket.socket, socket.socket]
+Pair = tuple[Stream, Stream]
 
 HELLO = Hello(
     versions=(PROTOCOL_VERSION,),
@@ -45,17 +47,37 @@ def welcome(_: Hello, version: int, codec: str) -> Welcome:
     return Welcome(version, codec, "test", "test", "1", "there", "server", {"openat": "serve"})
 
 
-@pytest.fixture(params=["pair", "unix", "tcp"])
-def sockets(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Pair]:
+@pytest.fixture(params=["pair", "unix", "tcp", "tls"])
+def sockets(request: pytest.FixtureRequest, tmp_path: Path, keys: Path) -> Iterator[Pair]:
     """The host's socket and the server's."""
+    here: Stream
+    there: Stream
     if request.param == "pair":
         here, there = transport.pair()
+    elif request.param == "tls":
+        here, there = tls_pair(keys)
     else:
         with transport.listen(f"unix:{tmp_path}/s" if request.param == "unix" else "127.0.0.1:0") as listener:
             here = transport.connect(transport.local_address(listener))
             there, _ = listener.accept()
-    with here, there:
+    with contextlib.closing(here), contextlib.closing(there):
         yield here, there
+
+
+def tls_pair(keys: Path) -> tuple[Stream, Stream]:
+    """Return both ends of TLS over a pair of sockets."""
+    here, there = transport.pair()
+    with ThreadPoolExecutor(1) as pool:
+        accepted = pool.submit(accept_tls, there, listening_keys(keys / "server"), 10)
+        return connect_tls(here, connecting_keys(keys / "client"), "localhost", 10), accepted.result(10)
+
+
+def exactly(sock: Stream, size: int) -> bytes:
+    """Return the next *size* bytes."""
+    data = b""
+    while len(data) < size:
+        data += sock.recv(size - len(data))
+    return data
 
 
 @pytest.fixture
@@ -262,8 +284,8 @@ def test_a_bad_hello_is_told_so(sockets: Pair, beside: Callable[..., Future[Any]
     served = beside(server_handshake, sockets[1], 10, welcome)
     here = sockets[0]
     here.sendall(data)
-    size = int.from_bytes(here.recv(4, socket.MSG_WAITALL), "big")
-    refused = msgspec.json.decode(here.recv(size, socket.MSG_WAITALL))
+    size = int.from_bytes(exactly(here, 4), "big")
+    refused = msgspec.json.decode(exactly(here, size))
     assert (refused["type"], refused["code"]) == ("refused", "malformed")
     here.close()
     with pytest.raises(ProtocolError):
@@ -325,7 +347,8 @@ def test_a_server_that_closes(sockets: Pair) -> None:
     ],
 )
 def test_a_server_that_answers_something_else(sockets: Pair, answer: bytes, said: str) -> None:
+    threads = threading.active_count()
     sockets[1].sendall(answer)
     with pytest.raises(ProtocolError, match=said):
         client_handshake(sockets[0], HELLO, 10)
-    assert threading.active_count() == 1
+    assert threading.active_count() == threads

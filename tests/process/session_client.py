@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
-from ptserver.connection import Connection, client_handshake
+from ptserver.connection import Connection, Stream, client_handshake
 from ptserver.errors import ConnectionLostError
 from ptserver.messages import (
     CODECS,
@@ -32,7 +32,7 @@ from ptserver.messages import (
 )
 from ptserver.server import RuntimeServer
 from ptserver.session_log import Log
-from ptserver.session_start import SessionConfig
+from ptserver.session_start import ADMITTED, SessionConfig
 from ptserver.spawner import Spawner, start_spawner
 
 AT_FDCWD = 2**64 - 100
@@ -65,7 +65,7 @@ def hello(
 class Client:
     """One session, seen from the stub host. messages: what came and was not asked for; output: by stream."""
 
-    def __init__(self, sock: socket.socket, greeting: Hello) -> None:
+    def __init__(self, sock: Stream, greeting: Hello) -> None:
         self.welcome: Welcome
         self.connection: Connection[ToHost]
         self.welcome, self.connection = client_handshake(sock, greeting, TIMEOUT)
@@ -113,7 +113,9 @@ class Client:
         while not condition():
             left = deadline - time.monotonic()
             assert left > 0, f"nothing came; so far {self.messages}, {self.output}"
-            poll.poll(left * 1000)
+            if not self.connection.has_received:
+                poll.poll(left * 1000)
+            self.connection.has_received = False
             for message in self.connection.receive():
                 self._take(message)
 
@@ -181,12 +183,16 @@ class Sessions:
         unwanted.close()
         other.close()
         self._clients: list[Client] = []
+        self._admissions: list[socket.socket] = []
         self._names = itertools.count(1)
 
     def raw(self) -> socket.socket:
         """Return a connection on which nothing has been said."""
         ours, theirs = socket.socketpair()
-        self.spawner.spawn(f"s{next(self._names)}", theirs)
+        answering, asking = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        answering.send(ADMITTED)
+        self._admissions.append(answering)
+        self.spawner.spawn(f"s{next(self._names)}", theirs, asking)
         return ours
 
     def open(self, greeting: Hello | None = None) -> Client:
@@ -202,7 +208,7 @@ class Sessions:
         ended = self.spawner.take_ended()
         assert ended is not None
         assert len(ended) == 1
-        return ended[0]
+        return ended[0].pid, ended[0].status
 
     def log(self) -> str:
         with open(self.log_path) as file:
@@ -211,6 +217,8 @@ class Sessions:
     def stop(self) -> int:
         for client in self._clients:
             client.close()
+        for admission in self._admissions:
+            admission.close()
         os.close(self._log_fd)
         return self.spawner.stop()
 

@@ -17,7 +17,9 @@ import pytest
 from session_client import TIMEOUT, Client, children, hello
 
 from ptserver.errors import ConnectionLostError, RefusedError
+from ptserver.keys import make_keys
 from ptserver.messages import Refused
+from ptserver.reach import reach
 from ptserver.transport import connect
 
 PTSERVER = [sys.executable, "-c", "import cli; cli.main()"]
@@ -160,17 +162,68 @@ def test_a_class_of_the_users_own_prints_where_the_server_does(tmp_path: Path) -
 def test_a_token_is_wanted_and_compared(tmp_path: Path) -> None:
     token_file = tmp_path / "token"
     token_file.write_text("0123456789abcdef\n")
-    with serving("passthrough", "--listen", "0.0.0.0:0", "--token-file", str(token_file)) as server:
-        server.address = server.address.replace("0.0.0.0", "127.0.0.1")
+    with serving("passthrough", "--listen", "127.0.0.1:0", "--token-file", str(token_file)) as server:
         with pytest.raises(RefusedError, match="token is wrong or missing"):
             server.open("0123456789abcdee")
         assert server.open("0123456789abcdef").call("getuid").errno == 0
 
 
+def test_other_machines_come_in_by_tls_alone(tmp_path: Path, keys: Path) -> None:
+    with serving("passthrough", "--listen", "0.0.0.0:0", "--keys", str(keys / "server")) as server:
+        server.address = server.address.replace("0.0.0.0", "127.0.0.1")
+        with pytest.raises(RefusedError, match="TLS is wanted here"):
+            server.open()
+        stream, _ = reach(server.address, str(keys / "client"))
+        client = Client(stream, hello())
+        assert client.call("getuid").value == os.getuid()
+        data = os.urandom(3 << 20)
+        (tmp_path / "file").write_bytes(data)
+        fd = client.open(tmp_path / "file")
+        assert b"".join(client.read(fd, 1 << 20) for _ in range(3)) == data
+        client.exit()
+        status, log = server.stop()
+        assert status == 0
+        assert "refused: TLS is wanted here" in log
+
+
+def test_the_server_alone_may_have_a_certificate_if_there_is_a_token(tmp_path: Path) -> None:
+    make_keys(tmp_path / "keys", ["localhost"], days=1, token=True)
+    with serving("passthrough", "--listen", "0.0.0.0:0", "--keys", str(tmp_path / "keys/server")) as server:
+        server.address = server.address.replace("0.0.0.0", "127.0.0.1")
+        for token in ("", "wrong"):
+            stream, right = reach(server.address, str(tmp_path / "keys/client"))
+            with pytest.raises(RefusedError, match="token is wrong or missing"):
+                Client(stream, hello(token=token))
+        stream, right = reach(server.address, str(tmp_path / "keys/client"))
+        client = Client(stream, hello(token=right))
+        assert client.call("getuid").value == os.getuid()
+        client.exit()
+    (tmp_path / "keys/server/token").unlink()
+    status, _, error = run("passthrough", "--listen", "0.0.0.0:0", "--keys", str(tmp_path / "keys/server"))
+    assert status == 64
+    assert "whoever connects acts with your rights: put ca.pem into the folder of keys" in error
+
+
+def test_who_says_nothing_keeps_nobody_waiting_but_himself() -> None:
+    with serving("passthrough", "--listen", "127.0.0.1:0", "--max-sessions", "3") as server:
+        port = int(server.address.rpartition(":")[2])
+
+        def silent(source: str) -> socket.socket:
+            return socket.create_connection(("127.0.0.1", port), TIMEOUT, (source, 0))
+
+        crowd = [silent("127.0.0.2") for _ in range(200)]
+        assert server.open().call("getuid").errno == 0
+        assert len(children(server.zygote)) <= 1 + 16
+        crowded_out = crowd[-1]
+        assert crowded_out.recv(1) == b""  # the peer has more than enough
+        for sock in crowd:
+            sock.close()
+
+
 def test_too_many_sessions_are_refused_and_room_is_made() -> None:
     with serving("passthrough", "--listen", "127.0.0.1:0", "--max-sessions", "2") as server:
         first, _ = server.open(), server.open()
-        with pytest.raises(RefusedError, match="2 sessions already"):
+        with pytest.raises(RefusedError, match="as many sessions already as it takes"):
             server.open()
         first.exit()
         server.wait_sessions(1)
@@ -273,8 +326,9 @@ def test_a_killed_server_takes_its_sessions_with_it() -> None:
         (["os:environ", "--listen", "localhost:0"], 64, "not a subclass of ptserver.server.RuntimeServer"),
         (["passthrough", "--listen", "nonsense"], 64, "is no address"),
         (["passthrough", "--listen", "localhost:99999"], 64, "is no port number"),
-        (["passthrough", "--listen", "0.0.0.0:0"], 64, "give --token-file FILE, or listen at localhost"),
-        (["passthrough", "--listen", ":0"], 64, "give --token-file FILE, or listen at localhost"),
+        (["passthrough", "--listen", "0.0.0.0:0"], 64, "needs TLS: `ptserver keys` makes a folder of keys"),
+        (["passthrough", "--listen", ":0"], 64, "needs TLS: `ptserver keys` makes a folder of keys"),
+        (["passthrough", "--listen", ":0", "--keys", "/nowhere"], 66, "cannot read /nowhere/cert.pem"),
         (
             ["passthrough", "--listen", "localhost:0", "--token-file", "/nowhere"],
             64,

@@ -16,6 +16,8 @@ SOLE_IMPORTERS = {
     "ptrace": {"stepping/ptrace_api.py"},
     "capstone": {"stepping/blocks.py"},
     "unicorn": {"stepping/unicorn_api.py"},
+    "cryptography": {"ptserver/keys.py"},
+    "ssl": {"ptserver/tls.py", "ptserver/tls_stream.py"},
     "elftools": {"goabi/elf.py", "goabi/dwarf.py"},
 }
 

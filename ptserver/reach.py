@@ -1,0 +1,34 @@
+"""Connects to whom an address names, under TLS where that is wanted, and nowhere else without it."""
+
+from ptserver.connection import Stream
+from ptserver.errors import UntrustedError
+from ptserver.transport import TcpAddress, connect, is_private, parse_address
+
+
+def reach(address: str, keys_folder: str | None) -> tuple[Stream, str]:
+    """Return a connection to *address*, and the token in the folder of keys, or "".
+
+    It is under TLS with the keys of *keys_folder*, see `ptserver.tls`; without, it is plain, and then goes to this
+    machine only.
+
+    Raises:
+        AddressError: as `ptserver.transport.parse_address`.
+        KeysError: as `ptserver.tls.connecting_keys`.
+        ConnectError: nobody answers there; UntrustedError if it is another machine and there are no keys.
+        ConnectionLostError, ProtocolError: as `ptserver.tls.connect_tls`.
+    """
+    where = parse_address(address)
+    if keys_folder is not None:
+        from ptserver.tls import connect_tls, connecting_keys  # ssl takes its time
+
+        keys = connecting_keys(keys_folder)
+        name = where.host if isinstance(where, TcpAddress) else ""
+        return connect_tls(connect(where), keys, name or "localhost"), keys.token
+    sock = connect(where)
+    if is_private(sock.getpeername()):
+        return sock, ""
+    sock.close()
+    raise UntrustedError(
+        f"{address} is another machine, which needs TLS: give the folder of keys that `ptserver keys` made with"
+        " --keys DIR, or connect through a tunnel that ends at localhost"
+    )
