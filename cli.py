@@ -16,6 +16,7 @@ _COMMANDS = {
     "goroutines": "ptserver.commands.goroutines:goroutines_command",
     "stack": "ptserver.commands.stack:stack_command",
     "dump": "ptserver.commands.dump:dump_command",
+    "blocks": "ptserver.commands.blocks:blocks_command",
     "serve": "ptserver.commands.serve:serve_command",
     "keys": "ptserver.commands.keys:keys_command",
     "build": "ptserver.commands.build:build_command",

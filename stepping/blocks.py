@@ -9,64 +9,79 @@ long (amd64) or four (arm64).
 """
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import capstone
 
-from stepping.instructions import Flow, Instruction, Touch, Traits, classify_amd64, classify_arm64
+from stepping.instructions import (
+    BAD,
+    Flow,
+    Instruction,
+    Touch,
+    Traits,
+    classify_amd64,
+    classify_arm64,
+    shape_amd64,
+    shape_arm64,
+)
 from stepping.syscalls.model import Arch
 
 _MAX_REMEMBERED = 1 << 16
-_INVALID = Traits(Flow.TRAP, Touch.FOREIGN)
 
 
-class Text(NamedTuple):
-    """An instruction as it is written, in Intel's or Arm's syntax."""
-
-    address: int
-    size: int
-    mnemonic: str
-    operands: str
+#: An instruction as it is written, in Intel's or Arm's syntax: address, size in bytes, mnemonic, operands.
+Text = tuple[int, int, str, str]
 
 
 class Decoder:
     """Decodes code of *arch*."""
 
     def __init__(self, arch: Arch) -> None:
+        self.arch: Arch = arch
         if arch == "amd64":
             self._capstone = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64)
-            self._classify, self._quantum = classify_amd64, 1
+            self._classify, self._shape, self._quantum = classify_amd64, shape_amd64, 1
         else:
             self._capstone = capstone.Cs(capstone.CS_ARCH_ARM64, capstone.CS_MODE_ARM)
-            self._classify, self._quantum = classify_arm64, 4
-        self._remembered: dict[tuple[str, str], Traits] = {}
+            self._classify, self._shape, self._quantum = classify_arm64, shape_arm64, 4
+        self._remembered: dict[str, Traits] = {}
 
     def iter_text(self, code: bytes, address: int) -> Iterator[Text]:
-        """Yield the instructions of *code*, which begins at *address*; what is none is called ``(bad)``."""
+        """Yield the instructions of *code*, which begins at *address*; what is none is `BAD`."""
         offset = 0
         while offset < len(code):
-            for at, size, mnemonic, operands in self._capstone.disasm_lite(code[offset:], address + offset):
-                yield Text(at, size, mnemonic, operands)
-                offset = at + size - address
+            at, size = address + offset, 0
+            for text in self._capstone.disasm_lite(code[offset:], at):
+                yield text
+                at, size, _, _ = text
+            offset = at + size - address
             if offset < len(code):
                 size = min(self._quantum, len(code) - offset)
-                yield Text(address + offset, size, "(bad)", "")
+                yield address + offset, size, BAD, ""
                 offset += size
+
+    def iter_traits(self, code: bytes, address: int) -> Iterator[tuple[int, int, Traits]]:
+        """Yield address, size and traits of the instructions of *code*, which begins at *address*.
+
+        Traits are remembered by the shape of the text, so the target of `Touch.GLOBAL` may be another instruction's.
+        """
+        remembered, classify, shape = self._remembered, self._classify, self._shape
+        for at, size, mnemonic, operands in self.iter_text(code, address):
+            key = mnemonic + shape(operands)
+            traits = remembered.get(key)
+            if traits is None or (traits.target and traits.flow):
+                traits = classify(mnemonic, operands, at + size)
+                if len(remembered) >= _MAX_REMEMBERED:
+                    remembered.clear()
+                remembered[key] = traits
+            yield at, size, traits
 
     def iter_instructions(self, code: bytes, address: int) -> Iterator[Instruction]:
         """Yield the instructions of *code*, which begins at *address*, classified."""
-        remembered, classify = self._remembered, self._classify
         for at, size, mnemonic, operands in self.iter_text(code, address):
-            key = (mnemonic, operands)
-            traits = remembered.get(key)
-            if traits is None:
-                traits = _INVALID if mnemonic == "(bad)" else classify(mnemonic, operands, at + size)
-                if "rip" not in operands and len(remembered) < _MAX_REMEMBERED:
-                    remembered[key] = traits
-            yield Instruction(at, size, *traits)
+            yield Instruction(at, size, *self._classify(mnemonic, operands, at + size))
 
     def decode(self, code: bytes, address: int) -> Instruction:
         """Return the first instruction of *code*, which begins at *address*; empty code is no instruction."""
         for instruction in self.iter_instructions(code, address):
             return instruction
-        return Instruction(address, self._quantum, *_INVALID)
+        return Instruction(address, self._quantum, Flow.TRAP, Touch.FOREIGN, 0)

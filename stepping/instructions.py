@@ -66,6 +66,10 @@ class Traits(NamedTuple):
     target: int = 0
 
 
+#: The mnemonic of bytes that are no instruction.
+BAD = "(bad)"
+
+_BAD = Traits(Flow.TRAP, Touch.FOREIGN)
 _NOTHING = Traits(Flow.NEXT, Touch.NOTHING)
 _STACK = Traits(Flow.NEXT, Touch.STACK)
 _MEMORY = Traits(Flow.NEXT, Touch.MEMORY)
@@ -84,8 +88,9 @@ _LOOPS = frozenset({"loop", "loope", "loopne"})
 _NO_AVX = frozenset({"verr", "verw"})
 _FOREIGN_PREFIXES = ("v", "sha1", "sha256", "gf2p8", "kmov", "kand", "kor", "kxor", "kxnor", "kun", "ktest")
 _FOREIGN = frozenset({"rdseed", "rdpid", "rdpkru", "wrpkru", "xsavec", "xsavec64", "tpause", "umwait"})
-_RIP = re.compile(r"\[rip (?:([+-]) (0x[0-9a-f]+|\d+))?\]")
-_STACK_OPERAND = re.compile(r"\[rsp(?: [+-] (?:0x[0-9a-f]+|\d+))?\]|[fg]s:\[(?:0x[0-9a-f]+|\d+)\]")
+_RIP = re.compile(r"\[rip(?: ([+-]) (0x[0-9a-f]+|\d+))?\]")
+#: Up to 64 KiB from the stack pointer: Go has functions whose frames are a gigabyte.
+_STACK_OPERAND = re.compile(r"\[rsp(?: [+-] (?:0x[0-9a-f]{1,4}|\d))?\]|[fg]s:\[(?:0x[0-9a-f]+|\d+)\]")
 _ABSOLUTE = re.compile(r"(?<![fg]s:)\[(0x[0-9a-f]+|\d+)\]")
 
 
@@ -101,6 +106,8 @@ def classify_amd64(mnemonic: str, operands: str, end: int) -> Traits:
         touch |= Touch.ATOMIC
     if (name.startswith(_FOREIGN_PREFIXES) and name not in _NO_AVX) or name in _FOREIGN:
         touch |= Touch.FOREIGN
+    if name == BAD:
+        return _BAD
     first = name[0]
     if first == "j" or name in _LOOPS:
         if operands.startswith("0x"):
@@ -141,6 +148,30 @@ def _touch_amd64(name: str, operands: str, end: int) -> tuple[Touch, int]:
     return touch | Touch.MEMORY, 0
 
 
+_FAR_OPERAND = len("[rsp + 0x1234")
+
+
+def shape_amd64(operands: str) -> str:
+    """Return what matters of operands besides the numbers in them: with the same mnemonic, the same traits.
+
+    Whole operands are returned where that is not so short to say. Only targets differ between operands of one shape.
+    """
+    bracket = operands.find("[")
+    if bracket < 0:
+        return operands[:2] if operands[:2] == "0x" else ""
+    base = operands[bracket + 1 : bracket + 4]
+    if operands.find("[", bracket + 1) >= 0 or operands[bracket - 1] == ":" or base[:2] == "0x":
+        return operands
+    if base == "rip":
+        return "[rip]"
+    if base == "rsp":
+        behind = operands[bracket + 4 : bracket + 8]
+        if operands.find("]") - bracket > _FAR_OPERAND:
+            return operands
+        return "[rsp]" if behind[0] == "]" or behind[3:].isdigit() else "[]"
+    return "[]"
+
+
 # -- arm64 ----------------------------------------------------------------------------------------------------
 
 _ARM_BRANCHES = frozenset({"cbz", "cbnz", "tbz", "tbnz"})
@@ -158,6 +189,8 @@ _ARM_LITERAL = re.compile(r"#(0x[0-9a-f]+|\d+)$")
 
 def classify_arm64(mnemonic: str, operands: str, end: int) -> Traits:
     """Return what an instruction does; see `classify_amd64`."""
+    if mnemonic == BAD:
+        return _BAD
     if mnemonic[0] in "bcrtshued":
         control = _control_arm64(mnemonic, operands)
         if control is not None:
@@ -174,6 +207,16 @@ def classify_arm64(mnemonic: str, operands: str, end: int) -> Traits:
     if mnemonic in ("dc", "ic", "at", "sys"):
         return _MEMORY
     return _NOTHING
+
+
+def shape_arm64(operands: str) -> str:
+    """As `shape_amd64`."""
+    bracket = operands.find("[")
+    if bracket < 0:
+        return "#" if "#" in operands else ""
+    if operands[bracket : bracket + 3] == "[sp":
+        return operands
+    return "[]"
 
 
 def _control_arm64(mnemonic: str, operands: str) -> Traits | None:
