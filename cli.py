@@ -19,6 +19,7 @@ _COMMANDS = {
     "blocks": "ptserver.commands.blocks:blocks_command",
     "serve": "ptserver.commands.serve:serve_command",
     "keys": "ptserver.commands.keys:keys_command",
+    "remote": "ptserver.commands.remote:remote_command",
     "build": "ptserver.commands.build:build_command",
     "go": "ptserver.commands.go:go_command",
 }
@@ -78,6 +79,8 @@ def cli(debug: bool) -> None:
     ptserver run --server localhost:11235 ./main   with the files and environment of a server
     ptserver run --trace ./main                    with a log of its system calls
     ptserver serve passthrough --listen localhost:11235     be that server
+    ptserver remote --listen localhost:11235       execute the programs of others
+    ptserver run --on localhost:11235 ./main       there, with the files and environment of here
     ptserver keys DIR db1.example                  what both need to do so between machines
     ptserver build ./cmd/main                      a program that insists on a server
     """

@@ -185,8 +185,8 @@ def client_handshake(sock: Stream, hello: Hello, timeout: float = 10.0) -> tuple
     with contextlib.ExitStack() as on_error:
         on_error.callback(sock.close)
         try:
-            _send_all(sock, _JSON.encode(hello), deadline)
-            answer = _JSON.decoder(Welcome | Refused)(_read_frame(sock, MAX_FRAME_BYTES, deadline))
+            send_all(sock, _JSON.encode(hello), deadline)
+            answer = _JSON.decoder(Welcome | Refused)(read_frame(sock, MAX_FRAME_BYTES, deadline))
         except TimeoutError as error:
             raise ConnectError(f"the server said nothing for {timeout:g} s; is it a ptserver?") from error
         if isinstance(answer, Refused):
@@ -210,7 +210,7 @@ def server_handshake(
     at most `timeout` seconds. If it raises, the peer has been told why and the socket is closed.
 
     Raises:
-        RefusedError: `choose` raised it, or nothing could be agreed on.
+        RefusedError: `choose` raised it, or nothing could be agreed on, or a host refuses what it was offered.
         ProtocolError: no complete, well-formed hello came in time.
         ConnectionLostError: the peer closed.
     """
@@ -218,9 +218,9 @@ def server_handshake(
     with contextlib.ExitStack() as on_error:
         on_error.callback(sock.close)
         try:
-            hello = _decode_hello(_read_frame(sock, MAX_HELLO_BYTES, deadline))
+            hello = _decode_hello(read_frame(sock, MAX_HELLO_BYTES, deadline))
             welcome = choose(hello, *negotiate(hello))
-            _send_all(sock, _JSON.encode(welcome), time.monotonic() + timeout)
+            send_all(sock, _JSON.encode(welcome), time.monotonic() + timeout)
         except TimeoutError as error:
             slow = ProtocolError(f"the peer did not complete its hello within {timeout:g} s")
             refuse(sock, slow)
@@ -239,7 +239,7 @@ def negotiate(hello: Hello) -> tuple[int, str]:
     Raises:
         RefusedError: there is none.
     """
-    _check_versions(hello.versions)
+    check_versions(hello.versions)
     for codec in hello.codecs:
         if codec in CODECS:
             return PROTOCOL_VERSION, codec
@@ -261,7 +261,7 @@ def refuse(sock: Stream, error: PtServerError) -> None:
     """Tell the peer of a connection that has no session why it gets none, and close. Blocks for a second."""
     deadline = time.monotonic() + _LINGER_SECONDS
     try:
-        _send_all(sock, _JSON.encode(refused_for(error)), deadline)
+        send_all(sock, _JSON.encode(refused_for(error)), deadline)
         linger(sock, deadline)
     except (OSError, ConnectError, ConnectionLostError):
         pass  # it does not listen any more
@@ -277,15 +277,18 @@ class _AnyHello(msgspec.Struct, tag_field="type", tag="hello"):
 
 def _decode_hello(payload: bytearray) -> Hello:
     try:
-        hello: Hello = _JSON.decoder(Hello)(payload)
+        hello: Hello | Refused = _JSON.decoder(Hello | Refused)(payload)
     except ProtocolError:
         any_hello: _AnyHello = _JSON.decoder(_AnyHello)(payload)
-        _check_versions(any_hello.versions)
+        check_versions(any_hello.versions)
         raise
+    if isinstance(hello, Refused):
+        raise RefusedError(hello.code, f"the host refuses: {hello.message}")
     return hello
 
 
-def _check_versions(versions: tuple[int, ...]) -> None:
+def check_versions(versions: tuple[int, ...]) -> None:
+    """Raise RefusedError if this version of the protocol is not among *versions*."""
     if PROTOCOL_VERSION not in versions:
         theirs = ", ".join(map(str, versions[:8])) or "none"
         raise RefusedError(
@@ -295,8 +298,15 @@ def _check_versions(versions: tuple[int, ...]) -> None:
         )
 
 
-def _read_frame(sock: Stream, max_frame_bytes: int, deadline: float) -> bytearray:
-    """Return one payload and read nothing beyond it, since another codec may follow."""
+def read_frame(sock: Stream, max_frame_bytes: int, deadline: float) -> bytearray:
+    """Return one payload and read nothing beyond it, since another codec may follow.
+
+    Raises:
+        TimeoutError: it is not there at *deadline* (time.monotonic()).
+        ConnectionLostError: the peer closed.
+        ProtocolError: it is larger than *max_frame_bytes*.
+        RefusedError: it is TLS.
+    """
     header = _read_exactly(sock, HEADER_BYTES, deadline)
     if header[:2] in _TLS_RECORDS:
         raise RefusedError(
@@ -318,7 +328,8 @@ def _read_exactly(sock: Stream, size: int, deadline: float) -> bytearray:
     return data
 
 
-def _send_all(sock: Stream, data: bytearray, deadline: float) -> None:
+def send_all(sock: Stream, data: bytearray, deadline: float) -> None:
+    """Send *data*. Raises: as `read_frame`."""
     with _translated():
         sock.settimeout(_left(deadline))
         sock.sendall(data)

@@ -8,7 +8,8 @@ decoding enforces: a peer is not trusted.
 
 The order: the host sends `Hello` and the server answers `Welcome` or `Refused`, always in JSON; from then on
 both use the codec that the welcome names. After the welcome either side may send what `ToServer` and `ToHost`
-allow it, at any time, until the host has sent `Exited` and the server has answered `Goodbye`.
+allow it, at any time, until the host has sent `Exited` and the server has answered `Goodbye`. A host that waits for
+a program says its hello when a server has sent it an `Offer`.
 """
 
 import os
@@ -29,7 +30,7 @@ CODECS: tuple[str, ...] = ("msgpack", "json")
 #: The most bytes that one call may carry in each direction, all its buffers together.
 MAX_TRANSFER_BYTES = marshal.MAX_TRANSFER_BYTES
 
-#: The most entries of an environment, and the bytes of one (Linux: MAX_ARG_STRLEN).
+#: The most entries of an environment, or arguments of a program, and the bytes of one (Linux: MAX_ARG_STRLEN).
 MAX_ENVIRONMENT_ENTRIES, MAX_ENVIRONMENT_ENTRY_BYTES = 1 << 16, 128 << 10
 
 #: The most program arguments that a `Hello` shows, and how much of it they may fill, in bytes of JSON.
@@ -52,7 +53,12 @@ SyscallName = Annotated[str, Meta(min_length=1, max_length=64)]
 ShortText = Annotated[str, Meta(max_length=255)]
 LongText = Annotated[str, Meta(max_length=4096)]
 Blob = Annotated[bytes, Meta(max_length=MAX_TRANSFER_BYTES)]
+Sha256 = Annotated[str, Meta(min_length=64, max_length=64, pattern="^[0-9a-f]*$")]
 Registers = tuple[U64, U64, U64, U64, U64, U64]
+Strings = Annotated[
+    tuple[Annotated[bytes, Meta(max_length=MAX_ENVIRONMENT_ENTRY_BYTES)], ...],
+    Meta(max_length=MAX_ENVIRONMENT_ENTRIES),
+]
 _ByIndex = Meta(max_length=6, extra_json_schema={"propertyNames": {"enum": ["0", "1", "2", "3", "4", "5"]}})
 Buffers = Annotated[dict[ArgumentIndex, Blob], _ByIndex]
 Capacities = Annotated[dict[ArgumentIndex, Annotated[int, Meta(ge=0, le=MAX_TRANSFER_BYTES)]], _ByIndex]
@@ -122,6 +128,35 @@ def _text(name: str | bytes) -> str:
     return os.fsencode(name).decode("utf-8", "replace")[:4096]
 
 
+class Executable(msgspec.Struct, frozen=True):
+    """The file of a program. sha256: of all of it, in hexadecimal; arch: ``amd64`` or ``arm64``.
+
+    name: to be shown and logged; build_id: Go's or GNU's, or empty.
+    """
+
+    name: LongText
+    arch: ShortText
+    size_bytes: Annotated[int, Meta(ge=1, le=(1 << 53) - 1)]
+    sha256: Sha256
+    build_id: LongText = ""
+
+
+class Offer(Message, frozen=True):
+    """Server to host, first, in JSON, if the host waits for programs: there is one for it.
+
+    The host answers with its `Hello`, or with `Refused`. purpose: ``run`` to execute the whole program; a host
+    refuses what it does not know. token: the secret that the host wants, or empty. The other fields are as in a
+    hello, where the host then repeats what it chose.
+    """
+
+    versions: Annotated[tuple[Annotated[int, Meta(ge=1, le=65535)], ...], Meta(min_length=1, max_length=64)]
+    codecs: Annotated[tuple[ShortText, ...], Meta(min_length=1, max_length=16)]
+    software: ShortText
+    executable: Executable
+    token: LongText = ""
+    purpose: ShortText = "run"
+
+
 class Hello(Message, frozen=True):
     """Host to server, first, in JSON: who asks for a session, for which program.
 
@@ -149,7 +184,8 @@ class Welcome(Message, frozen=True):
     its name for this session; host: its machine's host name.
     interest: what the server wants of each syscall by name; `default_interest` holds for the other calls that
     touch resources. environment: the program's, as ``NAME=VALUE``, or null for the host's own. goroutines:
-    whether the server wants to know which goroutine makes each call.
+    whether the server wants to know which goroutine makes each call. argv: the program's arguments, if the server
+    has offered it, else null.
     """
 
     version: Annotated[int, Meta(ge=1, le=65535)]
@@ -162,21 +198,17 @@ class Welcome(Message, frozen=True):
     interest: Annotated[dict[SyscallName, Interest], Meta(max_length=1024)]
     default_interest: Interest = "ignore"
     abstraction: ShortText = "linux"
-    environment: (
-        Annotated[
-            tuple[Annotated[bytes, Meta(max_length=MAX_ENVIRONMENT_ENTRY_BYTES)], ...],
-            Meta(max_length=MAX_ENVIRONMENT_ENTRIES),
-        ]
-        | None
-    ) = None
+    environment: Strings | None = None
     goroutines: bool = False
+    argv: Strings | None = None
 
 
 class Refused(Message, frozen=True):
-    """Server to host, instead of a welcome, or before closing on an error.
+    """Either way, before closing on an error: from a server, instead of a welcome or later; from a host, instead of
+    its hello to an offer, or later because it cannot execute what was offered.
 
-    code: ``version``, ``codec``, ``abstraction``, ``tls``, ``token``, ``limit``, ``malformed`` or ``internal``;
-    message: one line for the user.
+    code: ``version``, ``codec``, ``abstraction``, ``tls``, ``token``, ``limit``, ``malformed`` or ``internal``; from
+    a host also ``purpose`` or ``launch``; message: one line for the user.
     """
 
     code: ShortText
@@ -299,6 +331,34 @@ class Exited(Message, frozen=True):
     signo: SignalNumber = 0
 
 
+class Fetch(Message, frozen=True):
+    """Host to server: send that part of the file that was offered.
+
+    Any number may be under way; they are answered in their order.
+    """
+
+    sha256: Sha256
+    offset: Annotated[int, Meta(ge=0, le=(1 << 53) - 1)]
+    size: Annotated[int, Meta(ge=1, le=MAX_TRANSFER_BYTES)]
+
+
+class Chunk(Message, frozen=True):
+    """Server to host: the answer to `Fetch`. Less data than was asked for is the end of the file."""
+
+    sha256: Sha256
+    offset: Annotated[int, Meta(ge=0, le=(1 << 53) - 1)]
+    data: Blob
+
+
+class Stopped(Message, frozen=True):
+    """Host to server: signal *signo* has stopped the program; it goes on by a `Signal` of SIGCONT's number.
+
+    Only to a server that has offered the program: its user's shell is to see a stopped job.
+    """
+
+    signo: Annotated[int, Meta(ge=1, le=64)]
+
+
 class Goodbye(Message, frozen=True):
     """Server to host: answer to `Exited`, after the last stream data; both close."""
 
@@ -325,8 +385,24 @@ ToServer = (
     | StreamEnd
     | WindowSize
     | ThreadEvent
+    | Fetch
+    | Stopped
     | Exited
+    | Refused
     | Ping
     | Pong
 )
-ToHost = Welcome | Refused | Result | StreamData | StreamCredit | StreamEnd | Signal | Goodbye | Ping | Pong
+ToHost = (
+    Offer
+    | Welcome
+    | Refused
+    | Result
+    | StreamData
+    | StreamCredit
+    | StreamEnd
+    | Signal
+    | Chunk
+    | Goodbye
+    | Ping
+    | Pong
+)

@@ -20,7 +20,12 @@ from ptserver.messages import Message, ToHost, ToServer
 _REF = "#/$defs/{name}"
 _TO_SERVER: tuple[type[Message], ...] = typing.get_args(ToServer)
 _TO_HOST: tuple[type[Message], ...] = typing.get_args(ToHost)
-_PARTS: tuple[type[msgspec.Struct], ...] = (messages.Machine, messages.Program, messages.Terminal)
+_PARTS: tuple[type[msgspec.Struct], ...] = (
+    messages.Executable,
+    messages.Machine,
+    messages.Program,
+    messages.Terminal,
+)
 
 
 def schema() -> dict[str, Any]:

@@ -1,15 +1,20 @@
 """Connects to whom an address names, under TLS where that is wanted, and nowhere else without it."""
 
+import socket
+from collections.abc import Callable
+
 from ptserver.connection import Stream
 from ptserver.errors import UntrustedError
-from ptserver.transport import TcpAddress, connect, is_private, parse_address
+from ptserver.transport import Address, TcpAddress, connect, is_private, parse_address
 
 
-def reach(address: str, keys_folder: str | None) -> tuple[Stream, str]:
+def reach(
+    address: str, keys_folder: str | None, keep: Callable[[int], int] = lambda fd: fd
+) -> tuple[Stream, str]:
     """Return a connection to *address*, and the token in the folder of keys, or "".
 
     It is under TLS with the keys of *keys_folder*, see `ptserver.tls`; without, it is plain, and then goes to this
-    machine only.
+    machine only. *keep* may move its descriptor, as `Descriptors.keep` does.
 
     Raises:
         AddressError: as `ptserver.transport.parse_address`.
@@ -23,8 +28,8 @@ def reach(address: str, keys_folder: str | None) -> tuple[Stream, str]:
 
         keys = connecting_keys(keys_folder)
         name = where.host if isinstance(where, TcpAddress) else ""
-        return connect_tls(connect(where), keys, name or "localhost"), keys.token
-    sock = connect(where)
+        return connect_tls(_connect(where, keep), keys, name or "localhost"), keys.token
+    sock = _connect(where, keep)
     if is_private(sock.getpeername()):
         return sock, ""
     sock.close()
@@ -32,3 +37,7 @@ def reach(address: str, keys_folder: str | None) -> tuple[Stream, str]:
         f"{address} is another machine, which needs TLS: give the folder of keys that `ptserver keys` made with"
         " --keys DIR, or connect through a tunnel that ends at localhost"
     )
+
+
+def _connect(where: Address, keep: Callable[[int], int]) -> socket.socket:
+    return socket.socket(fileno=keep(connect(where).detach()))

@@ -18,7 +18,8 @@ class RunOptions:
 
     program: its name or path; server: a name, ``module:Class`` or an address; argv0: what argv[0] is to be, if not
     *program*; keys: the folder of keys for TLS; stub: the program's own stub started us, so failures are to be its
-    panics; trace: log the calls; emulated: on an emulated processor; seed: makes such a run repeatable.
+    panics; trace: log the calls; emulated: on an emulated processor; seed: makes such a run repeatable. on: the
+    address of the host that is to execute the program, this one if None.
     """
 
     program: str
@@ -31,6 +32,7 @@ class RunOptions:
     trace: TraceOptions | None = None
     emulated: bool = False
     seed: int | None = None
+    on: str | None = None
 
     @property
     def argv(self) -> list[bytes]:
@@ -51,6 +53,10 @@ def run(options: RunOptions) -> int:
 
         return run_emulated(options, path)
     stub = find_stub_marker(path, header)
+    if options.on is not None:
+        from ptserver.run_elsewhere import run_elsewhere
+
+        run_elsewhere(options, path, header, stub, streams)
     if options.server == "passthrough" and stub is None and options.trace is None:
         restore_ignored_signals()
         os.execve(path, options.argv, os.environb)

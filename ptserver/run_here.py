@@ -41,7 +41,7 @@ def host_here(
     from ptserver.local_host import LocalHost
 
     interest = server_class.declared_interest()
-    server = _instance(server_class)
+    server = instance(server_class)
     arch = native_arch()
     rules = [*filter_rules(interest, "ignore", arch), *hypercall_rules()]
     if server_class.thread_event is not RuntimeServer.thread_event:
@@ -62,7 +62,7 @@ def host_here(
         program=ProgramFacts.shown(path, options.argv, stub=has_stub),
         machine=this_machine(),
         resources="host",
-        log=_log,
+        log=say,
         send_signal=lambda signo: os.kill(launched.pid, signo),
         keep_descriptor=lambda fd: fd,
     )
@@ -115,7 +115,7 @@ def run_emulated(options: RunOptions, path: str) -> int:
     if options.trace is not None:
         raise LaunchError("an emulated program cannot be traced yet")
     server_class = load(options.server)
-    server = None if options.server == "passthrough" else _instance(server_class)
+    server = None if options.server == "passthrough" else instance(server_class)
     return end_as(
         emulated_host.run_emulated(path, options.argv, environment(), server=server, seed=options.seed)
     )
@@ -140,12 +140,14 @@ def environment() -> list[bytes]:
     return [name + b"=" + value for name, value in os.environb.items()]
 
 
-def _instance(server_class: type[RuntimeServer]) -> RuntimeServer:
+def instance(server_class: type[RuntimeServer]) -> RuntimeServer:
+    """Return a new one. Raises: ServerMistakeError if that fails."""
     try:
         return server_class()
     except Exception as error:
         raise ServerMistakeError(f"{server_class.__name__} raised {type(error).__name__}: {error}") from error
 
 
-def _log(text: str) -> None:
+def say(text: str) -> None:
+    """Write a line to standard error, as a server of this process does."""
     print(f"ptserver: {text}", file=sys.stderr)

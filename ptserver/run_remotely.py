@@ -1,7 +1,6 @@
 """Runs a program here with the resources of the server at an address."""
 
 import contextlib
-import os
 import signal
 
 from goabi.elf_header import ElfHeader
@@ -11,37 +10,29 @@ from ptserver.errors import (
     ConnectError,
     ConnectionLostError,
     KeysError,
-    LaunchError,
     ProtocolError,
     RefusedError,
     TokenError,
 )
-from ptserver.host_signals import HostSignals
-from ptserver.machine import native_arch, this_machine, version
+from ptserver.launch_host import check_static, launch_host
+from ptserver.machine import this_machine, version
 from ptserver.messages import CODECS, PROTOCOL_VERSION, Hello, StreamId
 from ptserver.messages import Program as ProgramFacts
-from ptserver.policy import filter_rules, hypercall_rules, serves_time, thread_rules
 from ptserver.reach import reach
 from ptserver.remote_host import RemoteHost
 from ptserver.run import RunOptions
-from ptserver.run_here import environment, host_here, hosting
+from ptserver.run_here import host_here, hosting
 from ptserver.servers import load
 from ptserver.stub.hypercalls import DEFAULT_GOOSREMOTE
 from ptserver.stub.marker import StubInfo
 from ptserver.terminal import RawTerminal, user_terminal
-from stepping.launch import Program, launch
-from stepping.seccomp import assemble
 
 
 def run_remotely(
     options: RunOptions, path: str, header: ElfHeader, stub: StubInfo | None, present: tuple[int, ...]
 ) -> int:
     """Run under the server at an address; *present* are the standard streams that this process has."""
-    if header.interpreter is not None:
-        raise LaunchError(
-            f"{path} is dynamically linked: with the files of a server only static programs run so far; "
-            "build Go programs with CGO_ENABLED=0"
-        )
+    check_static(path, header)
     streams: tuple[StreamId, ...] = tuple(number for number in (0, 1, 2) if number in present)
     terminal = user_terminal()
     token = read_token(options.token_file)
@@ -67,34 +58,10 @@ def run_remotely(
         if options.stub:
             return host_here(options, path, load("passthrough"), True, f"remote: {error}")
         raise
-    arch = native_arch()
-    rules = filter_rules(welcome.interest, welcome.default_interest, arch)
-    signals = HostSignals()
     carried = welcome.resources == "server"
-    null = os.open(os.devnull, os.O_RDWR)
-    launched = launch(
-        Program(
-            path=path,
-            argv=options.argv,
-            env=welcome.environment or environment(),
-            bpf=assemble([*rules, *hypercall_rules(), *thread_rules(arch)], arch),
-            stdio=(null, null, null) if carried else (0, 1, 2),
-            new_session=carried,
-            without_vdso=serves_time(welcome.interest),
-            blocked=signals.original_mask,
-        )
+    host = launch_host(
+        RemoteHost, path, options.argv, welcome, connection, streams if carried else (), stub is not None
     )
-    os.close(null)
-    host = RemoteHost(
-        launched, signals, arch, welcome, connection, streams if carried else (), has_stub=stub is not None
-    )
-    host.stub.info = {
-        "name": welcome.server,
-        "version": welcome.software,
-        "session": welcome.session,
-        "host": welcome.host,
-        "goosremote": welcome.abstraction,
-    }
     raw = RawTerminal() if terminal is not None and carried else contextlib.nullcontext()
     with hosting(options, path, host, goroutines=welcome.goroutines), raw:
         status = host.run()

@@ -54,31 +54,36 @@ def serve(options: ServeOptions) -> None:
         PtServerError: the server cannot be loaded or started, or its zygote died.
     """
     server = load(options.server)
-    log = Log(_open_log(options.log_file), as_json=options.json)
+    log = Log(open_log(options.log_file), as_json=options.json)
     keys = listening_keys(options.keys) if options.keys is not None else None
-    token = _token(options, keys)
+    token = chosen_token(options.token_file, keys)
     listener = listen(options.address)
     try:
-        _check_exposure(listener, keys, token)
+        check_exposure(listener, keys, token)
         config = SessionConfig(server, f"ptserver {version()}", log, token, keys=keys)
         spawner = start_spawner(config, listener)
         try:
             _announce(server.display_name(), local_address(listener), as_json=options.json)
-            _accept_until_signal(listener, spawner, options.max_sessions, log)
+            accept_until_signal(listener, spawner, options.max_sessions, log)
         finally:
             spawner.stop()
     finally:
         close_listener(listener)
 
 
-def _token(options: ServeOptions, keys: Keys | None) -> str | None:
-    if options.token_file is not None:
-        return read_token(options.token_file)
+def chosen_token(token_file: str | None, keys: Keys | None) -> str | None:
+    """Return the token that a peer must bring: that of *token_file*, or of the folder of keys, or None."""
+    if token_file is not None:
+        return read_token(token_file)
     return keys.token or None if keys is not None else None
 
 
-def _check_exposure(listener: socket.socket, keys: Keys | None, token: str | None) -> None:
-    """Refuse to serve other machines without TLS, or anybody who connects."""
+def check_exposure(listener: socket.socket, keys: Keys | None, token: str | None) -> None:
+    """Refuse to serve other machines without TLS, or anybody who connects.
+
+    Raises:
+        AddressError: says what is missing.
+    """
     if is_private(listener.getsockname()):
         return
     where = f"{local_address(listener)} can be reached from other machines"
@@ -111,7 +116,12 @@ def read_token(path: str) -> str:
     return token
 
 
-def _open_log(path: str | None) -> int:
+def open_log(path: str | None) -> int:
+    """Return a descriptor to append to the log *path*, standard error if None.
+
+    Raises:
+        ServerLoadError: it cannot be written.
+    """
     if path is None:
         return 2
     try:
@@ -129,7 +139,12 @@ def _announce(name: str, address: str, *, as_json: bool) -> None:
         print(f"ptserver: serving {name} on {address}", flush=True)
 
 
-def _accept_until_signal(listener: socket.socket, spawner: Spawner, max_sessions: int, log: Log) -> None:
+def accept_until_signal(listener: socket.socket, spawner: Spawner, max_sessions: int, log: Log) -> None:
+    """Have *spawner* take each connection, *max_sessions* at once, until SIGTERM or SIGINT.
+
+    Raises:
+        ServeError: the zygote died.
+    """
     import trio
 
     from ptserver.acceptor import Acceptor  # after the fork: the zygote needs no trio

@@ -12,21 +12,26 @@ Thread rules: the main thread; workers run only `ptserver.execute.execute`.
 import os
 import select
 import signal
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from ptserver.connection import Connection
-from ptserver.errors import ProtocolError, PtServerError
+from ptserver.errors import ProtocolError, PtServerError, RefusedError
+from ptserver.file_transfer import OfferedFile
 from ptserver.messages import (
     Cancel,
     Exited,
+    Fetch,
     Goodbye,
     Hello,
     Observed,
     Ping,
     Pong,
+    Refused,
     Signal,
+    Stopped,
     StreamCredit,
     StreamData,
     StreamEnd,
@@ -39,14 +44,20 @@ from ptserver.poll_loop import PollLoop
 from ptserver.server import RuntimeServer
 from ptserver.session import Session
 from ptserver.session_calls import Calls
-from ptserver.session_log import Log
-from ptserver.session_stdio import Stdio
+from ptserver.session_stdio import OwnStdio, Stdio
 from ptserver.shadow import Shadow
 from ptserver.shadow_descriptors import Descriptors
 from ptserver.shadow_workers import Workers
 
 #: Signals that the program's terminal sends to this process, its controlling process, for the program.
 _TERMINAL_SIGNALS = frozenset({signal.SIGINT, signal.SIGQUIT, signal.SIGTSTP, signal.SIGHUP, signal.SIGWINCH})
+_STOPPING = frozenset({signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU})
+#: What a program that runs elsewhere gets of what this process is sent.
+_PASSED_ON = (
+    _TERMINAL_SIGNALS
+    | _STOPPING
+    | {signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM, signal.SIGCONT}
+)
 #: How long calls that wait may take to return when the program is gone.
 _INTERRUPT_SECONDS = 2.0
 
@@ -61,8 +72,15 @@ class SessionLoop:
         server: RuntimeServer,
         session_id: str,
         descriptors: Descriptors,
-        log: Log,
+        log: Callable[[str], None],
+        stdio: Stdio | OwnStdio,
+        offered: OfferedFile | None = None,
     ) -> None:
+        """Make a session's state of this process's.
+
+        offered: the program, if this process offered it to its host: what belongs to this process, its descriptors
+        and the signals that it is sent, is the program's then.
+        """
         self._connection = connection
         self._send = connection.send
         self._server = server
@@ -78,9 +96,11 @@ class SessionLoop:
         )
         self._descriptors = descriptors
         self._workers: Workers[int] = Workers(descriptors.keep)
-        self._shadow = Shadow(descriptors, log, self._workers.retire_idle)
-        self._signals = _catch_signals(descriptors)
-        self._stdio = Stdio(hello, descriptors, connection.send)
+        self._shadow = Shadow(descriptors, log if offered is None else _unsaid, self._workers.retire_idle)
+        self._offered = offered
+        self._relayed = _TERMINAL_SIGNALS if offered is None else _passed_on()
+        self._signals = _catch_signals(descriptors, self._relayed)
+        self._stdio = stdio
         self._loop = PollLoop()
         self._calls = Calls(
             self.session, server, self._shadow, self._workers, connection.send, self._loop.later
@@ -98,14 +118,18 @@ class SessionLoop:
             WindowSize: self._stdio.resize,
             ThreadEvent: self._take_thread,
             Exited: self._take_exited,
+            Refused: self._take_refused,
             Ping: self._take_ping,
             Pong: lambda pong: None,
         }
         self._exited: Exited | None = None
-        descriptors.close_programs(3)
+        if offered is None:
+            descriptors.close_programs(3)
+        else:
+            self._takers |= {Fetch: self._take_fetch, Stopped: self._take_stopped}
 
-    def run(self) -> None:
-        """Serve the program until it is gone and its output is delivered.
+    def run(self) -> Exited:
+        """Serve the program until it is gone and its output is delivered; return how it ended.
 
         Raises:
             ConnectionLostError, ProtocolError: the stub host is gone, or cannot be served any more.
@@ -123,6 +147,8 @@ class SessionLoop:
         finally:
             self._server.session_ended(self.session)
         self._send(Goodbye())
+        assert self._exited is not None
+        return self._exited
 
     def _round(self) -> None:
         connection = self._connection
@@ -197,11 +223,28 @@ class SessionLoop:
         self._exited = message
         self._ended = True
 
+    def _take_refused(self, message: Refused) -> None:
+        raise RefusedError(message.code, f"the host ended the session: {message.message}")
+
+    def _take_fetch(self, message: Fetch) -> None:
+        assert self._offered is not None
+        self._send(self._offered.answer(message))
+
+    def _take_stopped(self, message: Stopped) -> None:
+        """Stop this process, as which its user's shell knows the program; SIGCONT wakes both."""
+        self._connection.flush()
+        signo = message.signo if message.signo in _STOPPING else int(signal.SIGSTOP)
+        if signo != signal.SIGSTOP:
+            signal.signal(signo, signal.SIG_DFL)
+        os.kill(os.getpid(), signo)
+        if signo != signal.SIGSTOP:
+            signal.signal(signo, _noted)
+
     # The rest of a session's life.
 
     def _on_signal(self) -> None:
         for number in os.read(self._signals, 4096):
-            if number in _TERMINAL_SIGNALS:
+            if number in self._relayed:
                 self._send(Signal(number))
             elif number == signal.SIGTERM:
                 raise ServerStopsError("the server is stopping")
@@ -225,17 +268,35 @@ class ServerStopsError(PtServerError):
     """The server was told to end."""
 
 
-def _catch_signals(descriptors: Descriptors) -> int:
-    """Return a descriptor from which the numbers of signals that come are read, a byte each."""
+def _catch_signals(descriptors: Descriptors, wanted: Collection[int]) -> int:
+    """Return a descriptor from which the numbers of signals that come are read, a byte each.
+
+    wanted: those for the program.
+    """
     reading, writing = map(descriptors.keep, os.pipe())
     os.set_blocking(reading, False)
     os.set_blocking(writing, False)
     signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
-    for signo in (*_TERMINAL_SIGNALS, signal.SIGTERM):
-        signal.signal(signo, _noted)
     for signo in (signal.SIGTTOU, signal.SIGTTIN, signal.SIGPIPE, signal.SIGIO):
-        signal.signal(signo, signal.SIG_IGN)
+        if signo not in wanted:
+            signal.signal(signo, signal.SIG_IGN)
+    for number in {*wanted, signal.SIGTERM}:
+        signal.signal(number, _noted)
     return reading
+
+
+def _unsaid(text: str) -> None:
+    """Say what a user can do nothing about only if asked to: it would be among the program's own output."""
+    if os.environ.get("PTSERVER_DEBUG"):
+        print(f"ptserver: {text}", file=sys.stderr)
+
+
+def _passed_on() -> frozenset[signal.Signals]:
+    """Return what a program that runs elsewhere gets of the signals that this process is sent.
+
+    One that is ignored here, as after nohup, never comes.
+    """
+    return frozenset(number for number in _PASSED_ON if signal.getsignal(number) != signal.SIG_IGN)
 
 
 def _noted(_signo: int, _frame: object) -> None:

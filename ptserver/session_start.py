@@ -33,6 +33,7 @@ from ptserver.messages import (
 from ptserver.server import RuntimeServer
 from ptserver.session_log import Log
 from ptserver.session_process import ServerStopsError, SessionLoop
+from ptserver.session_stdio import Stdio
 from ptserver.shadow_descriptors import Descriptors
 from ptserver.tls import Keys, accept_tls
 from stepping.syscalls import SYSCALLS
@@ -56,6 +57,10 @@ class SessionConfig:
     hello_seconds: float = 5.0
     keys: Keys | None = None
 
+    def run(self, sock: socket.socket, session_id: str, admission: socket.socket) -> NoReturn:
+        """Serve one accepted connection, and end this process."""
+        run_session(sock, session_id, self, admission)
+
 
 def run_session(
     sock: socket.socket, session_id: str, config: SessionConfig, admission: socket.socket
@@ -66,11 +71,11 @@ def run_session(
     log = config.log.of_session(session_id, descriptors.keep(os.dup(config.log.fd)))
     sock = socket.socket(fileno=descriptors.keep(sock.detach()))
     admission = socket.socket(fileno=descriptors.keep(admission.detach()))
-    _keep_printing(descriptors)
+    keep_printing(descriptors)
 
     def choose(hello: Hello, version: int, codec: str) -> Welcome:
         answer = welcome(hello, version, codec, session_id, config)
-        _ask_for_room(admission)
+        ask_for_room(admission)
         return answer
 
     with _Ending(log) as ending:
@@ -79,13 +84,15 @@ def run_session(
         ending.connection = connection
         program = hello.program
         log(f"runs {program.path} {' '.join(program.argv[1:])}".rstrip() + f" for {hello.machine.hostname}")
-        loop = SessionLoop(connection, hello, config.server(), session_id, descriptors, log)
+        stdio = Stdio(hello, descriptors, connection.send)
+        loop = SessionLoop(connection, hello, config.server(), session_id, descriptors, log, stdio)
         loop.run()
         log(f"ended after {time.monotonic() - started:.3f} s")
     raise AssertionError("not reached")
 
 
-def _ask_for_room(admission: socket.socket) -> None:
+def ask_for_room(admission: socket.socket) -> None:
+    """Ask whether there is room for one more session. Raises: RefusedError if there is none."""
     with admission:
         admission.send(b"?")
         answer = admission.recv(1)
@@ -147,7 +154,7 @@ def _environment(terminal: Terminal | None) -> tuple[bytes, ...]:
     ]
 
 
-def _keep_printing(descriptors: Descriptors) -> None:
+def keep_printing(descriptors: Descriptors) -> None:
     """Let the server's methods print where the server does, although descriptors 1 and 2 become the program's."""
     for name, number in (("stdout", 1), ("stderr", 2)):
         file = os.fdopen(descriptors.keep(os.dup(number)), "w", buffering=1, errors="backslashreplace")

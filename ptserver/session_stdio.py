@@ -21,6 +21,27 @@ _END_OF_FILE = b"\x04"  # Ctrl-D, a terminal's VEOF as it is set by default
 _WINSIZE = struct.Struct("=HHHH")
 
 
+class OwnStdio:
+    """The program's standard streams are this process's own, and nothing is carried.
+
+    The attributes and methods are those of `Stdio`.
+    """
+
+    def __init__(self) -> None:
+        self.incoming: IncomingStream | None = None
+        self.outgoing: dict[int, OutgoingStream] = {}
+
+    def resize(self, size: WindowSize) -> None:
+        """Do nothing: the terminal is the user's own."""
+
+    def end(self, stream: StreamId) -> bool:
+        """Return whether the stream is carried: never."""
+        return False
+
+    def end_input(self) -> None:
+        """Do nothing."""
+
+
 class Stdio:
     """incoming: standard input, if it is carried; outgoing: what is read from the program, by stream number."""
 

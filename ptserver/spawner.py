@@ -22,9 +22,9 @@ import signal
 import socket
 import sys
 import time
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple, NoReturn, Protocol
 
-from ptserver.session_start import SessionConfig, run_session
+from ptserver.session_log import Log
 
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 #: How long sessions may take to end when they are asked to.
@@ -38,6 +38,20 @@ class Ended(NamedTuple):
     pid: int
     status: int
     session: str
+
+
+class Sessions(Protocol):
+    """What all sessions have in common."""
+
+    @property
+    def log(self) -> Log:
+        """Where the zygote says what goes wrong."""
+
+    def run(self, sock: socket.socket, session_id: str, admission: socket.socket) -> NoReturn:
+        """Become the session for the connection *sock*, in a process of its own, and end that.
+
+        admission: where it asks whether there is room, see `ptserver.session_start`.
+        """
 
 
 class Spawner:
@@ -80,7 +94,7 @@ class Spawner:
         return os.waitpid(self.pid, 0)[1]
 
 
-def start_spawner(config: SessionConfig, unwanted: socket.socket) -> Spawner:
+def start_spawner(sessions: Sessions, unwanted: socket.socket) -> Spawner:
     """Fork the zygote; this process must have one thread, and no descriptors that sessions must not have.
 
     unwanted: the listening socket, which the zygote closes.
@@ -103,7 +117,7 @@ def start_spawner(config: SessionConfig, unwanted: socket.socket) -> Spawner:
         unwanted.close()
         _die_with(parent)
         os.setsid()  # the terminal's signals are for the acceptor
-        status = _Zygote(theirs, config).run()
+        status = _Zygote(theirs, sessions).run()
     finally:
         os._exit(status)
 
@@ -111,9 +125,9 @@ def start_spawner(config: SessionConfig, unwanted: socket.socket) -> Spawner:
 class _Zygote:
     """Forks, reaps and, in the end, kills."""
 
-    def __init__(self, sock: socket.socket, config: SessionConfig) -> None:
+    def __init__(self, sock: socket.socket, sessions: Sessions) -> None:
         self._socket = sock
-        self._config = config
+        self._sessions = sessions
         self._children: dict[int, str] = {}  # the sessions, by process
         reading, writing = os.pipe()
         os.set_blocking(reading, False)
@@ -149,7 +163,7 @@ class _Zygote:
             try:
                 pid = os.fork()
             except OSError as error:  # no more processes: this client is dropped
-                self._config.log(f"cannot start a session: {error.strerror}")
+                self._sessions.log(f"cannot start a session: {error.strerror}")
                 self._report(0, 1 << 8, session_id)
                 return True
             if pid == 0:
@@ -170,9 +184,9 @@ class _Zygote:
             self._socket.close()
             _die_with(zygote)
             os.setsid()
-            run_session(connection, session_id, self._config, admission)
+            self._sessions.run(connection, session_id, admission)
         except OSError as error:  # before there is a session that could say so
-            self._config.log(f"cannot start session {session_id}: {error}")
+            self._sessions.log(f"cannot start session {session_id}: {error}")
         finally:
             os._exit(1)
 

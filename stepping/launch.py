@@ -47,7 +47,8 @@ class Program:
     """What to start and how.
 
     path: the file; argv: its arguments with argv[0]; env: ``NAME=VALUE`` strings; bpf: a filter from
-    `seccomp.assemble`, or None; stdio: descriptors to become 0, 1 and 2; new_session: call setsid(2);
+    `seccomp.assemble`, or None; stdio: descriptors to become 0, 1 and 2; new_session: call setsid(2); new_group: call
+    setpgid(2), so that the program can be stopped (an orphaned group cannot: setpgid(2));
     without_vdso: make clock reads real syscalls; blocked: the signals that it starts with blocked.
     """
 
@@ -57,6 +58,7 @@ class Program:
     bpf: bytes | None = None
     stdio: tuple[int, int, int] = (0, 1, 2)
     new_session: bool = False
+    new_group: bool = False
     without_vdso: bool = False
     blocked: Collection[int] = ()
 
@@ -151,6 +153,8 @@ def _become(program: Program, page: mmap.mmap) -> NoReturn:
         _put_in_place(program.stdio)
         if program.new_session:
             os.setsid()
+        if program.new_group:
+            os.setpgid(0, 0)
         libc = ctypes.CDLL(None)
         libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         if program.without_vdso:

@@ -1,8 +1,9 @@
 """Two machines for tests, made of namespaces: addresses, host name, processes and files of their own each.
 
     with two_machines(tmp_path, delay_ms=1) as machines:
-        server = machines.there.popen(["ptserver", "serve", ...])
-        machines.here.run(["ptserver", "run", "--server", f"{machines.there.address}:11235", program])
+        server = machines.there.popen(["ptserver", "serve", ..., *machines.listening_keys])
+        where = f"{machines.there.address}:11235"
+        machines.here.run(["ptserver", "run", "--server", where, *machines.connecting_keys, program])
 
 What differs, besides addresses and processes: `uname -n`, /etc/hosts (which names both), /etc/hostname,
 and the folder /mnt, which from outside is `Machine.files`. All other files are this machine's. Each has a loopback of
@@ -28,6 +29,7 @@ from typing import Any
 
 import pytest
 
+from ptserver.keys import make_keys
 from tests.gofixtures import ROOT
 from tests.wire import DEVICE, MTU_BYTES
 
@@ -134,11 +136,22 @@ class Link:
 
 @dataclass(frozen=True)
 class TwoMachines:
-    """here, there: of equal rights. The link can be controlled if the machines were made so."""
+    """here, there: of equal rights. The link can be controlled if the machines were made so. keys: a folder."""
 
     here: Machine
     there: Machine
     wire: Link | None
+    keys: Path
+
+    @property
+    def listening_keys(self) -> tuple[str, str]:
+        """Options of a command that listens at either machine's address, by TLS."""
+        return ("--keys", str(self.keys / "server"))
+
+    @property
+    def connecting_keys(self) -> tuple[str, str]:
+        """Options of a command that connects to one that has `listening_keys`."""
+        return ("--keys", str(self.keys / "client"))
 
     @property
     def link(self) -> Link:
@@ -165,7 +178,9 @@ def two_machines(folder: Path, *, delay_ms: float = 0, controlled: bool = False)
                 machine.run(["ip", "link", "set", DEVICE, "mtu", str(MTU_BYTES), "txqueuelen", "5000"])
             machine.run(["ip", "address", "add", f"{machine.address}/24", "dev", DEVICE])
             machine.run(["ip", "link", "set", DEVICE, "up"])
-        yield TwoMachines(here, there, wire)
+        keys = folder / "keys"
+        make_keys(keys, [here.address, there.address, here.name, there.name], days=1, token=False)
+        yield TwoMachines(here, there, wire, keys)
 
 
 def why_no_machines() -> str:

@@ -20,7 +20,17 @@ from ptserver.trace_options import TraceOptions
     help="Who answers the program's calls: a server that comes with ptserver, a class of your own, or the address "
     "of one that `ptserver serve` runs (HOST:PORT, [HOST]:PORT or unix:PATH).",
 )
-@click.option("--token-file", type=click.Path(dir_okay=False), help="File that holds the server's token.")
+@click.option(
+    "--on",
+    metavar="ADDR",
+    help="Execute the program on another host, where `ptserver remote` waits, with the files, streams, terminal, "
+    "network and environment of this machine.",
+)
+@click.option(
+    "--token-file",
+    type=click.Path(dir_okay=False),
+    help="File that holds the token of the server, or of the host.",
+)
 @click.option(
     "--keys",
     metavar="DIR",
@@ -47,6 +57,7 @@ from ptserver.trace_options import TraceOptions
 def run_command(
     ctx: click.Context,
     server: str,
+    on: str | None,
     token_file: str | None,
     keys: str | None,
     argv0: str | None,
@@ -63,6 +74,9 @@ def run_command(
     calls which that server wants are taken. With an address, the program's files, standard streams, environment,
     and working directory are those of the server; its memory, threads and timers stay here.
 
+    With --on the program is executed by another host, to which it is sent, and everything else is of this machine:
+    its files, standard streams, terminal, environment, working directory, network, and place among a shell's jobs.
+
     With --trace every call that reaches outside the program is logged; under a server, those that it takes.
 
     \b
@@ -70,6 +84,7 @@ def run_command(
     ptserver run --server fake_hosts ./main
     ptserver run --server mymodule:MyServer ./main
     ptserver run --server db1:11235 --keys ~/keys/client ./main
+    ptserver run --on big1:11235 --keys ~/keys/client ./main
     ptserver run --trace -e trace=openat,%network ./main
     ptserver run --trace=calls.jsonl --json ./main
     ptserver run --trace -c ./main
@@ -79,10 +94,22 @@ def run_command(
 
     if seed is not None and engine != "emulate":
         raise click.UsageError("--seed belongs to --engine=emulate")
+    if on is not None and (engine == "emulate" or trace is not None):
+        raise click.UsageError("--on goes with neither --engine=emulate nor --trace")
     ctx.exit(
         run(
             RunOptions(
-                program, arguments, server, argv0, token_file, keys, stub, trace, engine == "emulate", seed
+                program,
+                arguments,
+                server,
+                argv0,
+                token_file,
+                keys,
+                stub,
+                trace,
+                engine == "emulate",
+                seed,
+                on,
             )
         )
     )

@@ -43,7 +43,8 @@ class Mode:
     """One way.
 
     local: the program's resources are this machine's own, so that whatever runs natively must run; stub: the program
-    is built with the stub, which finds its server by itself; cases: the only cases that are worth the time.
+    is built with the stub, which finds its server by itself; cases: the only cases that are worth the time; without:
+    those that make no sense; everyday: those that are not slow, if only some are to be run every day.
     """
 
     name: str
@@ -51,6 +52,8 @@ class Mode:
     start: Start
     stub: bool = False
     cases: frozenset[str] | None = None
+    without: frozenset[str] = frozenset()
+    everyday: frozenset[str] | None = None
 
 
 def base_environment() -> dict[str, str]:
@@ -81,6 +84,21 @@ def serving(
 ) -> Iterator[tuple[str, "subprocess.Popen[str]"]]:
     """Run `ptserver serve`; give its address and its process; end it, and check that it ends well."""
     command = ["ptserver", "serve", server, "--listen", address, "--json", *options]
+    with announced(command, "address", cwd=cwd, env=env, log=log, popen=popen) as running:
+        yield running
+
+
+@contextlib.contextmanager
+def announced(
+    command: Sequence[str],
+    member: str,
+    *,
+    cwd: Path | str,
+    env: Mapping[str, str],
+    log: Path,
+    popen: Popen = subprocess.Popen,
+) -> Iterator[tuple[str, "subprocess.Popen[str]"]]:
+    """Run what announces itself by a line of JSON whose *member* is its address, until SIGTERM ends it well."""
     with log.open("w") as stderr:
         process = popen(
             command,
@@ -96,7 +114,7 @@ def serving(
         assert select.select([process.stdout], [], [], 30)[0], "the server says nothing"
         line = process.stdout.readline()
         assert line, log.read_text()
-        yield json.loads(line)["address"], process
+        yield json.loads(line)[member], process
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0, log.read_text()
     finally:
@@ -126,17 +144,42 @@ def _by_stub(work: Path, env: Mapping[str, str], scratch: Path) -> Iterator[Plac
         yield Place((), "/", base_environment() | {"GO_REMOTE": address, "GREETING": "the stub host's"})
 
 
+@contextlib.contextmanager
+def waiting(
+    address: str, folder: Path, *options: str, popen: Popen = subprocess.Popen
+) -> Iterator[tuple[str, "subprocess.Popen[str]"]]:
+    """Run `ptserver remote`, which keeps programs and its log in *folder*; give its address and its process."""
+    command = [
+        "ptserver",
+        "remote",
+        "--listen",
+        address,
+        "--json",
+        "--cache",
+        str(folder / "programs"),
+        *options,
+    ]
+    elsewhere = base_environment() | {"GREETING": "the stub host's", "ONLY_HERE": "yes"}
+    with announced(
+        command, "waiting", cwd="/", env=elsewhere, log=folder / "host-log", popen=popen
+    ) as running:
+        yield running
+
+
+@contextlib.contextmanager
+def _on_host(work: Path, env: Mapping[str, str], scratch: Path) -> Iterator[Place]:
+    with waiting("127.0.0.1:0", scratch) as (address, _):
+        yield Place(("ptserver", "run", "--on", address), work, env)
+
+
 def _between_machines(delay_ms: float) -> Start:
     @contextlib.contextmanager
     def start(work: Path, env: Mapping[str, str], scratch: Path) -> Iterator[Place]:
         if reason := why_no_machines():
             pytest.skip(reason)
-        token = scratch / "token"
-        token.write_text("a secret of the test's own\n")
         elsewhere = base_environment() | {"GREETING": "the stub host's", "ONLY_HERE": "yes"}
         with two_machines(scratch, delay_ms=delay_ms) as machines:
             here, there = machines.here, machines.there
-            options = ("--token-file", str(token))
             log = scratch / "server-log"
             with serving(
                 "passthrough",
@@ -144,10 +187,10 @@ def _between_machines(delay_ms: float) -> Start:
                 cwd=work,
                 env=env,
                 log=log,
-                options=options,
+                options=machines.listening_keys,
                 popen=there.popen,
             ) as (address, _):
-                prefix = ("ptserver", "run", "--server", address, *options)
+                prefix = ("ptserver", "run", "--server", address, *machines.connecting_keys)
                 yield Place(prefix, "/", elsewhere, here.popen, there.name)
 
     return start
@@ -167,6 +210,10 @@ _WITH_STUB = frozenset(
     "hello environment tree pipes notify panics-value panics-deadlock exit3 kills-itself-SIGKILL killed terminated "
     "stdin-lines terminal".split()
 )
+_ON_HOST = frozenset(
+    "environment notify panics-value kills-itself-SIGTERM terminated stdin-lines fileops terminal bigargs "
+    "c-static".split()
+)
 _FOR_MACHINES = frozenset("environment tree fileops notify".split())
 
 NATIVE = Mode("native", True, _local())
@@ -179,6 +226,7 @@ MODES = (
     Mode("answering", True, _local(*_IN_PROCESS, "tests.conformance.servers:Answering")),
     Mode("tcp", False, _served(_tcp)),
     Mode("unix", False, _served(_unix)),
+    Mode("on-host", False, _on_host, without=frozenset({"killed"}), everyday=_ON_HOST),
     Mode("machines", False, _between_machines(0), cases=_FOR_MACHINES),
     Mode("machines-20ms", False, _between_machines(20), cases=frozenset({"stdin-lines"})),
     Mode("stub", False, _by_stub, stub=True, cases=_WITH_STUB),

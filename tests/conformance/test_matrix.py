@@ -78,7 +78,9 @@ MODES_FOR_HEAVY = {"pass-through", "proceeding", "tcp"}
 
 
 def row(case: Case, mode: Mode):  # type: ignore[no-untyped-def]
-    marks = [pytest.mark.slow] if case.heavy and mode.name not in MODES_FOR_HEAVY else []
+    slow = case.heavy and mode.name not in MODES_FOR_HEAVY
+    slow = slow or (mode.everyday is not None and case.name not in mode.everyday)
+    marks = [pytest.mark.slow] if slow else []
     return pytest.param(case, mode, id=f"{mode.name}-{case.name}", marks=marks)
 
 
@@ -86,7 +88,9 @@ MATRIX = [
     row(case, mode)
     for case in CASES
     for mode in MODES
-    if (mode.local or not case.local_only) and (mode.cases is None or case.name in mode.cases)
+    if (mode.local or not case.local_only)
+    and (mode.cases is None or case.name in mode.cases)
+    and case.name not in mode.without
 ]
 
 

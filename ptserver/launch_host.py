@@ -1,0 +1,77 @@
+"""Starts a program whose server is behind a connection, on either side of which the connection began."""
+
+import os
+from collections.abc import Collection
+from typing import TypeVar
+
+from goabi.elf_header import ElfHeader
+from ptserver.connection import Connection
+from ptserver.errors import LaunchError
+from ptserver.host_signals import HostSignals
+from ptserver.machine import native_arch
+from ptserver.messages import StreamId, ToHost, Welcome
+from ptserver.policy import filter_rules, hypercall_rules, serves_time, thread_rules
+from ptserver.remote_host import RemoteHost
+from ptserver.run_here import environment
+from stepping.launch import Program, launch
+from stepping.seccomp import assemble
+
+_Host = TypeVar("_Host", bound=RemoteHost)
+
+
+def check_static(path: str, header: ElfHeader) -> None:
+    """Raise LaunchError if the program needs a dynamic linker, which would read files of the wrong machine."""
+    if header.interpreter is not None:
+        raise LaunchError(
+            f"{path} is dynamically linked: with the files of a server only static programs run so far; "
+            "build Go programs with CGO_ENABLED=0"
+        )
+
+
+def launch_host(
+    host_class: type[_Host],
+    path: str,
+    argv: list[bytes],
+    welcome: Welcome,
+    connection: Connection[ToHost],
+    streams: Collection[StreamId],
+    has_stub: bool,
+    *,
+    stoppable: bool = False,
+) -> _Host:
+    """Start the program as *welcome* wants it; return its host, which has not yet answered anything.
+
+    streams: those that are carried; stoppable: stop signals stop the program, though no shell of this machine
+    knows it.
+
+    Raises:
+        SteppingError: the kernel refuses.
+    """
+    arch = native_arch()
+    rules = filter_rules(welcome.interest, welcome.default_interest, arch)
+    signals = HostSignals()
+    carried = welcome.resources == "server"
+    null = os.open(os.devnull, os.O_RDWR)
+    launched = launch(
+        Program(
+            path=path,
+            argv=argv,
+            env=welcome.environment or environment(),
+            bpf=assemble([*rules, *hypercall_rules(), *thread_rules(arch)], arch),
+            stdio=(null, null, null) if carried else (0, 1, 2),
+            new_session=carried and not stoppable,
+            new_group=stoppable,
+            without_vdso=serves_time(welcome.interest),
+            blocked=signals.original_mask,
+        )
+    )
+    os.close(null)
+    host = host_class(launched, signals, arch, welcome, connection, streams, has_stub=has_stub)
+    host.stub.info = {
+        "name": welcome.server,
+        "version": welcome.software,
+        "session": welcome.session,
+        "host": welcome.host,
+        "goosremote": welcome.abstraction,
+    }
+    return host
