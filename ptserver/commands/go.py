@@ -18,9 +18,14 @@ def go_command(ctx: click.Context, arguments: tuple[str, ...]) -> None:
 
     `ptserver go build -buildmode=remote main.go` builds with the stub, as `ptserver build` does (so do the other go
     commands that make programs: install, run, test). `ptserver go remote ./main ARGUMENTS` runs a
-    program as `ptserver run ./main ARGUMENTS` does. All else is the go command's own.
+    program as `ptserver run ./main ARGUMENTS` does; `ptserver go remote` alone waits for programs, as
+    `ptserver remote` does. All else is the go command's own.
     """
     subcommand, rest = (arguments[0], arguments[1:]) if arguments else ("", ())
+    if subcommand == "remote" and not rest:
+        from ptserver.commands.remote import remote_command
+
+        ctx.exit(remote_command.main(args=[], prog_name="ptserver go remote", standalone_mode=False) or 0)
     if subcommand == "remote":
         from ptserver.commands.run import run_command
 

@@ -46,7 +46,7 @@ class _Size(click.ParamType):  # type: ignore[type-arg]
 @click.option(
     "--memory",
     type=_Size(),
-    help="How much memory each program may have (RLIMIT_DATA), such as 512M or 4G; Go's runtime takes some 100M for itself.",
+    help="How much memory each program may have (RLIMIT_DATA), such as 512M or 4G; Go's runtime takes some 100M.",
 )
 @click.option(
     "--cache",
