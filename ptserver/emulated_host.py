@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 #: What a call came to: its value or 0, its errno or 0, and what it filled by argument index, as the program has it.
 _Executed = tuple[int, int, dict[int, bytes]]
 
+_ALL_DESCRIPTORS = 1 << 31
 _READERS = frozenset("read pread64 readv preadv preadv2 recvfrom recvmsg recvmmsg accept accept4".split())
 _WRITERS = frozenset("write pwrite64 writev pwritev pwritev2 sendto sendmsg sendmmsg".split())
 _EPOLLS = frozenset("epoll_wait epoll_pwait epoll_pwait2".split())
@@ -152,7 +153,7 @@ class EmulatedResources:
         if translated and not error:
             value, filled = self._translation.to_guest(row, args, value, filled)
         if row.name in _DESCRIPTORS_CHANGE:
-            self._waiting.forget()
+            self._waiting.forget(0, _ALL_DESCRIPTORS)
         return value, error, filled
 
     def may_wait(self, row: Syscall, args: Args, ins: dict[int, bytes]) -> bool:

@@ -86,8 +86,7 @@ class Host:
         return self._wait_status
 
     def _round(self) -> None:
-        self._loop.round()
-        self._end_of_round()
+        self._loop.round(self._before_waiting)
 
     def find_goroutines(self, path: str) -> None:
         """Have `PendingCall.goid` set from now on, if *path*, which the program executes, is a Go program."""
@@ -127,8 +126,8 @@ class Host:
     def _abandon(self, call: PendingCall) -> None:
         """Give up *call*, answered or not: its thread was interrupted and does something else now."""
 
-    def _end_of_round(self) -> None:
-        """Do what waited for all events of one round."""
+    def _before_waiting(self) -> None:
+        """Do what can wait until there is nothing else to do."""
 
     def _on_thread(self, tid: int, event: ThreadChange) -> None:
         """Hear that a thread was created, or is about to exit."""

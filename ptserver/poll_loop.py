@@ -2,7 +2,8 @@
 
 Waking a sleeping processor takes longer than most calls that are served, on virtual machines by far. Who expects
 something at once therefore calls `expect`, and the loop looks again and again for a short time before it sleeps. It
-does not yield meanwhile: a busy machine would take it for idle. With a single processor it never spins.
+does not yield meanwhile: a busy machine would take it for idle. With a single processor it never spins; and each time
+that nothing came while it was awake it lets more chances pass, because then others need the processor more.
 """
 
 import heapq
@@ -17,6 +18,12 @@ Handler = Callable[[], None]
 #: How long an answer, or the next call, is waited for awake: about as long as the other side takes for it.
 SPIN_SECONDS = 150e-6
 
+#: After so many times in vain, 1 chance in 2**n to stay awake is taken.
+_MAX_MISSES = 6
+
+#: How many rounds in a row may find something to do before what waits to be said is said.
+_MAX_BUSY_ROUNDS = 32
+
 
 class PollLoop:
     """Calls handlers. All belongs to the thread that calls `round`; handlers may change the loop."""
@@ -24,11 +31,14 @@ class PollLoop:
     def __init__(self) -> None:
         self._may_spin = len(os.sched_getaffinity(0)) > 1
         self._spins = False
+        self._misses = 0
+        self._chances_to_pass = 0
         self._poll = select.poll()
         self._events: dict[int, int] = {}
         self._handlers: dict[int, Handler] = {}
         self._timers: list[tuple[float, int, Handler]] = []
         self._order = itertools.count()
+        self._busy_rounds = 0
 
     def watch(self, fd: int, handler: Handler, events: int = select.POLLIN) -> None:
         """Have *handler* called when *fd* has one of *events*, or is hung up; for 0, never again."""
@@ -53,14 +63,28 @@ class PollLoop:
         heapq.heappush(self._timers, (time.monotonic() + max(seconds, 0.0), next(self._order), handler))
 
     def expect(self) -> None:
-        """Stay awake for a moment in the next round: something is about to happen."""
-        self._spins = self._may_spin
+        """Stay awake for a moment in the next round, if that has paid lately: something is about to happen."""
+        if self._chances_to_pass:
+            self._chances_to_pass -= 1
+        else:
+            self._spins = self._may_spin
 
-    def round(self) -> None:
-        """Wait until something happens, and deal with all that has."""
+    def round(self, before_waiting: Handler) -> None:
+        """Deal with all that has happened; if nothing has, call *before_waiting*, and wait until something does.
+
+        Who sends what it has to say in *before_waiting* says much at a time when there is much to do. It is also
+        called if there has been no time to wait for a while.
+        """
         handlers = self._handlers
-        events = self._spin() if self._spins else None
-        for fd, _ in events or self._poll.poll(self._timeout_ms() if self._timers else None):
+        events: list[tuple[int, int]] | None = self._poll.poll(0)
+        self._busy_rounds += 1
+        if not events or self._busy_rounds > _MAX_BUSY_ROUNDS:
+            self._busy_rounds = 0
+            before_waiting()
+            if not events:
+                events = self._spin() if self._spins else None
+                events = events or self._poll.poll(self._timeout_ms() if self._timers else None)
+        for fd, _ in events or ():
             handler = handlers.get(fd)  # none if an earlier handler of this round has unwatched it
             if handler is not None:
                 handler()
@@ -74,6 +98,11 @@ class PollLoop:
         events = poll(0)
         while not events and time.monotonic() < until:
             events = poll(0)
+        if events:
+            self._misses = 0
+        else:
+            self._misses = min(self._misses + 1, _MAX_MISSES)
+            self._chances_to_pass = 1 << self._misses
         return events
 
     def _timeout_ms(self) -> float:

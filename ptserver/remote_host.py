@@ -105,7 +105,6 @@ class RemoteHost(Host):
         """Serve the program until it is gone and its output is delivered; return its wait status."""
         if self._connection.has_received:
             self._on_ready()
-        self._end_of_round()
         status = super().run()
         if self.lost is None:
             self._connection.send(Exited(*exit_of(status)))
@@ -113,10 +112,8 @@ class RemoteHost(Host):
                 _GOODBYE_SECONDS, lambda: self._lose("the server did not end the session in time")
             )
         while self.lost is None and not self._goodbye:
-            self._end_of_round()
             self._round()
         while any(stream.wants_write for stream in self._incoming.values()):
-            self._end_of_round()
             self._round()
         return status
 
@@ -257,7 +254,7 @@ class RemoteHost(Host):
     def _shares_terminal(self) -> bool:
         return False
 
-    def _end_of_round(self) -> None:
+    def _before_waiting(self) -> None:
         """Send what is to be sent, and ask for the events that matter now."""
         connection = self._connection
         if self.lost is None:

@@ -14,10 +14,12 @@ from ptserver.errors import ProtocolError
 from ptserver.execute import Executed
 from ptserver.messages import Cancel, Message, Observed, Result, Signal, Syscall
 from ptserver.outcomes import Delay, Done, Fail, OpenBytes, Outcome, Proceed, Return
+from ptserver.poll_loop import PollLoop
 from ptserver.server import RuntimeServer
 from ptserver.session import Session
 from ptserver.shadow import Shadow
-from ptserver.shadow_waiting import Args
+from ptserver.shadow_events import EventWaits
+from ptserver.shadow_waiting import EPOLLS, Args
 from ptserver.shadow_workers import RETRY_SECONDS, Workers
 from stepping.syscalls import SYSCALLS
 from stepping.syscalls import Syscall as Row
@@ -27,12 +29,16 @@ _MAX_WAITING = 16384
 
 
 class _Entry(NamedTuple):
-    """What to do with calls of one name. method: the server's, if it has one; errno: set if none is made."""
+    """What to do with calls of one name.
+
+    method: the server's, if it has one; errno: set if none is made; for_host: it concerns no resource.
+    """
 
     row: Row
     method: Callable[[Call], Outcome | None] | None
     observes: bool
     errno: int
+    for_host: bool
 
 
 class _InFlight(NamedTuple):
@@ -45,7 +51,7 @@ class _InFlight(NamedTuple):
 
 
 class Calls:
-    """Answers calls by *send*. later: calls a function after so many seconds."""
+    """Answers calls by *send*. loop: where calls wait for events; copy: makes a descriptor of our own."""
 
     def __init__(
         self,
@@ -54,14 +60,17 @@ class Calls:
         shadow: Shadow,
         workers: Workers[int],
         send: Callable[[Message], None],
-        later: Callable[[float, Callable[[], None]], None],
+        loop: PollLoop,
+        copy: Callable[[int], int],
     ) -> None:
         self._session = session
         self._server = server
         self._shadow = shadow
         self._workers = workers
         self._send = send
-        self._later = later
+        self._later = loop.later
+        self._events = EventWaits(loop, copy, self._settle)
+        shadow.forgets = self._events.forget
         self._interest = type(server).declared_interest()
         self._watches_results = type(server).finished is not RuntimeServer.finished
         self._entries: dict[str, _Entry] = {}
@@ -134,6 +143,7 @@ class Calls:
                 self._later(RETRY_SECONDS, self._interrupt_again)
             self._workers.interrupt(call_id)
         elif call_id in self._waiting:
+            self._events.cancel(call_id)
             self._settle(call_id, (0, errno.EINTR, {}))
 
     def _entry(self, name: str) -> _Entry | None:
@@ -152,7 +162,7 @@ class Calls:
         if observes and method is None:
             method = self._server.observe
         failure = errno.ENOSYS if self._shadow.refuses(row, quietly=method is not None) else 0
-        entry = self._entries[name] = _Entry(row, method, observes, failure)
+        entry = self._entries[name] = _Entry(row, method, observes, failure, row.concerns_host)
         return entry
 
     def _resolve(self, call: Call, entry: _Entry, outcome: Outcome | None) -> None:
@@ -188,18 +198,23 @@ class Calls:
     ) -> None:
         """Let the shadow make the call, and answer it then; one that concerns no resource is the host's to make."""
         row, shadow = entry.row, self._shadow
-        if row.concerns_host and then is None and (call is None or args is call.args):
+        if entry.for_host and then is None and (call is None or args is call.args):
             self._send(Result(call_id, proceed=True))
         elif entry.errno:
             shadow.refuses(row)
             self._answer(call_id, call, (0, entry.errno, {}))
         elif row.may_wait and shadow.may_wait(row, args, ins):
-            ready = shadow.poll(row, args, ins, outs)
+            ask = shadow.asking(row, args, ins, outs)
+            ready = ask() if ask is not None else None
             if ready is not None:
                 self._complete(call_id, call, then, row, args, ready)
                 return
             self._waiting[call_id] = _InFlight(call, then, row, args)
-            self._workers.start(call_id, shadow.work(row, args, ins, outs))
+            if ask is not None and row.name in EPOLLS:
+                timeout = shadow.timeout_of(row, args, ins)
+                self._events.start(call_id, args[0] & 0xFFFFFFFF, timeout, ask)
+            else:
+                self._workers.start(call_id, shadow.work(row, args, ins, outs))
         else:
             self._complete(call_id, call, then, row, args, shadow.execute(row, args, ins, outs, pid))
 

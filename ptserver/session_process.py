@@ -103,7 +103,7 @@ class SessionLoop:
         self._stdio = stdio
         self._loop = PollLoop()
         self._calls = Calls(
-            self.session, server, self._shadow, self._workers, connection.send, self._loop.later
+            self.session, server, self._shadow, self._workers, connection.send, self._loop, descriptors.copy
         )
         self._ended = False
         self._connection_events = 0
@@ -151,6 +151,10 @@ class SessionLoop:
         return self._exited
 
     def _round(self) -> None:
+        self._loop.round(self._before_waiting)
+
+    def _before_waiting(self) -> None:
+        """Send what is to be sent, and ask for the events that matter now."""
         connection = self._connection
         if connection.wants_write:
             self._loop.expect()  # the calls that follow these results
@@ -164,7 +168,6 @@ class SessionLoop:
         if self._stdio_changed:
             self._stdio_changed = False
             self._watch_stdio()
-        self._loop.round()
 
     def _watch_stdio(self) -> None:
         stdio, watch = self._stdio, self._loop.watch

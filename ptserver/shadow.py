@@ -27,6 +27,7 @@ from collections.abc import Callable
 
 from ptserver.execute import Executed, execute
 from ptserver.shadow_descriptors import Descriptors
+from ptserver.shadow_events import Ask
 from ptserver.shadow_limits import Limits
 from ptserver.shadow_waiting import Args, Waiting
 from ptserver.shadow_workers import Work
@@ -62,7 +63,11 @@ _BOUND_OPTIONS = frozenset(
 
 
 class Shadow:
-    """Makes the calls of one program. credentials_changed: called after a call that changed them."""
+    """Makes the calls of one program.
+
+    credentials_changed: called after a call that changed them. forgets: to be set to what is called with the first
+    and the last of the descriptors that are about to be closed, or to stand for something else.
+    """
 
     def __init__(
         self, descriptors: Descriptors, log: Callable[[str], None], credentials_changed: Callable[[], None]
@@ -74,6 +79,7 @@ class Shadow:
         self._credentials_changed = credentials_changed
         self._fd_indexes: dict[str, tuple[int, ...]] = {}
         self._refused: set[str] = set()
+        self.forgets: Callable[[int, int], None] = lambda first, last: None
         self.may_wait = self._waiting.may_wait
 
     def refuses(self, row: Syscall, *, quietly: bool = False) -> bool:
@@ -104,7 +110,7 @@ class Shadow:
         if name == "setpgid":
             return 0, 0 if {arg & 0xFFFFFFFF for arg in args[:2]} <= {0, pid} else errno.EPERM, {}
         if name in _CHANGES_NUMBERS:
-            self._waiting.forget()
+            self._forget(name, args)
             if name == "close_range":
                 return self._close_range(row, args)
         executed = execute(row, args, ins, outs)
@@ -112,14 +118,24 @@ class Shadow:
             self._credentials_changed()
         return executed
 
-    def poll(self, row: Syscall, args: Args, ins: dict[int, bytes], outs: dict[int, int]) -> Executed | None:
-        """Make a call that waits for events if there are some already; None if it would wait, or is another."""
+    def asking(self, row: Syscall, args: Args, ins: dict[int, bytes], outs: dict[int, int]) -> Ask | None:
+        """Return what makes a call that waits for events if there are some, else gives None; None for other calls."""
         asking = self._waiting.without_timeout(row, args, ins)
         if asking is None or self._is_ours(row, args, ins):
             return None
         timeout, args, ins = asking
-        executed = execute(row, args, ins, {index: size for index, size in outs.items() if index != timeout})
-        return executed if executed[0] or executed[1] else None
+        if timeout in outs:
+            outs = {index: size for index, size in outs.items() if index != timeout}
+
+        def ask(epfd: int | None = None) -> Executed | None:
+            executed = execute(row, args if epfd is None else (epfd, *args[1:]), ins, outs)
+            return executed if executed[0] or executed[1] else None
+
+        return ask
+
+    def timeout_of(self, row: Syscall, args: Args, ins: dict[int, bytes]) -> float | None:
+        """Return how many seconds a call that waits for events may wait; None for ever."""
+        return self._waiting.timeout_of(row, args, ins)
 
     def work(self, row: Syscall, args: Args, ins: dict[int, bytes], outs: dict[int, int]) -> Work:
         """Return the making of a call that may wait, for another thread."""
@@ -149,6 +165,14 @@ class Shadow:
             if first <= args[index] & 0xFFFFFFFF < 1 << 31:
                 return True
         return row.name in _SENDS_MESSAGES and any(fd >= first for fd in _passed(ins.get(1, b"")))
+
+    def _forget(self, name: str, args: Args) -> None:
+        """Forget what the numbers stand for that this call changes, and let others forget."""
+        first = last = args[name != "close"] & 0xFFFFFFFF
+        if name == "close_range":
+            first, last = args[0] & 0xFFFFFFFF, args[1] & 0xFFFFFFFF
+        self._waiting.forget(first, last)
+        self.forgets(first, last)
 
     def _close_range(self, row: Syscall, args: Args) -> Executed:
         first, last, flags = (arg & 0xFFFFFFFF for arg in args[:3])

@@ -35,18 +35,22 @@ class Descriptors:
         self.soft_limit = soft_limit
 
     def keep(self, fd: int) -> int:
-        """Return a descriptor of our own for what *fd* is open on, and close *fd*.
+        """Return a descriptor of our own for what *fd* is open on, and close *fd*. Raises: as `copy`."""
+        kept = self.copy(fd)
+        os.close(fd)
+        return kept
+
+    def copy(self, fd: int) -> int:
+        """Return a descriptor of our own for what *fd* is open on.
 
         Raises:
             OSError: EBADF, or EMFILE if all our numbers are taken.
         """
         resource.setrlimit(resource.RLIMIT_NOFILE, (self._own_limit, self._own_limit))
         try:
-            kept = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, self.program_limit)
+            return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, self.program_limit)
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (self.soft_limit, self._own_limit))
-        os.close(fd)
-        return kept
 
     def close_programs(self, first: int = 0) -> None:
         """Close all of the program's descriptors from *first* on."""
