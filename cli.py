@@ -13,6 +13,7 @@ from ptserver import __version__
 _COMMANDS = {
     "run": "ptserver.commands.run:run_command",
     "trace": "ptserver.commands.trace:trace_command",
+    "attach": "ptserver.commands.attach:attach_command",
     "goroutines": "ptserver.commands.goroutines:goroutines_command",
     "stack": "ptserver.commands.stack:stack_command",
     "dump": "ptserver.commands.dump:dump_command",

@@ -20,10 +20,14 @@ _SHARE = 0.05
 
 
 class Meter:
-    """The accounts of process *pid*; without a program of Go's, calls are all that is counted. To be closed."""
+    """The accounts of process *pid*; without a program of Go's, calls are all that is counted. To be closed.
+
+    listings: whether to list goroutines, too. threads: how many there were in the last sample.
+    """
 
     def __init__(self, pid: int, *, listings: bool = True) -> None:
         self.accounts = Accounts()
+        self.threads = 0
         self._sampler = Sampler.open(pid)
         self._listings = listings
         self._next_sample = self._next_listing = 0.0
@@ -45,7 +49,9 @@ class Meter:
         if sampler is None:
             return
         began = time.monotonic()
-        self.accounts.take_threads(time.monotonic_ns(), sampler.threads())
+        threads = sampler.threads()
+        self.accounts.take_threads(time.monotonic_ns(), threads)
+        self.threads = len(threads)
         sampled = time.monotonic()
         # Not in step with what the program does in steps of its own.
         pause = max(SAMPLE_SECONDS, (sampled - began) / _SHARE) * random.uniform(0.5, 1.5)

@@ -36,12 +36,20 @@ _TRIES = 3
 
 
 class InspectedProcess(Inspected):
-    """A process; see `inspection.inspect_process`."""
+    """A process; see `inspection.inspect_process`.
 
-    def __init__(self, pid: int, *, force: bool = False, stop: bool = True) -> None:
+    stop_records: how many records are copied in one stop. stops: how many there were; stopped_s: how long in all.
+    """
+
+    def __init__(
+        self, pid: int, *, force: bool = False, stop: bool = True, stop_records: int = STOP_RECORDS
+    ) -> None:
         found = find_process(pid)
         self.pid = found.pid
         self._stop = stop
+        self._stop_records = stop_records
+        self.stops = 0
+        self.stopped_s = 0.0
         hint = f"; `ptserver trace {found.pid}` shows its system calls"
         try:
             binary = open_binary(f"/proc/{found.pid}/exe", str(found), hint, force=force)
@@ -65,7 +73,7 @@ class InspectedProcess(Inspected):
     def iter_sightings(self, *, details: bool = False) -> Iterator[Sighting]:
         """See `Inspected.iter_sightings`."""
         self.skipped = 0
-        start, most = 0, STOP_DETAILED_RECORDS if details else STOP_RECORDS
+        start, most = 0, STOP_DETAILED_RECORDS if details else self._stop_records
         while True:
             with self._stopped() as registers_of:
                 # The list may have moved since the last stop, but records keep their places in it.
@@ -116,6 +124,8 @@ class InspectedProcess(Inspected):
             raise InspectError(f"{self.title} exited while it was looked at") from error
         except SteppingError as error:
             raise SteppingError(f"{error}; --no-stop reads it as it runs") from error
+        self.stops += 1
+        self.stopped_s += stop.seconds
         self.longest_stop_s = max(self.longest_stop_s, stop.seconds)
 
     def _registers_of(self, group: TraceeGroup) -> RegistersOf:

@@ -34,6 +34,25 @@ def thread_numbers(pid: int) -> dict[int, int]:
     return numbers
 
 
+class ThreadNumbers:
+    """Numbers of the threads of process *pid* here, by those that the program knows; false if they are the same."""
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+        self._outer = thread_numbers(pid)
+
+    def __bool__(self) -> bool:
+        return bool(self._outer)
+
+    def outer(self, inner: int) -> int:
+        """Return the number here of the thread that the program knows as *inner*; that itself if it has ended."""
+        number = self._outer.get(inner)
+        if number is None and self._outer:
+            self._outer = thread_numbers(self._pid) or {inner: inner}
+            number = self._outer.setdefault(inner, inner)
+        return inner if number is None else number
+
+
 def find_inside(pid: int) -> int | None:
     """Return the process here that has the number *pid* in a pid namespace below ours."""
     for entry in os.listdir("/proc"):

@@ -1,10 +1,8 @@
 """`ptserver goroutines`: list the goroutines of a process or a core dump."""
 
-import re
-
 import click
 
-from ptserver.commands.inspect_arguments import inspect_arguments, printing
+from ptserver.commands.inspect_arguments import compiled, inspect_arguments, printing
 
 
 @click.command("goroutines", no_args_is_help=True)
@@ -49,10 +47,7 @@ def goroutines_command(
     """
     if group and by_state:
         raise click.UsageError("--group and --by-state exclude each other")
-    try:
-        pattern = re.compile(func) if func is not None else None
-    except re.error as error:
-        raise click.UsageError(f"--func {func!r} is no regular expression: {error}") from error
+    pattern = compiled(func)
 
     from ptserver.goroutine_list import (
         Groups,

@@ -1,6 +1,7 @@
 """What the commands that look into a process or a core have in common: its arguments, and how they print."""
 
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,6 +28,18 @@ def inspect_arguments(command: Command) -> Command:
     ):
         command = decorate(command)
     return command
+
+
+def compiled(func: str | None) -> re.Pattern[str] | None:
+    """Return the pattern of `--func`, None without one.
+
+    Raises:
+        click.UsageError: it is no regular expression.
+    """
+    try:
+        return re.compile(func) if func is not None else None
+    except re.error as error:
+        raise click.UsageError(f"--func {func!r} is no regular expression: {error}") from error
 
 
 @contextmanager

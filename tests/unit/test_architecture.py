@@ -13,6 +13,7 @@ LAYERS = ("goabi", "stepping", "ptserver", "cli")
 """Lowest first; a layer imports itself and what is below it."""
 
 SOLE_IMPORTERS = {
+    "rich": {"ptserver/attach/view.py", "ptserver/attach/screen.py", "ptserver/commands/attach.py"},
     "ptrace": {"stepping/ptrace_api.py"},
     "capstone": {"stepping/blocks.py"},
     "unicorn": {"stepping/unicorn_api.py"},
