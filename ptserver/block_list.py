@@ -13,7 +13,7 @@ import msgspec
 
 from goabi.binary import GoBinary
 from goabi.pclntab import Function
-from ptserver.goroutine_rows import printable
+from ptserver.goroutine_list import printable
 from stepping.block_cache import Block
 from stepping.block_map import BlockMap, LocalBlock
 from stepping.instructions import Flow, Touch
