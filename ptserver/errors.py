@@ -79,6 +79,18 @@ class KeysError(PtServerError):
     exit_status = 66
 
 
+class ConfinementError(PtServerError):
+    """An option that confines sessions is wrong, or does not go with another."""
+
+    exit_status = 64
+
+
+class CannotConfineError(PtServerError):
+    """Sessions cannot be confined as they should be, on this machine or by this user."""
+
+    exit_status = 77
+
+
 class ServerMistakeError(PtServerError):
     """A server's own code raised an exception, or returned what is no outcome."""
 

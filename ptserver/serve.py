@@ -15,6 +15,8 @@ import socket
 from dataclasses import dataclass
 from pathlib import Path
 
+from ptserver.confine import check, protect_this_process
+from ptserver.confinement import UNCONFINED, Confinement
 from ptserver.errors import AddressError, PtServerError, ServerLoadError
 from ptserver.machine import version
 from ptserver.servers import load
@@ -35,7 +37,7 @@ class ServeOptions:
 
     server: a name or ``module:Class``; address: where to listen; token_file: whose first line is the token; keys:
     the folder of keys for TLS, which also may hold the token; max_sessions: how many at once; log_file: where the log
-    goes, standard error if None; json: whether its lines, and the announcement, are JSON.
+    goes, standard error if None; json: whether its lines, and the announcement, are JSON; confinement: of sessions.
     """
 
     server: str
@@ -45,6 +47,7 @@ class ServeOptions:
     max_sessions: int = 200
     log_file: str | None = None
     json: bool = False
+    confinement: Confinement = UNCONFINED
 
 
 def serve(options: ServeOptions) -> None:
@@ -57,12 +60,18 @@ def serve(options: ServeOptions) -> None:
     log = Log(open_log(options.log_file), as_json=options.json)
     keys = listening_keys(options.keys) if options.keys is not None else None
     token = chosen_token(options.token_file, keys)
+    ways = check(options.confinement)
+    protect_this_process()
     listener = listen(options.address)
     try:
         check_exposure(listener, keys, token)
-        config = SessionConfig(server, f"ptserver {version()}", log, token, keys=keys)
+        config = SessionConfig(
+            server, f"ptserver {version()}", log, token, keys=keys, confinement=options.confinement
+        )
         spawner = start_spawner(config, listener)
         try:
+            if ways:
+                log(f"sessions are confined: {'; '.join(ways)}")
             _announce(server.display_name(), local_address(listener), as_json=options.json)
             accept_until_signal(listener, spawner, options.max_sessions, log)
         finally:

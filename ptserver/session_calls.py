@@ -12,6 +12,7 @@ from typing import NamedTuple
 from ptserver.call import Call
 from ptserver.errors import ProtocolError
 from ptserver.execute import Executed
+from ptserver.gate import GATED, Gate
 from ptserver.messages import Cancel, Message, Observed, Result, Signal, Syscall
 from ptserver.outcomes import Delay, Done, Fail, OpenBytes, Outcome, Proceed, Return
 from ptserver.poll_loop import PollLoop
@@ -51,7 +52,10 @@ class _InFlight(NamedTuple):
 
 
 class Calls:
-    """Answers calls by *send*. loop: where calls wait for events; copy: makes a descriptor of our own."""
+    """Answers calls by *send*.
+
+    loop: where calls wait for events; copy: makes a descriptor of our own; gate: judges calls on sockets.
+    """
 
     def __init__(
         self,
@@ -62,6 +66,7 @@ class Calls:
         send: Callable[[Message], None],
         loop: PollLoop,
         copy: Callable[[int], int],
+        gate: Gate | None = None,
     ) -> None:
         self._session = session
         self._server = server
@@ -69,6 +74,7 @@ class Calls:
         self._workers = workers
         self._send = send
         self._later = loop.later
+        self._gate = gate
         self._events = EventWaits(loop, copy, self._settle)
         shadow.forgets = self._events.forget
         self._interest = type(server).declared_interest()
@@ -203,6 +209,8 @@ class Calls:
         elif entry.errno:
             shadow.refuses(row)
             self._answer(call_id, call, (0, entry.errno, {}))
+        elif self._gate and row.name in GATED and (failure := self._gate.judge(row.name, args, ins)):
+            self._complete(call_id, call, then, row, args, (0, failure, {}))
         elif row.may_wait and shadow.may_wait(row, args, ins):
             ask = shadow.asking(row, args, ins, outs)
             ready = ask() if ask is not None else None

@@ -20,6 +20,7 @@ from typing import Any
 from ptserver.connection import Connection
 from ptserver.errors import ProtocolError, PtServerError, RefusedError
 from ptserver.file_transfer import OfferedFile
+from ptserver.gate import Gate
 from ptserver.messages import (
     Cancel,
     Exited,
@@ -75,11 +76,12 @@ class SessionLoop:
         log: Callable[[str], None],
         stdio: Stdio | OwnStdio,
         offered: OfferedFile | None = None,
+        gate: Gate | None = None,
     ) -> None:
         """Make a session's state of this process's.
 
         offered: the program, if this process offered it to its host: what belongs to this process, its descriptors
-        and the signals that it is sent, is the program's then.
+        and the signals that it is sent, is the program's then. gate: judges what its sockets do.
         """
         self._connection = connection
         self._send = connection.send
@@ -103,7 +105,14 @@ class SessionLoop:
         self._stdio = stdio
         self._loop = PollLoop()
         self._calls = Calls(
-            self.session, server, self._shadow, self._workers, connection.send, self._loop, descriptors.copy
+            self.session,
+            server,
+            self._shadow,
+            self._workers,
+            connection.send,
+            self._loop,
+            descriptors.copy,
+            gate,
         )
         self._ended = False
         self._connection_events = 0

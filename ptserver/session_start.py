@@ -19,8 +19,11 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import NoReturn
 
+from ptserver.confine import enter, limit
+from ptserver.confinement import UNCONFINED, Confinement
 from ptserver.connection import Connection, refused_for, server_handshake
 from ptserver.errors import ConnectionLostError, ProtocolError, PtServerError, RefusedError, UntrustedError
+from ptserver.gate import Gate
 from ptserver.messages import (
     MAX_ENVIRONMENT_ENTRIES,
     MAX_ENVIRONMENT_ENTRY_BYTES,
@@ -47,7 +50,7 @@ class SessionConfig:
 
     software: what the server runs on, with its version; token: the secret that a hello must bring, if any;
     hello_seconds: how long it may take, after a TLS handshake that may take as long; keys: for TLS, which is
-    spoken if there are any.
+    spoken if there are any; confinement: of every session.
     """
 
     server: type[RuntimeServer]
@@ -56,6 +59,7 @@ class SessionConfig:
     token: str | None = None
     hello_seconds: float = 5.0
     keys: Keys | None = None
+    confinement: Confinement = UNCONFINED
 
     def run(self, sock: socket.socket, session_id: str, admission: socket.socket) -> NoReturn:
         """Serve one accepted connection, and end this process."""
@@ -67,6 +71,7 @@ def run_session(
 ) -> NoReturn:
     """Serve one accepted connection, and end this process. Descriptors 1 and 2 are where it may print and log."""
     started = time.monotonic()
+    limit(config.confinement)
     descriptors = Descriptors()
     log = config.log.of_session(session_id, descriptors.keep(os.dup(config.log.fd)))
     sock = socket.socket(fileno=descriptors.keep(sock.detach()))
@@ -85,7 +90,9 @@ def run_session(
         program = hello.program
         log(f"runs {program.path} {' '.join(program.argv[1:])}".rstrip() + f" for {hello.machine.hostname}")
         stdio = Stdio(hello, descriptors, connection.send)
-        loop = SessionLoop(connection, hello, config.server(), session_id, descriptors, log, stdio)
+        gate = Gate(config.confinement, log) if config.confinement.gates_sockets else None
+        loop = SessionLoop(connection, hello, config.server(), session_id, descriptors, log, stdio, gate=gate)
+        enter(config.confinement)
         loop.run()
         log(f"ended after {time.monotonic() - started:.3f} s")
     raise AssertionError("not reached")
@@ -126,7 +133,7 @@ def welcome(hello: Hello, version: int, codec: str, session_id: str, config: Ses
         interest=_welcome_interest(server),
         default_interest="serve",
         abstraction=server.abstraction,
-        environment=_environment(hello.terminal),
+        environment=_environment(hello.terminal, config.confinement),
         goroutines=server.goroutines,
     )
 
@@ -144,8 +151,11 @@ def _welcome_interest(server: type[RuntimeServer]) -> dict[str, Interest]:
     }
 
 
-def _environment(terminal: Terminal | None) -> tuple[bytes, ...]:
+def _environment(terminal: Terminal | None, confinement: Confinement) -> tuple[bytes, ...]:
     entries = dict(os.environb)
+    if confinement.user is not None:
+        own = confinement.user.environment
+        entries.update((os.fsencode(name), os.fsencode(value)) for name, value in own.items())
     if terminal is not None and terminal.name:
         entries[b"TERM"] = os.fsencode(terminal.name)
     fitting = (name + b"=" + value for name, value in entries.items())

@@ -9,6 +9,7 @@ here, each with its reason:
 - vmsplice would lend pages of this process to a pipe;
 - socket options that lead to further memory (filters), or leave the kernel pages of a buffer that is used again
   (MSG_ZEROCOPY): EOPNOTSUPP;
+- the memory of a process is not opened (`ptserver.shadow_memory`);
 - F_SETOWN would have the kernel signal a process of this machine that has the number of one of the program's;
   setpgid names such numbers too, and the program is alone in its group anyway;
 - a call that changes credentials changes those of one thread: idle threads are given up, so that new ones have
@@ -29,6 +30,7 @@ from ptserver.execute import Executed, execute
 from ptserver.shadow_descriptors import Descriptors
 from ptserver.shadow_events import Ask
 from ptserver.shadow_limits import Limits
+from ptserver.shadow_memory import OPENS, withhold_memory
 from ptserver.shadow_waiting import Args, Waiting
 from ptserver.shadow_workers import Work
 from stepping.syscalls import SYSCALLS, ArgKind, Syscall, SyscallClass
@@ -116,7 +118,7 @@ class Shadow:
         executed = execute(row, args, ins, outs)
         if name in _CHANGES_CREDENTIALS:
             self._credentials_changed()
-        return executed
+        return withhold_memory(executed) if name in OPENS else executed
 
     def asking(self, row: Syscall, args: Args, ins: dict[int, bytes], outs: dict[int, int]) -> Ask | None:
         """Return what makes a call that waits for events if there are some, else gives None; None for other calls."""
@@ -141,6 +143,8 @@ class Shadow:
         """Return the making of a call that may wait, for another thread."""
         if self._is_ours(row, args, ins):
             return lambda: (0, errno.EBADF, {})
+        if row.name in OPENS:
+            return lambda: withhold_memory(execute(row, args, ins, outs))
         return lambda: execute(row, args, ins, outs)
 
     def raises_sigpipe(self, row: Syscall, args: Args) -> bool:

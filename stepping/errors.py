@@ -41,6 +41,14 @@ class SeccompRefusedError(SteppingError):
         self.errno = errno
 
 
+class LandlockRefusedError(SteppingError):
+    """The kernel does not accept a Landlock ruleset. `errno`: why."""
+
+    def __init__(self, errno: int) -> None:
+        super().__init__(f"cannot restrict files and signals by Landlock: {os.strerror(errno)}")
+        self.errno = errno
+
+
 class NotificationGoneError(SteppingError):
     """A thread no longer waits for the answer to its call: a signal interrupted it, or it died."""
 
