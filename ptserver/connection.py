@@ -54,7 +54,19 @@ _TLS_RECORDS = (b"\x15\x03", b"\x16\x03")
 class Connection(Generic[T]):
     """One end of a connection after the handshake; T is what arrives there: `ToServer` or `ToHost`."""
 
-    __slots__ = ("_buffer", "_decode", "_decoder", "_lost", "_out", "_sock", "_view", "codec", "has_received")
+    __slots__ = (
+        "_buffer",
+        "_decode",
+        "_decoder",
+        "_lost",
+        "_out",
+        "_sock",
+        "_view",
+        "codec",
+        "has_received",
+        "reads",
+        "sent_bytes",
+    )
 
     def __init__(
         self, sock: Stream, codec: Codec, incoming: Any, max_frame_bytes: int = MAX_FRAME_BYTES
@@ -63,8 +75,11 @@ class Connection(Generic[T]):
 
         incoming: the union of what the peer may send; anything else is a `ProtocolError`.
         has_received: whether `receive` must be called once before the first poll, since TLS has brought something
-        together with the handshake, which poll cannot see.
+        together with the handshake, which poll cannot see. reads, sent_bytes: how often something has come, and how
+        much has gone, so far.
         """
+        self.reads = 0
+        self.sent_bytes = 0
         self.has_received = not isinstance(sock, socket.socket) and sock.pending() > 0
         self.codec = codec
         self._sock = sock
@@ -80,6 +95,10 @@ class Connection(Generic[T]):
     def fileno(self) -> int:
         """Return the socket's number, for a poll set; -1 when closed."""
         return self._sock.fileno()
+
+    def set_patience(self, seconds: float) -> None:
+        """Have the kernel give the peer's machine up when it answers nothing for that long."""
+        tune(self._sock, seconds)
 
     @property
     def pending_bytes(self) -> int:
@@ -114,6 +133,7 @@ class Connection(Generic[T]):
         if count == 0:
             middle = " in the middle of a message" if self._decoder.pending_bytes else ""
             raise ConnectionLostError(f"the connection was closed by the other side{middle}")
+        self.reads += 1
         decode = self._decode
         return [decode(frame) for frame in self._decoder.feed(self._view[:count])]
 
@@ -140,6 +160,7 @@ class Connection(Generic[T]):
         except OSError:
             self._lost = True
             count = len(self._out)
+        self.sent_bytes += count
         if count == len(self._out):
             self._out.clear()
             return True

@@ -294,5 +294,9 @@ class Host:
         except ChildProcessError:
             return
         if result is not None:
-            os.kill(os.getpid(), signal.SIGSTOP)
-            self._signal_program(signal.SIGCONT)
+            self._program_stopped(result.si_status)
+
+    def _program_stopped(self, signo: int) -> None:
+        """Stop as well: signal *signo* has stopped the program."""
+        os.kill(os.getpid(), signal.SIGSTOP)
+        self._signal_program(signal.SIGCONT)

@@ -8,6 +8,7 @@ from goabi.elf_header import ElfHeader
 from ptserver.connection import Connection
 from ptserver.errors import LaunchError
 from ptserver.host_signals import HostSignals
+from ptserver.keepalive import DEFAULT_SECONDS
 from ptserver.machine import native_arch
 from ptserver.messages import StreamId, ToHost, Welcome
 from ptserver.policy import filter_rules, hypercall_rules, serves_time, thread_rules
@@ -38,11 +39,12 @@ def launch_host(
     has_stub: bool,
     *,
     stoppable: bool = False,
+    keepalive_seconds: float = DEFAULT_SECONDS,
 ) -> _Host:
     """Start the program as *welcome* wants it; return its host, which has not yet answered anything.
 
     streams: those that are carried; stoppable: stop signals stop the program, though no shell of this machine
-    knows it.
+    knows it; keepalive_seconds: how long the server may be silent, 0 for ever.
 
     Raises:
         SteppingError: the kernel refuses.
@@ -66,7 +68,16 @@ def launch_host(
         )
     )
     os.close(null)
-    host = host_class(launched, signals, arch, welcome, connection, streams, has_stub=has_stub)
+    host = host_class(
+        launched,
+        signals,
+        arch,
+        welcome,
+        connection,
+        streams,
+        has_stub=has_stub,
+        keepalive_seconds=keepalive_seconds,
+    )
     host.stub.info = {
         "name": welcome.server,
         "version": welcome.software,

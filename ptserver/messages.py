@@ -351,9 +351,10 @@ class Chunk(Message, frozen=True):
 
 
 class Stopped(Message, frozen=True):
-    """Host to server: signal *signo* has stopped the program; it goes on by a `Signal` of SIGCONT's number.
+    """Host to server: signal *signo* has stopped the program.
 
-    Only to a server that has offered the program: its user's shell is to see a stopped job.
+    The host may be stopped with it, and say nothing until it goes on. A server that has offered the program stops
+    its own process, for its user's shell to see a stopped job; the program goes on by a `Signal` of SIGCONT's number.
     """
 
     signo: Annotated[int, Meta(ge=1, le=64)]

@@ -6,7 +6,6 @@ program is stopped the server hears of it, and says when it goes on.
 Not trusted: the server, see `ptserver.remote_host`.
 """
 
-import os
 import signal
 
 from ptserver.messages import Refused, Stopped
@@ -26,10 +25,7 @@ class OfferedHost(RemoteHost):
                 self._lose("this host is stopping")
                 self._signal_program(signal.SIGKILL)
 
-    def _follow_stop(self) -> None:
-        try:
-            result = os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WNOHANG)
-        except ChildProcessError:
-            return
-        if result is not None and self.lost is None:
-            self._connection.send(Stopped(result.si_status))
+    def _program_stopped(self, signo: int) -> None:
+        if self.lost is None:
+            self._connection.send(Stopped(signo))
+            self.keepalive.suspend()  # the server stops as well, and says so when it goes on

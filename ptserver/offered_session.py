@@ -26,6 +26,7 @@ from ptserver.connection import Connection, Stream, client_handshake
 from ptserver.endings import exit_of
 from ptserver.errors import ConnectionLostError, ProtocolError, PtServerError, RefusedError, UntrustedError
 from ptserver.file_transfer import obtain
+from ptserver.keepalive import DEFAULT_SECONDS
 from ptserver.launch_host import check_static, launch_host
 from ptserver.machine import native_arch, this_machine, version
 from ptserver.messages import CODECS, PROTOCOL_VERSION, Hello, Offer, Program, Refused, ToHost, Welcome
@@ -44,7 +45,7 @@ class HostConfig:
 
     token: the secret that an offer must bring, if any; keys: for TLS, which is spoken if there are any; memory_bytes:
     how much a program may have, if limited; offer_seconds: how long the offer may take, after a TLS handshake that
-    may take as long.
+    may take as long; keepalive_seconds: how long a server may be silent, 0 for ever.
     """
 
     log: Log
@@ -53,6 +54,7 @@ class HostConfig:
     keys: Keys | None = None
     memory_bytes: int | None = None
     offer_seconds: float = 5.0
+    keepalive_seconds: float = DEFAULT_SECONDS
 
     def run(self, sock: socket.socket, session_id: str, admission: socket.socket) -> NoReturn:
         """Execute what is offered on *sock*, and end this process."""
@@ -97,7 +99,18 @@ class HostConfig:
         check_static(executable.name, header)
         has_stub = find_stub_marker(path, header) is not None
         argv = [*welcome.argv] or [os.fsencode(executable.name)]
-        host = launch_host(OfferedHost, str(path), argv, welcome, connection, (), has_stub, stoppable=True)
+        host = launch_host(
+            OfferedHost,
+            str(path),
+            argv,
+            welcome,
+            connection,
+            (),
+            has_stub,
+            stoppable=True,
+            keepalive_seconds=self.keepalive_seconds,
+        )
+        host.kills_when_lost = True  # there is nobody to read a panic
         if self.memory_bytes is not None:
             resource.prlimit(host.pid, resource.RLIMIT_DATA, (self.memory_bytes, self.memory_bytes))
         if welcome.goroutines:

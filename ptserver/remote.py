@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ptserver.binary_cache import DEFAULT_LIMIT_BYTES, BinaryCache, default_folder
+from ptserver.keepalive import DEFAULT_SECONDS
 from ptserver.offered_session import HostConfig
 from ptserver.serve import accept_until_signal, check_exposure, chosen_token, open_log
 from ptserver.session_log import Log
@@ -30,9 +31,9 @@ class RemoteOptions:
     """What the command line says.
 
     address: where to listen; token_file: whose first line is the token; keys: the folder of keys for TLS, which also
-    may hold the token; max_sessions: how many programs at once;
-    memory_bytes: how much each may have; cache: the folder of programs; cache_bytes: its limit; log_file: where the
-    log goes, standard error if None; json: whether its lines, and the announcement, are JSON.
+    may hold the token; max_sessions: how many programs at once; memory_bytes: how much each may have; cache: the
+    folder of programs; cache_bytes: its limit; keepalive_seconds: how long a server may be silent, 0 for ever;
+    log_file: where the log goes, standard error if None; json: whether its lines, and the announcement, are JSON.
     """
 
     address: str = DEFAULT_ADDRESS
@@ -42,6 +43,7 @@ class RemoteOptions:
     memory_bytes: int | None = None
     cache: str | None = None
     cache_bytes: int = DEFAULT_LIMIT_BYTES
+    keepalive_seconds: float = DEFAULT_SECONDS
     log_file: str | None = None
     json: bool = False
 
@@ -59,7 +61,12 @@ def remote(options: RemoteOptions) -> None:
     listener = listen(options.address)
     try:
         check_exposure(listener, keys, token)
-        spawner = start_spawner(HostConfig(log, cache, token, keys, options.memory_bytes), listener)
+        spawner = start_spawner(
+            HostConfig(
+                log, cache, token, keys, options.memory_bytes, keepalive_seconds=options.keepalive_seconds
+            ),
+            listener,
+        )
         try:
             address = local_address(listener)
             if options.json:

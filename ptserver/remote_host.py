@@ -24,6 +24,7 @@ from ptserver.endings import exit_of
 from ptserver.errors import ConnectionLostError, ProtocolError
 from ptserver.host import Host, ThreadChange
 from ptserver.host_signals import HostSignals
+from ptserver.keepalive import DEFAULT_SECONDS, KeepAlive
 from ptserver.messages import (
     Cancel,
     Exited,
@@ -34,6 +35,7 @@ from ptserver.messages import (
     Refused,
     Result,
     Signal,
+    Stopped,
     StreamCredit,
     StreamData,
     StreamEnd,
@@ -63,7 +65,9 @@ _GOODBYE_SECONDS = 30.0
 class RemoteHost(Host):
     """Serves a program over *connection*, after *welcome*; see the module's text.
 
-    streams: the numbers of the standard streams that are carried. lost: why the connection was lost, or None.
+    streams: the numbers of the standard streams that are carried. keepalive_seconds: how long the server may be
+    silent, 0 for ever. lost: why the connection was lost, or None. kills_when_lost: kill a program then, even one
+    that has the stub and would panic.
     """
 
     def __init__(
@@ -76,9 +80,12 @@ class RemoteHost(Host):
         streams: Collection[StreamId],
         *,
         has_stub: bool,
+        keepalive_seconds: float = DEFAULT_SECONDS,
     ) -> None:
         super().__init__(launched, signals, arch, welcome.interest)
         self.lost: str | None = None
+        self.kills_when_lost = False
+        self.keepalive = KeepAlive(connection, self._loop.later, keepalive_seconds, self._lose)
         self._welcome = welcome
         self._connection = connection
         self._has_stub = has_stub
@@ -227,13 +234,14 @@ class RemoteHost(Host):
         if self.lost is not None:
             return
         self.lost = reason
+        self.keepalive.stop()
         self._loop.unwatch(self._connection.fileno())
         self._streams_changed = True
         for stream in self._outgoing.values():
             stream.stop()
         if self._wait_status is not None:
             return
-        if not self._has_stub or self.pid not in self.stub.watches:
+        if self.kills_when_lost or not self._has_stub or self.pid not in self.stub.watches:
             self._signal_program(signal.SIGKILL)
             return
         for call in self.stub.tell_lost(reason):
@@ -241,6 +249,12 @@ class RemoteHost(Host):
         self._loop.later(_PANIC_SECONDS, lambda: self._signal_program(signal.SIGKILL))
 
     # Everything else that happens.
+
+    def _program_stopped(self, signo: int) -> None:
+        if self.lost is None:
+            self._connection.send(Stopped(signo))
+            self._connection.flush()
+        super()._program_stopped(signo)
 
     def _on_thread(self, tid: int, event: ThreadChange) -> None:
         if self.lost is None:

@@ -19,7 +19,8 @@ class RunOptions:
     program: its name or path; server: a name, ``module:Class`` or an address; argv0: what argv[0] is to be, if not
     *program*; keys: the folder of keys for TLS; stub: the program's own stub started us, so failures are to be its
     panics; trace: log the calls; emulated: on an emulated processor; seed: makes such a run repeatable. on: the
-    address of the host that is to execute the program, this one if None.
+    address of the host that is to execute the program, this one if None. keepalive_seconds: how long the other side
+    may be silent, 0 for ever; on_lost: ``panic`` or ``kill``, what becomes of a program whose server is lost.
     """
 
     program: str
@@ -33,6 +34,8 @@ class RunOptions:
     emulated: bool = False
     seed: int | None = None
     on: str | None = None
+    keepalive_seconds: float = 30.0
+    on_lost: str = "panic"
 
     @property
     def argv(self) -> list[bytes]:

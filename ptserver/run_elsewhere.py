@@ -88,7 +88,15 @@ def run_elsewhere(
         raise ConnectionLostError(f"{options.on} does not take programs, or is gone: {error}") from error
     hello = msgspec.structs.replace(hello, program=facts)
     loop = SessionLoop(
-        connection, hello, instance(server_class), session_id, descriptors, say, OwnStdio(), offered
+        connection,
+        hello,
+        instance(server_class),
+        session_id,
+        descriptors,
+        say,
+        OwnStdio(),
+        offered,
+        keepalive_seconds=options.keepalive_seconds,
     )
     try:
         exited = loop.run()

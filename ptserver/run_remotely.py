@@ -60,8 +60,16 @@ def run_remotely(
         raise
     carried = welcome.resources == "server"
     host = launch_host(
-        RemoteHost, path, options.argv, welcome, connection, streams if carried else (), stub is not None
+        RemoteHost,
+        path,
+        options.argv,
+        welcome,
+        connection,
+        streams if carried else (),
+        stub is not None,
+        keepalive_seconds=options.keepalive_seconds,
     )
+    host.kills_when_lost = options.on_lost == "kill"
     raw = RawTerminal() if terminal is not None and carried else contextlib.nullcontext()
     with hosting(options, path, host, goroutines=welcome.goroutines), raw:
         status = host.run()

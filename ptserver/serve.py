@@ -18,6 +18,7 @@ from pathlib import Path
 from ptserver.confine import check, protect_this_process
 from ptserver.confinement import UNCONFINED, Confinement
 from ptserver.errors import AddressError, PtServerError, ServerLoadError
+from ptserver.keepalive import DEFAULT_SECONDS
 from ptserver.machine import version
 from ptserver.servers import load
 from ptserver.session_log import Log
@@ -36,8 +37,9 @@ class ServeOptions:
     """What the command line says.
 
     server: a name or ``module:Class``; address: where to listen; token_file: whose first line is the token; keys:
-    the folder of keys for TLS, which also may hold the token; max_sessions: how many at once; log_file: where the log
-    goes, standard error if None; json: whether its lines, and the announcement, are JSON; confinement: of sessions.
+    the folder of keys for TLS, which also may hold the token; max_sessions: how many at once; keepalive_seconds: how
+    long a host may be silent, 0 for ever; log_file: where the log goes, standard error if None; json: whether its
+    lines, and the announcement, are JSON; confinement: of sessions.
     """
 
     server: str
@@ -45,6 +47,7 @@ class ServeOptions:
     token_file: str | None = None
     keys: str | None = None
     max_sessions: int = 200
+    keepalive_seconds: float = DEFAULT_SECONDS
     log_file: str | None = None
     json: bool = False
     confinement: Confinement = UNCONFINED
@@ -66,7 +69,13 @@ def serve(options: ServeOptions) -> None:
     try:
         check_exposure(listener, keys, token)
         config = SessionConfig(
-            server, f"ptserver {version()}", log, token, keys=keys, confinement=options.confinement
+            server,
+            f"ptserver {version()}",
+            log,
+            token,
+            keys=keys,
+            confinement=options.confinement,
+            keepalive_seconds=options.keepalive_seconds,
         )
         spawner = start_spawner(config, listener)
         try:

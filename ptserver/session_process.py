@@ -18,9 +18,10 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 from ptserver.connection import Connection
-from ptserver.errors import ProtocolError, PtServerError, RefusedError
+from ptserver.errors import ConnectionLostError, ProtocolError, PtServerError, RefusedError
 from ptserver.file_transfer import OfferedFile
 from ptserver.gate import Gate
+from ptserver.keepalive import DEFAULT_SECONDS, KeepAlive
 from ptserver.messages import (
     Cancel,
     Exited,
@@ -77,11 +78,14 @@ class SessionLoop:
         stdio: Stdio | OwnStdio,
         offered: OfferedFile | None = None,
         gate: Gate | None = None,
+        *,
+        keepalive_seconds: float = DEFAULT_SECONDS,
     ) -> None:
         """Make a session's state of this process's.
 
         offered: the program, if this process offered it to its host: what belongs to this process, its descriptors
-        and the signals that it is sent, is the program's then. gate: judges what its sockets do.
+        and the signals that it is sent, is the program's then. gate: judges what its sockets do. keepalive_seconds:
+        how long the host may be silent, 0 for ever.
         """
         self._connection = connection
         self._send = connection.send
@@ -104,6 +108,7 @@ class SessionLoop:
         self._signals = _catch_signals(descriptors, self._relayed)
         self._stdio = stdio
         self._loop = PollLoop()
+        self._keepalive = KeepAlive(connection, self._loop.later, keepalive_seconds, _raise_lost)
         self._calls = Calls(
             self.session,
             server,
@@ -128,6 +133,7 @@ class SessionLoop:
             ThreadEvent: self._take_thread,
             Exited: self._take_exited,
             Refused: self._take_refused,
+            Stopped: self._take_stopped,
             Ping: self._take_ping,
             Pong: lambda pong: None,
         }
@@ -135,7 +141,7 @@ class SessionLoop:
         if offered is None:
             descriptors.close_programs(3)
         else:
-            self._takers |= {Fetch: self._take_fetch, Stopped: self._take_stopped}
+            self._takers[Fetch] = self._take_fetch
 
     def run(self) -> Exited:
         """Serve the program until it is gone and its output is delivered; return how it ended.
@@ -243,7 +249,13 @@ class SessionLoop:
         self._send(self._offered.answer(message))
 
     def _take_stopped(self, message: Stopped) -> None:
-        """Stop this process, as which its user's shell knows the program; SIGCONT wakes both."""
+        """Expect nothing of a host that stops with its program.
+
+        If the program was offered, stop this process, as which its user's shell knows it. SIGCONT wakes both.
+        """
+        if self._offered is None:
+            self._keepalive.suspend()
+            return
         self._connection.flush()
         signo = message.signo if message.signo in _STOPPING else int(signal.SIGSTOP)
         if signo != signal.SIGSTOP:
@@ -301,6 +313,10 @@ def _unsaid(text: str) -> None:
     """Say what a user can do nothing about only if asked to: it would be among the program's own output."""
     if os.environ.get("PTSERVER_DEBUG"):
         print(f"ptserver: {text}", file=sys.stderr)
+
+
+def _raise_lost(reason: str) -> None:
+    raise ConnectionLostError(reason)
 
 
 def _passed_on() -> frozenset[signal.Signals]:

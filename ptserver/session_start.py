@@ -24,6 +24,7 @@ from ptserver.confinement import UNCONFINED, Confinement
 from ptserver.connection import Connection, refused_for, server_handshake
 from ptserver.errors import ConnectionLostError, ProtocolError, PtServerError, RefusedError, UntrustedError
 from ptserver.gate import Gate
+from ptserver.keepalive import DEFAULT_SECONDS
 from ptserver.messages import (
     MAX_ENVIRONMENT_ENTRIES,
     MAX_ENVIRONMENT_ENTRY_BYTES,
@@ -50,7 +51,8 @@ class SessionConfig:
 
     software: what the server runs on, with its version; token: the secret that a hello must bring, if any;
     hello_seconds: how long it may take, after a TLS handshake that may take as long; keys: for TLS, which is
-    spoken if there are any; confinement: of every session.
+    spoken if there are any; confinement: of every session; keepalive_seconds: how long a host may be silent, 0 for
+    ever.
     """
 
     server: type[RuntimeServer]
@@ -60,6 +62,7 @@ class SessionConfig:
     hello_seconds: float = 5.0
     keys: Keys | None = None
     confinement: Confinement = UNCONFINED
+    keepalive_seconds: float = DEFAULT_SECONDS
 
     def run(self, sock: socket.socket, session_id: str, admission: socket.socket) -> NoReturn:
         """Serve one accepted connection, and end this process."""
@@ -91,7 +94,17 @@ def run_session(
         log(f"runs {program.path} {' '.join(program.argv[1:])}".rstrip() + f" for {hello.machine.hostname}")
         stdio = Stdio(hello, descriptors, connection.send)
         gate = Gate(config.confinement, log) if config.confinement.gates_sockets else None
-        loop = SessionLoop(connection, hello, config.server(), session_id, descriptors, log, stdio, gate=gate)
+        loop = SessionLoop(
+            connection,
+            hello,
+            config.server(),
+            session_id,
+            descriptors,
+            log,
+            stdio,
+            gate=gate,
+            keepalive_seconds=config.keepalive_seconds,
+        )
         enter(config.confinement)
         loop.run()
         log(f"ended after {time.monotonic() - started:.3f} s")

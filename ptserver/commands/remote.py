@@ -2,6 +2,8 @@
 
 import click
 
+from ptserver.commands.common_options import keepalive_option
+
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
@@ -61,6 +63,7 @@ class _Size(click.ParamType):  # type: ignore[type-arg]
     show_default=True,
     help="How much may be kept there; the program that was not used for the longest time goes first.",
 )
+@keepalive_option
 @click.option("--log", "log_file", metavar="FILE", help="Append the log to FILE; default: standard error.")
 @click.option("--json", "as_json", is_flag=True, help="Announce and log in JSON, one object per line.")
 @click.pass_context
@@ -73,6 +76,7 @@ def remote_command(
     memory: int | None,
     cache: str | None,
     cache_size: int,
+    keepalive_seconds: float,
     log_file: str | None,
     as_json: bool,
 ) -> None:
@@ -92,6 +96,17 @@ def remote_command(
     from ptserver.remote import RemoteOptions, remote
 
     remote(
-        RemoteOptions(address, token_file, keys, max_sessions, memory, cache, cache_size, log_file, as_json)
+        RemoteOptions(
+            address,
+            token_file,
+            keys,
+            max_sessions,
+            memory,
+            cache,
+            cache_size,
+            keepalive_seconds,
+            log_file,
+            as_json,
+        )
     )
     ctx.exit(0)

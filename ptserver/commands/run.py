@@ -2,6 +2,7 @@
 
 import click
 
+from ptserver.commands.common_options import keepalive_option
 from ptserver.commands.trace_arguments import OptionalValueCommand, trace_arguments
 from ptserver.trace_options import TraceOptions
 
@@ -38,6 +39,15 @@ from ptserver.trace_options import TraceOptions
     help="Speak TLS with the keys in DIR, which `ptserver keys` made; addresses of other machines need it. Default: "
     "what PTSERVER_KEYS says.",
 )
+@keepalive_option
+@click.option(
+    "--on-lost",
+    type=click.Choice(["panic", "kill"]),
+    default="panic",
+    show_default=True,
+    help="When the server is lost: a program with the stub panics, with the traces of its goroutines, and any other "
+    "is killed; or all are killed.",
+)
 @click.option("--argv0", metavar="NAME", help="What the program finds in argv[0], instead of PROGRAM.")
 @click.option("--stub", is_flag=True, hidden=True, help="The program's own stub calls: report as it would.")
 @click.option(
@@ -60,6 +70,8 @@ def run_command(
     on: str | None,
     token_file: str | None,
     keys: str | None,
+    keepalive_seconds: float,
+    on_lost: str,
     argv0: str | None,
     stub: bool,
     engine: str,
@@ -110,6 +122,8 @@ def run_command(
                 engine == "emulate",
                 seed,
                 on,
+                keepalive_seconds,
+                on_lost,
             )
         )
     )

@@ -2,6 +2,8 @@
 
 import click
 
+from ptserver.commands.common_options import keepalive_option
+
 
 @click.command("serve")
 @click.argument("server", metavar="NAME|MODULE:CLASS")
@@ -60,6 +62,7 @@ import click
     help="Limits of each session: nofile, cpu (seconds), as, fsize, data, stack, core, memlock (bytes, or with k, m, "
     "g), nproc.",
 )
+@keepalive_option
 @click.option("--log", "log_file", metavar="FILE", help="Append the log to FILE; default: standard error.")
 @click.option("--json", "as_json", is_flag=True, help="Announce and log in JSON, one object per line.")
 @click.pass_context
@@ -77,6 +80,7 @@ def serve_command(
     executables: tuple[str, ...],
     user: str | None,
     limits: tuple[str, ...],
+    keepalive_seconds: float,
     log_file: str | None,
     as_json: bool,
 ) -> None:
@@ -113,5 +117,9 @@ def serve_command(
         user=user,
         limits=limits,
     )
-    serve(ServeOptions(server, address, token_file, keys, max_sessions, log_file, as_json, confinement))
+    serve(
+        ServeOptions(
+            server, address, token_file, keys, max_sessions, keepalive_seconds, log_file, as_json, confinement
+        )
+    )
     ctx.exit(0)
