@@ -20,6 +20,7 @@ from goabi.errors import GoAbiError
 from ptserver.confinement import LIMITS, Confinement, User
 from ptserver.errors import CannotConfineError
 from ptserver.machine import native_arch
+from ptserver.shadow_descriptors import RESERVED
 from stepping.errors import SteppingError
 from stepping.landlock import CHANGES, SCOPE_ABSTRACT_SOCKETS, SCOPE_SIGNALS, Right, abi, restrict
 from stepping.seccomp import Rule, Verdict, assemble, install
@@ -32,8 +33,6 @@ _MNT_DETACH = 2
 _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 4, 38
 _CAPABILITY_VERSION = (0x20080522).to_bytes(4, "little") + bytes(4)
 
-#: Descriptors of the session's own above the program's, as `ptserver.shadow_descriptors` has them.
-_OWN_DESCRIPTORS = 256
 _DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 _WRITABLE_DEVICES = tuple(f"/dev/{name}" for name in (*_DEVICES, "pts"))
 
@@ -64,7 +63,7 @@ def limit(confinement: Confinement) -> None:
     for name, value in confinement.limits.items():
         hard = value
         if name == "nofile":
-            hard = min(value + _OWN_DESCRIPTORS, resource.getrlimit(LIMITS[name])[1])
+            hard = min(value + RESERVED, resource.getrlimit(LIMITS[name])[1])
         try:
             resource.setrlimit(LIMITS[name], (min(value, hard), hard))
         except (OSError, ValueError) as error:

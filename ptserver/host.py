@@ -126,6 +126,10 @@ class Host:
     def _abandon(self, call: PendingCall) -> None:
         """Give up *call*, answered or not: its thread was interrupted and does something else now."""
 
+    def _is_seized(self, tid: int) -> bool:
+        """Whether the thread makes a call because this host makes it."""
+        return False
+
     def _before_waiting(self) -> None:
         """Do what can wait until there is nothing else to do."""
 
@@ -151,9 +155,17 @@ class Host:
                 if earlier.answer is not None:
                     earlier.answer()
                 return
+            if self._is_seized(tid):
+                self._let_go(notification.id)
+                return
             del self._pending[tid]
             self._abandon(earlier)
-        process = self._processes.get(tid) or self._find_process(tid)
+        process = self._processes.get(tid)
+        if process is None:
+            if self._is_seized(tid):
+                self._let_go(notification.id)
+                return
+            process = self._find_process(tid)
         number = notification.nr
         row = self._seen_rows.get(number)
         if row is None:
@@ -201,13 +213,16 @@ class Host:
 
     def _proceed(self, call: PendingCall) -> None:
         """Let the thread make *call* itself."""
-        try:
-            self._listener.proceed(call.notification_id)
-        except NotificationGoneError:
-            pass  # the thread begins anew
+        self._let_go(call.notification_id)
         self._forget(call)
         if self.trace is not None and call.started_ns:
             self.trace.proceeded(call)
+
+    def _let_go(self, notification_id: int) -> None:
+        try:
+            self._listener.proceed(notification_id)
+        except NotificationGoneError:
+            pass  # the thread begins anew
 
     def _forget(self, call: PendingCall) -> None:
         if self._pending.get(call.tid) is call:
@@ -252,6 +267,15 @@ class Host:
         self._processes[tid] = process
         self._thread_changed(process, tid, "created")
         return process
+
+    def _process_ended(self, process: Process) -> None:
+        """Forget a process that is gone, and what it waited for."""
+        for tid in [tid for tid, other in self._processes.items() if other is process]:
+            del self._processes[tid]
+        for tid, call in list(self._pending.items()):
+            if call.process is process:
+                del self._pending[tid]
+                self._abandon(call)
 
     def _thread_ended(self, tid: int) -> None:
         process = self._processes.pop(tid, self._main)

@@ -50,7 +50,7 @@ def launch_host(
         SteppingError: the kernel refuses.
     """
     arch = native_arch()
-    rules = filter_rules(welcome.interest, welcome.default_interest, arch)
+    rules = filter_rules(welcome.interest, welcome.default_interest, arch, has_pid=bool(welcome.pid))
     signals = HostSignals()
     carried = welcome.resources == "server"
     null = os.open(os.devnull, os.O_RDWR)

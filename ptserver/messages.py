@@ -185,7 +185,8 @@ class Welcome(Message, frozen=True):
     interest: what the server wants of each syscall by name; `default_interest` holds for the other calls that
     touch resources. environment: the program's, as ``NAME=VALUE``, or null for the host's own. goroutines:
     whether the server wants to know which goroutine makes each call. argv: the program's arguments, if the server
-    has offered it, else null.
+    has offered it, else null. pid: the process id that the program has at the server and is told, or 0 if it keeps
+    that of its process at the host.
     """
 
     version: Annotated[int, Meta(ge=1, le=65535)]
@@ -201,6 +202,7 @@ class Welcome(Message, frozen=True):
     environment: Strings | None = None
     goroutines: bool = False
     argv: Strings | None = None
+    pid: ThreadId = 0
 
 
 class Refused(Message, frozen=True):
@@ -218,13 +220,16 @@ class Refused(Message, frozen=True):
 class Syscall(Message, frozen=True):
     """Host to server: a thread of the program makes a call that the server serves; it waits for `Result`.
 
-    id: unique among the calls in flight, above 0; tid: the calling thread, pid: its process, at the host;
+    id: unique among the calls in flight, above 0; tid: the calling thread at the host; pid: its process, by the
+    id that the server gave it (`Welcome`, or the result of ``clone``), else that at the host;
     name: the call's name on Linux; args: its six registers. ins: by argument index, the bytes that it reads
     (paths without their NUL; iovecs joined; string vectors joined by NUL bytes); outs: by argument index, how
     many bytes it may fill. The buffers of all ins, and those of all outs, hold at most 8 MiB together: the
     host shortens longer reads and writes, as the kernel may. goid: the goroutine that makes it, if the welcome
     asks for it and it is known, else 0.
     A call that the server does not know is answered with ENOSYS.
+    ``clone``, ``fork`` and ``vfork`` return the id of a process that the server has made; the host makes its own
+    copy when it has the result. ``execve`` and ``execveat`` return only if they fail; otherwise `Executed` comes.
     """
 
     id: RequestId
@@ -312,9 +317,61 @@ class WindowSize(Message, frozen=True):
 
 
 class Signal(Message, frozen=True):
-    """Server to host: deliver signal *signo* (Linux number) to the program."""
+    """Either way: deliver signal *signo* (Linux number) to process *pid* of the program, 0 for its first one.
+
+    From the host only for a process that has executed another program (`Executed`).
+    code, sender, uid, value: what siginfo_t says of it: ``si_code``, ``si_pid``, ``si_uid``, and ``si_status`` or
+    ``si_value``.
+    """
 
     signo: Annotated[int, Meta(ge=1, le=64)]
+    pid: ThreadId = 0
+    code: S64 = 0
+    sender: ThreadId = 0
+    uid: U64 = 0
+    value: S64 = 0
+
+
+class SignalState(Message, frozen=True):
+    """Host to server: which signals process *pid* ignores and which its calling thread blocks, from now on.
+
+    ignored, blocked: bit *n* stands for signal *n* + 1. Sent before a call that depends on it: an exec hands both on.
+    """
+
+    pid: ThreadId
+    ignored: U64
+    blocked: U64
+
+
+class Executed(Message, frozen=True):
+    """Server to host: process *pid* has become another program, at the server; the host ends its own copy."""
+
+    pid: ThreadId
+
+
+class ProcessExited(Message, frozen=True):
+    """Host to server: process *pid*, made by ``clone``, is gone. status, signo: as in `Exited`."""
+
+    pid: ThreadId
+    status: Annotated[int, Meta(ge=0, le=255)] | None
+    signo: SignalNumber = 0
+
+
+class ProcessStopped(Message, frozen=True):
+    """Host to server: signal *signo* has stopped process *pid*; a `Signal` lets it go on."""
+
+    pid: ThreadId
+    signo: Annotated[int, Meta(ge=1, le=64)]
+
+
+class ProgramExited(Message, frozen=True):
+    """Server to host: the program that the first process executed (`Executed`) has ended. The host then exits.
+
+    status, signo: as in `Exited`.
+    """
+
+    status: Annotated[int, Meta(ge=0, le=255)] | None
+    signo: SignalNumber = 0
 
 
 class ThreadEvent(Message, frozen=True):
@@ -389,6 +446,10 @@ ToServer = (
     | Fetch
     | Stopped
     | Exited
+    | ProcessExited
+    | ProcessStopped
+    | Signal
+    | SignalState
     | Refused
     | Ping
     | Pong
@@ -402,8 +463,13 @@ ToHost = (
     | StreamCredit
     | StreamEnd
     | Signal
+    | Executed
+    | ProgramExited
     | Chunk
     | Goodbye
     | Ping
     | Pong
 )
+#: What a session's process sends to the shadow of a child process, and what that sends back.
+ToShadow = Syscall | Cancel | Signal | SignalState | ProcessExited | ProcessStopped
+FromShadow = Result | Signal | Executed

@@ -15,6 +15,8 @@ from ptserver.remote_host import RemoteHost
 class OfferedHost(RemoteHost):
     """Serves a program that was launched with `stoppable`."""
 
+    stops_like_a_job = True
+
     def _on_signal(self) -> None:
         for signo, _ in self._signals.receive():
             if signo == signal.SIGCHLD:

@@ -12,13 +12,17 @@ from stepping.tracee_memory import TraceeMemory
 class Process:
     """A process of the program: its id, its memory, and a descriptor that stands for it (pidfd_open(2)).
 
+    id: what the program and its server call it; its own number here, unless the server gave it another. left: it has
+    executed another program at the server, and what is left of it here only has to end.
     The memory is opened when it is first wanted: a process that has ended and was not waited for has none.
     """
 
-    __slots__ = ("_memory", "pid", "pidfd")
+    __slots__ = ("_memory", "id", "left", "pid", "pidfd")
 
-    def __init__(self, pid: int) -> None:
+    def __init__(self, pid: int, id_at_server: int = 0) -> None:
         self.pid = pid
+        self.id = id_at_server or pid
+        self.left = False
         self.pidfd = os.pidfd_open(pid)
         self._memory: TraceeMemory | None = None
 

@@ -11,13 +11,23 @@ from ptserver.stub.hypercalls import FIRST_HYPERCALL, LAST_HYPERCALL
 from stepping.seccomp import Rule, Verdict
 from stepping.syscalls import SYSCALLS, Arch, Syscall, SyscallClass, Sysno
 
-#: Calls of resource classes that stay on the stub host all the same, because they are about the process there.
+#: Calls of resource classes that stay on the stub host, because they are about the process there, if the server
+#: has none for it.
 HOST_CALLS: frozenset[str] = frozenset(
     "getppid getpgid getpgrp getsid setpgid setsid kill rt_sigqueueinfo".split()  # its process is there
 )
 
 #: Calls that name a process: allowed on the program itself, refused on others.
-REACHES_SELF_ONLY: frozenset[str] = frozenset("kill tgkill rt_sigqueueinfo rt_tgsigqueueinfo".split())
+REACHES_SELF_ONLY: frozenset[str] = frozenset("kill tkill tgkill rt_sigqueueinfo rt_tgsigqueueinfo".split())
+
+#: Calls that a host takes because the program has another process id than its process here.
+ID_CALLS: frozenset[str] = frozenset({"getpid", "gettid"})
+
+#: Calls that a host takes for the same reason, and lets its server's shadow make when they concern it.
+SHADOW_CALLS: frozenset[str] = frozenset({"prctl"})
+
+FORKS: frozenset[str] = frozenset({"fork", "vfork", "clone"})
+EXECS: frozenset[str] = frozenset({"execve", "execveat"})
 
 #: Calls that every new thread makes first, in Go's runtime and in C libraries, and the one that ends it.
 THREAD_CALLS: frozenset[str] = frozenset("sigaltstack set_robust_list exit".split())
@@ -26,22 +36,32 @@ THREAD_CALLS: frozenset[str] = frozenset("sigaltstack set_robust_list exit".spli
 _DENIED = ("clone3",)
 
 
-def interest_in(row: Syscall, interest: Mapping[str, Interest], default: Interest) -> Interest:
-    """Return what a server that declares *interest* and *default* wants of *row*."""
+def interest_in(
+    row: Syscall, interest: Mapping[str, Interest], default: Interest, *, has_pid: bool = False
+) -> Interest:
+    """Return what a server that declares *interest* and *default* wants of *row*.
+
+    has_pid: whether it has a process for the program, with an id of its own.
+    """
     named = interest.get(row.name)
     if named is not None:
         return named
-    if row.name in HOST_CALLS or row.concerns_host:
+    if (row.name in HOST_CALLS and not has_pid) or row.concerns_host:
         return "ignore"
     return default
 
 
-def filter_rules(interest: Mapping[str, Interest], default: Interest, arch: Arch) -> list[Rule]:
-    """Return the rules of the filter that takes just what a server wants; empty if it wants nothing."""
+def filter_rules(
+    interest: Mapping[str, Interest], default: Interest, arch: Arch, *, has_pid: bool = False
+) -> list[Rule]:
+    """Return the rules of the filter that takes just what a server wants; empty if it wants nothing.
+
+    has_pid: as of `interest_in`.
+    """
     # The host's own rules come first, because the first rule for a call decides.
-    rules = _host_rules(arch) if default != "ignore" else []
+    rules = _host_rules(arch, has_pid) if default != "ignore" else []
     for row in SYSCALLS.values():
-        if arch not in row.numbers or interest_in(row, interest, default) == "ignore":
+        if arch not in row.numbers or interest_in(row, interest, default, has_pid=has_pid) == "ignore":
             continue
         named = row.name in interest
         rules.append(Rule(row.numbers[arch], Verdict.NOTIFY, None if named else row.only_if))
@@ -63,6 +83,7 @@ def thread_rules(arch: Arch) -> list[Rule]:
     return [Rule(SYSCALLS[name].numbers[arch], Verdict.NOTIFY) for name in sorted(THREAD_CALLS)]
 
 
-def _host_rules(arch: Arch) -> list[Rule]:
+def _host_rules(arch: Arch, has_pid: bool) -> list[Rule]:
     rules = [Rule(SYSCALLS[name].numbers[arch], Verdict.DENY) for name in _DENIED]
-    return rules + [Rule(SYSCALLS[name].numbers[arch], Verdict.NOTIFY) for name in sorted(REACHES_SELF_ONLY)]
+    taken = REACHES_SELF_ONLY | ID_CALLS | SHADOW_CALLS if has_pid else REACHES_SELF_ONLY
+    return rules + [Rule(SYSCALLS[name].numbers[arch], Verdict.NOTIFY) for name in sorted(taken)]

@@ -17,7 +17,7 @@ import os
 import select
 import signal
 from collections.abc import Callable, Collection, Mapping
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 from ptserver.connection import Connection
 from ptserver.endings import exit_of
@@ -27,11 +27,14 @@ from ptserver.host_signals import HostSignals
 from ptserver.keepalive import DEFAULT_SECONDS, KeepAlive
 from ptserver.messages import (
     Cancel,
+    Executed,
     Exited,
     Goodbye,
+    Message,
     Observed,
     Ping,
     Pong,
+    ProgramExited,
     Refused,
     Result,
     Signal,
@@ -47,11 +50,13 @@ from ptserver.messages import (
     WindowSize,
 )
 from ptserver.pending_call import PendingCall
-from ptserver.policy import REACHES_SELF_ONLY, interest_in
+from ptserver.policy import FORKS, REACHES_SELF_ONLY, interest_in
+from ptserver.remote_processes import RemoteProcesses
 from ptserver.streams import IncomingStream, OutgoingStream
 from ptserver.terminal import user_terminal
 from stepping.launch import Launched
 from stepping.syscalls import Arch
+from stepping.wait_status import WAIT_ALL
 
 _Stream = TypeVar("_Stream")
 
@@ -68,7 +73,10 @@ class RemoteHost(Host):
     streams: the numbers of the standard streams that are carried. keepalive_seconds: how long the server may be
     silent, 0 for ever. lost: why the connection was lost, or None. kills_when_lost: kill a program then, even one
     that has the stub and would panic.
+    stops_like_a_job: whether a terminal's signals stop the program as they would natively.
     """
+
+    stops_like_a_job: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -90,10 +98,26 @@ class RemoteHost(Host):
         self._connection = connection
         self._has_stub = has_stub
         self._in_flight: dict[int, PendingCall | None] = {}  # None: cancelled, an answer will still come
+        self._children: RemoteProcesses | None = None
+        if welcome.pid:
+            self._main.id = welcome.pid
+            self._children = RemoteProcesses(
+                self._main,
+                self._processes,
+                self._loop,
+                self._listener,
+                self._answer,
+                self._proceed,
+                self._forget,
+                self._process_ended,
+                self._tell,
+                first_can_stop=self.stops_like_a_job,
+            )
         self._observed = frozenset(
             row.name
             for row in self._rows.values()
-            if interest_in(row, welcome.interest, welcome.default_interest) == "observe"
+            if interest_in(row, welcome.interest, welcome.default_interest, has_pid=bool(welcome.pid))
+            == "observe"
         )
         self._goodbye = False
         self._congested = False
@@ -127,32 +151,54 @@ class RemoteHost(Host):
     def close(self) -> None:
         """Kill the program if it still runs, and give up every descriptor."""
         self._connection.close()
+        if self._children is not None:
+            self._children.kill()
+            if self._wait_status is None:
+                self._signal_program(signal.SIGKILL)
+            self._reap_all()
         super().close()
+
+    def _reap_all(self) -> None:
+        """Wait for every process and seized thread, all of which are killed."""
+        with contextlib.suppress(ChildProcessError):
+            while True:
+                pid, status = os.waitpid(-1, WAIT_ALL)
+                if pid == self.pid:
+                    self._wait_status = status
 
     # Calls of the program.
 
     def _serve(self, call: PendingCall) -> None:
         row = call.row
         assert row is not None
-        if row.name in REACHES_SELF_ONLY and row.name not in self._served:
-            self._serve_signal_to_self(call)
-        elif self.lost is not None:
+        if self.lost is not None:
             self._serve_last_words(call)
+        elif self._children is not None and row.name not in self._served and self._children.serve(call):
+            pass
+        elif self._children is None and row.name in REACHES_SELF_ONLY and row.name not in self._served:
+            self._serve_signal_to_self(call)
         elif row.name in self._observed:
             args, ins, *_ = call.gathered
-            self._connection.send(Observed(call.tid, call.process.pid, row.name, args, ins, call.goid))
+            self._connection.send(Observed(call.tid, call.process.id, row.name, args, ins, call.goid))
             self._proceed(call)
         else:
             args, ins, outs, *_ = call.gathered
             self._in_flight[call.id] = call
             self._connection.send(
-                Syscall(call.id, call.tid, call.process.pid, row.name, args, ins, outs, call.goid)
+                Syscall(call.id, call.tid, call.process.id, row.name, args, ins, outs, call.goid)
             )
 
     def _abandon(self, call: PendingCall) -> None:
-        if self.lost is None and self._in_flight.get(call.id) is call:
+        if self._in_flight.get(call.id) is call:
             self._in_flight[call.id] = None
-            self._connection.send(Cancel(call.id))
+            self._tell(Cancel(call.id))
+        elif self._children is not None:
+            self._children.abandon(call)
+
+    def _tell(self, message: Message) -> None:
+        """Send *message* if there is still somebody to hear it."""
+        if self.lost is None:
+            self._connection.send(message)
 
     def _serve_signal_to_self(self, call: PendingCall) -> None:
         """Let the program signal itself (its own process, or its group, in which it is alone), nobody else."""
@@ -194,8 +240,14 @@ class RemoteHost(Host):
                     self._outgoing[message.stream].stop()
                 else:
                     self._stream(self._incoming, message.stream).end()
+            case Signal() if self._children is not None:
+                self._children.deliver(message)
             case Signal():
                 self._signal_program(message.signo)
+            case Executed() if self._children is not None:
+                self._children.executed(message.pid)
+            case ProgramExited() if self._main.left:
+                self._wait_status = message.signo if message.status is None else message.status << 8
             case Ping():
                 self._connection.send(Pong(message.id))
             case Goodbye():
@@ -214,7 +266,14 @@ class RemoteHost(Host):
             raise ProtocolError(f"the server answered call {result.id}, which nobody made") from None
         if call is None:
             return
-        if not result.proceed:
+        if (
+            self._children is not None
+            and call.row is not None
+            and call.row.name in FORKS
+            and not result.errno
+        ):
+            self._children.fork(call, result.value, result.outs)
+        elif not result.proceed:
             self._answer(call, result.value, result.errno, result.outs)
         elif self._welcome.resources == "host" or (call.row is not None and call.row.concerns_host):
             self._proceed(call)
@@ -241,6 +300,9 @@ class RemoteHost(Host):
             stream.stop()
         if self._wait_status is not None:
             return
+        if self._main.left:
+            self._wait_status = signal.SIGKILL
+            return
         if self.kills_when_lost or not self._has_stub or self.pid not in self.stub.watches:
             self._signal_program(signal.SIGKILL)
             return
@@ -257,13 +319,40 @@ class RemoteHost(Host):
         super()._program_stopped(signo)
 
     def _on_thread(self, tid: int, event: ThreadChange) -> None:
-        if self.lost is None:
-            self._connection.send(ThreadEvent(tid, event))
+        self._tell(ThreadEvent(tid, event))
+
+    def _on_exit(self) -> None:
+        if self._children is not None:
+            self._children.advance()
+            self._children.first_ended()
+        if not self._main.left:
+            super()._on_exit()
+        elif os.waitpid(self.pid, os.WNOHANG)[0]:
+            self._loop.unwatch(self._pidfd)
+
+    def _is_seized(self, tid: int) -> bool:
+        return self._children is not None and self._children.is_seized(tid)
+
+    def _follow_stop(self) -> None:
+        if self._advance():
+            super()._follow_stop()
+
+    def _advance(self) -> bool:
+        """Go on with forks; return whether the stops of the first process are its own, not a fork's."""
+        if self._children is not None:
+            self._children.advance()
+        return not self._is_seized(self.pid)
+
+    def _signal_program(self, signo: int) -> None:
+        if self._main.left:
+            self._tell(Signal(signo, self._main.id))
+        else:
+            super()._signal_program(signo)
 
     def _on_window_size(self) -> None:
         terminal = user_terminal()
-        if terminal is not None and self.lost is None:
-            self._connection.send(WindowSize(terminal.rows, terminal.columns))
+        if terminal is not None:
+            self._tell(WindowSize(terminal.rows, terminal.columns))
 
     def _shares_terminal(self) -> bool:
         return False

@@ -9,7 +9,6 @@ Not trusted: the host, as far as its messages go; it does execute the program.
 
 import contextlib
 import os
-import signal
 import sys
 import time
 from typing import NoReturn
@@ -105,7 +104,6 @@ def run_elsewhere(
     except ProtocolError as error:
         raise ProtocolError(f"host {options.on}: {error}") from error
     finally:
-        signal.set_wakeup_fd(-1)
         connection.finish()
     sys.stdout.flush()
     sys.stderr.flush()

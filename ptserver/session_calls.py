@@ -6,8 +6,8 @@ Thread rules: the session's main thread; workers run only `ptserver.execute.exec
 
 import errno
 import signal
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple, Protocol
 
 from ptserver.call import Call
 from ptserver.errors import ProtocolError
@@ -15,6 +15,7 @@ from ptserver.execute import Executed
 from ptserver.gate import GATED, Gate
 from ptserver.messages import Cancel, Message, Observed, Result, Signal, Syscall
 from ptserver.outcomes import Delay, Done, Fail, OpenBytes, Outcome, Proceed, Return
+from ptserver.policy import EXECS, FORKS, SHADOW_CALLS
 from ptserver.poll_loop import PollLoop
 from ptserver.server import RuntimeServer
 from ptserver.session import Session
@@ -27,6 +28,20 @@ from stepping.syscalls import Syscall as Row
 
 #: More calls in flight than any program has threads waiting.
 _MAX_WAITING = 16384
+
+
+class OtherShadow(Protocol):
+    """The shadow of another process than this one's."""
+
+    def send(self, message: Syscall | Cancel) -> None:
+        """Have it make a call, or cancel one; the results come to `Calls.settle`."""
+
+    def has(self, call_id: int) -> bool:
+        """Whether it was given that call and has not answered."""
+
+
+#: The shadows of the other processes of a program, by the id of the process.
+Elsewhere = Mapping[int, OtherShadow]
 
 
 class _Entry(NamedTuple):
@@ -43,12 +58,13 @@ class _Entry(NamedTuple):
 
 
 class _InFlight(NamedTuple):
-    """A call that waits: for a worker, or for its time. call: set if the server wants to see its result."""
+    """A call that waits: for a worker, its time, or another shadow. call: if the server is to see its result."""
 
     call: Call | None
     then: Callable[[Done], Outcome | None] | None
     row: Row
     args: Args
+    elsewhere: bool = False
 
 
 class Calls:
@@ -67,7 +83,20 @@ class Calls:
         loop: PollLoop,
         copy: Callable[[int], int],
         gate: Gate | None = None,
+        *,
+        fork: Callable[[dict[int, int]], Executed],
+        become: Callable[[str, Args, dict[int, bytes]], int | None],
+        elsewhere: "Elsewhere | None" = None,
+        pid: int = 0,
     ) -> None:
+        """Fork: makes another shadow; become: executes another program in this process, returns None in a copy.
+
+        pid: the process whose calls these are, 0 for the program's first.
+        """
+        self._pid = pid
+        self._fork = fork
+        self._become = become
+        self._elsewhere: Elsewhere = {} if elsewhere is None else elsewhere
         self._session = session
         self._server = server
         self._shadow = shadow
@@ -75,7 +104,7 @@ class Calls:
         self._send = send
         self._later = loop.later
         self._gate = gate
-        self._events = EventWaits(loop, copy, self._settle)
+        self._events = EventWaits(loop, copy, self.settle)
         shadow.forgets = self._events.forget
         self._interest = type(server).declared_interest()
         self._watches_results = type(server).finished is not RuntimeServer.finished
@@ -149,8 +178,12 @@ class Calls:
                 self._later(RETRY_SECONDS, self._interrupt_again)
             self._workers.interrupt(call_id)
         elif call_id in self._waiting:
+            for shadow in self._elsewhere.values():
+                if shadow.has(call_id):
+                    shadow.send(message)
+                    return
             self._events.cancel(call_id)
-            self._settle(call_id, (0, errno.EINTR, {}))
+            self.settle(call_id, (0, errno.EINTR, {}))
 
     def _entry(self, name: str) -> _Entry | None:
         """Return what to do with calls of *name*; None if there is no such call."""
@@ -168,7 +201,8 @@ class Calls:
         if observes and method is None:
             method = self._server.observe
         failure = errno.ENOSYS if self._shadow.refuses(row, quietly=method is not None) else 0
-        entry = self._entries[name] = _Entry(row, method, observes, failure, row.concerns_host)
+        for_host = row.concerns_host and name not in SHADOW_CALLS
+        entry = self._entries[name] = _Entry(row, method, observes, failure, for_host)
         return entry
 
     def _resolve(self, call: Call, entry: _Entry, outcome: Outcome | None) -> None:
@@ -206,16 +240,26 @@ class Calls:
         row, shadow = entry.row, self._shadow
         if entry.for_host and then is None and (call is None or args is call.args):
             self._send(Result(call_id, proceed=True))
+        elif pid in self._elsewhere:
+            self._waiting[call_id] = _InFlight(call, then, row, args, elsewhere=True)
+            self._elsewhere[pid].send(Syscall(call_id, 0, pid, row.name, args, ins, outs))
         elif entry.errno:
             shadow.refuses(row)
             self._answer(call_id, call, (0, entry.errno, {}))
         elif self._gate and row.name in GATED and (failure := self._gate.judge(row.name, args, ins)):
-            self._complete(call_id, call, then, row, args, (0, failure, {}))
+            self._complete(call_id, call, then, (0, failure, {}))
+        elif row.name in FORKS:
+            self._complete(call_id, call, then, self._fork(outs))
+        elif row.name in EXECS:
+            refusal = self._become(row.name, args, ins)
+            if refusal is not None:
+                self._complete(call_id, call, then, (0, refusal, {}))
         elif row.may_wait and shadow.may_wait(row, args, ins):
             ask = shadow.asking(row, args, ins, outs)
             ready = ask() if ask is not None else None
             if ready is not None:
-                self._complete(call_id, call, then, row, args, ready)
+                self._made(row, args, ready)
+                self._complete(call_id, call, then, ready)
                 return
             self._waiting[call_id] = _InFlight(call, then, row, args)
             if ask is not None and row.name in EPOLLS:
@@ -224,20 +268,23 @@ class Calls:
             else:
                 self._workers.start(call_id, shadow.work(row, args, ins, outs))
         else:
-            self._complete(call_id, call, then, row, args, shadow.execute(row, args, ins, outs, pid))
+            executed = shadow.execute(row, args, ins, outs, pid)
+            self._made(row, args, executed)
+            self._complete(call_id, call, then, executed)
+
+    def _made(self, row: Row, args: Args, executed: Executed) -> None:
+        """Do what else a call does that was made here."""
+        if executed[1] == errno.EPIPE and row.may_wait and self._shadow.raises_sigpipe(row, args):
+            self._send(Signal(signal.SIGPIPE, self._pid))  # this process ignores its own
 
     def _complete(
         self,
         call_id: int,
         call: Call | None,
         then: Callable[[Done], Outcome | None] | None,
-        row: Row,
-        args: Args,
         executed: Executed,
     ) -> None:
         """Answer a call that was made, or do what *then* wants instead."""
-        if executed[1] == errno.EPIPE and row.may_wait and self._shadow.raises_sigpipe(row, args):
-            self._send(Signal(signal.SIGPIPE))  # this process ignores its own
         if then is not None:
             assert call is not None
             value, failure, outs = executed
@@ -255,16 +302,18 @@ class Calls:
         if self._watches_results and call is not None:
             self._server.finished(call, Done(value, failure, call.outs_by_name(outs)))
 
-    def _settle(self, call_id: int, executed: Executed) -> None:
-        """Answer a call that waited."""
+    def settle(self, call_id: int, executed: Executed) -> None:
+        """Answer a call that waited, if it still does."""
         waiting = self._waiting.pop(call_id, None)
         if waiting is not None:
-            self._complete(call_id, waiting.call, waiting.then, waiting.row, waiting.args, executed)
+            if not waiting.elsewhere:
+                self._made(waiting.row, waiting.args, executed)
+            self._complete(call_id, waiting.call, waiting.then, executed)
 
     def take_finished(self) -> None:
         """Answer the calls that workers have made."""
         for call_id, executed in self._workers.take_finished():
-            self._settle(call_id, executed)
+            self.settle(call_id, executed)
 
     def _release(self, delayed: _InFlight, entry: _Entry, outcome: Outcome | None) -> None:
         """Go on with a call whose time has come, unless it was cancelled meanwhile."""
@@ -272,6 +321,17 @@ class Calls:
         if call is not None and self._waiting.get(call.id) is delayed:
             del self._waiting[call.id]
             self._resolve(call, entry, outcome)
+
+    def forget(self, call_ids: Iterable[int]) -> None:
+        """Answer these no more: the process that made them is gone."""
+        for call_id in call_ids:
+            self._waiting.pop(call_id, None)
+
+    def start_anew(self) -> None:
+        """Go on in a process that was forked: what the other was doing is not done here."""
+        for call_id in self._waiting:
+            self._events.cancel(call_id)
+        self._waiting.clear()
 
     def end(self) -> None:
         """Answer nothing any more, and let the workers return."""

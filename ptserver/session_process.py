@@ -9,21 +9,25 @@ send is bounded by the messages' types, and anything else ends this process, whi
 Thread rules: the main thread; workers run only `ptserver.execute.execute`.
 """
 
+import contextlib
 import os
 import select
 import signal
+import socket
 import sys
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import Any
 
 from ptserver.connection import Connection
+from ptserver.endings import exit_of
 from ptserver.errors import ConnectionLostError, ProtocolError, PtServerError, RefusedError
 from ptserver.file_transfer import OfferedFile
 from ptserver.gate import Gate
 from ptserver.keepalive import DEFAULT_SECONDS, KeepAlive
 from ptserver.messages import (
     Cancel,
+    Executed,
     Exited,
     Fetch,
     Goodbye,
@@ -31,8 +35,12 @@ from ptserver.messages import (
     Observed,
     Ping,
     Pong,
+    ProcessExited,
+    ProcessStopped,
+    ProgramExited,
     Refused,
     Signal,
+    SignalState,
     Stopped,
     StreamCredit,
     StreamData,
@@ -46,20 +54,19 @@ from ptserver.poll_loop import PollLoop
 from ptserver.server import RuntimeServer
 from ptserver.session import Session
 from ptserver.session_calls import Calls
+from ptserver.session_children import Children
+from ptserver.session_guard import end_others
+from ptserver.session_keeper import become_program, program_status
 from ptserver.session_stdio import OwnStdio, Stdio
 from ptserver.shadow import Shadow
 from ptserver.shadow_descriptors import Descriptors
+from ptserver.shadow_exec import reason_not_to_execute
+from ptserver.shadow_process import ShadowState
+from ptserver.shadow_signals import ShadowSignals, signal_message
+from ptserver.shadow_waiting import Args
 from ptserver.shadow_workers import Workers
 
-#: Signals that the program's terminal sends to this process, its controlling process, for the program.
-_TERMINAL_SIGNALS = frozenset({signal.SIGINT, signal.SIGQUIT, signal.SIGTSTP, signal.SIGHUP, signal.SIGWINCH})
 _STOPPING = frozenset({signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU})
-#: What a program that runs elsewhere gets of what this process is sent.
-_PASSED_ON = (
-    _TERMINAL_SIGNALS
-    | _STOPPING
-    | {signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM, signal.SIGCONT}
-)
 #: How long calls that wait may take to return when the program is gone.
 _INTERRUPT_SECONDS = 2.0
 
@@ -79,9 +86,12 @@ class SessionLoop:
         offered: OfferedFile | None = None,
         gate: Gate | None = None,
         *,
+        guard: socket.socket | None = None,
         keepalive_seconds: float = DEFAULT_SECONDS,
     ) -> None:
         """Make a session's state of this process's.
+
+        guard: the socket of the guard that is this process's parent, if it has one.
 
         offered: the program, if this process offered it to its host: what belongs to this process, its descriptors
         and the signals that it is sent, is the program's then. gate: judges what its sockets do. keepalive_seconds:
@@ -101,14 +111,21 @@ class SessionLoop:
             keep_descriptor=descriptors.keep,
         )
         self._descriptors = descriptors
+        self._guard = guard
+        self._guard_pid = os.getppid() if guard is not None else 0
+        self._pid = os.getpid()
+        self._is_keeper = False
         self._workers: Workers[int] = Workers(descriptors.keep)
-        self._shadow = Shadow(descriptors, log if offered is None else _unsaid, self._workers.retire_idle)
+        self._signals = ShadowSignals(descriptors.keep)
+        log = log if offered is None else _unsaid
+        self._shadow = Shadow(descriptors, log, self._signals, self._workers.retire_idle)
         self._offered = offered
-        self._relayed = _TERMINAL_SIGNALS if offered is None else _passed_on()
-        self._signals = _catch_signals(descriptors, self._relayed)
         self._stdio = stdio
         self._loop = PollLoop()
         self._keepalive = KeepAlive(connection, self._loop.later, keepalive_seconds, _raise_lost)
+        stdio.tell(self._loop.unwatch)
+        self._state = ShadowState(self.session, self._shadow, descriptors, log, gate)
+        self._children = Children(self._state, self._loop, connection.send)
         self._calls = Calls(
             self.session,
             server,
@@ -118,7 +135,11 @@ class SessionLoop:
             self._loop,
             descriptors.copy,
             gate,
+            fork=self._children.fork,
+            become=self._become,
+            elsewhere=self._children,
         )
+        self._children.answer_to(self._calls)
         self._ended = False
         self._connection_events = 0
         self._stdio_changed = True
@@ -134,6 +155,10 @@ class SessionLoop:
             Exited: self._take_exited,
             Refused: self._take_refused,
             Stopped: self._take_stopped,
+            ProcessExited: self._take_for_process,
+            ProcessStopped: self._take_for_process,
+            SignalState: self._take_for_process,
+            Signal: self._take_signal,
             Ping: self._take_ping,
             Pong: lambda pong: None,
         }
@@ -150,7 +175,9 @@ class SessionLoop:
             ConnectionLostError, ProtocolError: the stub host is gone, or cannot be served any more.
             Exception: whatever the server's methods raise, but OSError.
         """
-        self._loop.watch(self._signals, self._on_signal)
+        self._loop.watch(self._signals.fileno(), self._on_signal)
+        if self._guard is not None:
+            self._loop.watch(self._guard.fileno(), self._on_guard)
         self._loop.watch(self._workers.fileno(), self._calls.take_finished)
         try:
             self._server.session_started(self.session)
@@ -257,26 +284,59 @@ class SessionLoop:
             self._keepalive.suspend()
             return
         self._connection.flush()
-        signo = message.signo if message.signo in _STOPPING else int(signal.SIGSTOP)
-        if signo != signal.SIGSTOP:
-            signal.signal(signo, signal.SIG_DFL)
-        os.kill(os.getpid(), signo)
-        if signo != signal.SIGSTOP:
-            signal.signal(signo, _noted)
+        self._signals.stop(message.signo if message.signo in _STOPPING else int(signal.SIGSTOP))
+
+    # The program's processes.
+
+    def _take_for_process(self, message: ProcessExited | ProcessStopped | SignalState) -> None:
+        if message.pid != self._pid:
+            self._children.pass_on(message.pid, message)
+        elif type(message) is SignalState:
+            self._signals.set_state(message)
+
+    def _take_signal(self, message: Signal) -> None:
+        if self._is_keeper and message.pid == self._pid:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._pid, message.signo)
+
+    def _become(self, name: str, args: Args, ins: dict[int, bytes]) -> int | None:
+        """Let the program's first process, which is this one, execute another program; see `Calls`."""
+        failure = reason_not_to_execute(name, ins)
+        if failure:
+            return failure
+        self._connection.flush()
+        if self._guard is None:  # this process's user waits for it, and nothing else has to go on
+            return self._shadow.become(name, args, ins)
+        failed = become_program(lambda: self._shadow.become(name, args, ins), self._descriptors, self._guard)
+        if failed is None:
+            self._is_keeper = True
+            self._workers.start_anew()
+            self._calls.start_anew()
+            self._send(Executed(self._pid))
+        return failed
 
     # The rest of a session's life.
 
     def _on_signal(self) -> None:
-        for number in os.read(self._signals, 4096):
-            if number in self._relayed:
-                self._send(Signal(number))
-            elif number == signal.SIGTERM:
+        for received in self._signals.receive():
+            if received.signo == signal.SIGTERM and received.pid == self._guard_pid and self._guard_pid:
                 raise ServerStopsError("the server is stopping")
+            if not self._is_keeper:
+                self._send(signal_message(self._pid, received))
+
+    def _on_guard(self) -> None:
+        assert self._guard is not None
+        status = program_status(self._guard)
+        if status is None:
+            raise ServerStopsError("the session's guard is gone")
+        self._send(ProgramExited(*exit_of(status)))
 
     def _finish(self) -> None:
         """The program is gone: end its calls, close what it had open, and deliver the rest of its output."""
         assert self._exited is not None
         self._server.exited(self.session, self._exited.status, self._exited.signo)
+        if self._guard is not None and (self._children or self._is_keeper):
+            end_others(self._guard)
         self._calls.end()
         deadline = time.monotonic() + _INTERRUPT_SECONDS
         while len(self._workers) and time.monotonic() < deadline:
@@ -292,23 +352,6 @@ class ServerStopsError(PtServerError):
     """The server was told to end."""
 
 
-def _catch_signals(descriptors: Descriptors, wanted: Collection[int]) -> int:
-    """Return a descriptor from which the numbers of signals that come are read, a byte each.
-
-    wanted: those for the program.
-    """
-    reading, writing = map(descriptors.keep, os.pipe())
-    os.set_blocking(reading, False)
-    os.set_blocking(writing, False)
-    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
-    for signo in (signal.SIGTTOU, signal.SIGTTIN, signal.SIGPIPE, signal.SIGIO):
-        if signo not in wanted:
-            signal.signal(signo, signal.SIG_IGN)
-    for number in {*wanted, signal.SIGTERM}:
-        signal.signal(number, _noted)
-    return reading
-
-
 def _unsaid(text: str) -> None:
     """Say what a user can do nothing about only if asked to: it would be among the program's own output."""
     if os.environ.get("PTSERVER_DEBUG"):
@@ -317,15 +360,3 @@ def _unsaid(text: str) -> None:
 
 def _raise_lost(reason: str) -> None:
     raise ConnectionLostError(reason)
-
-
-def _passed_on() -> frozenset[signal.Signals]:
-    """Return what a program that runs elsewhere gets of the signals that this process is sent.
-
-    One that is ignored here, as after nohup, never comes.
-    """
-    return frozenset(number for number in _PASSED_ON if signal.getsignal(number) != signal.SIG_IGN)
-
-
-def _noted(_signo: int, _frame: object) -> None:
-    """Do nothing: the number has been written to the wakeup descriptor."""

@@ -35,6 +35,7 @@ from ptserver.messages import (
     Welcome,
 )
 from ptserver.server import RuntimeServer
+from ptserver.session_guard import guard_session
 from ptserver.session_log import Log
 from ptserver.session_process import ServerStopsError, SessionLoop
 from ptserver.session_stdio import Stdio
@@ -66,19 +67,27 @@ class SessionConfig:
 
     def run(self, sock: socket.socket, session_id: str, admission: socket.socket) -> NoReturn:
         """Serve one accepted connection, and end this process."""
-        run_session(sock, session_id, self, admission)
+        guard_session(lambda guard: run_session(sock, session_id, self, admission, guard))
 
 
 def run_session(
-    sock: socket.socket, session_id: str, config: SessionConfig, admission: socket.socket
+    sock: socket.socket,
+    session_id: str,
+    config: SessionConfig,
+    admission: socket.socket,
+    guard: socket.socket,
 ) -> NoReturn:
-    """Serve one accepted connection, and end this process. Descriptors 1 and 2 are where it may print and log."""
+    """Serve one accepted connection, and end this process. Descriptors 1 and 2 are where it may print and log.
+
+    guard: the socket of the session's guard (`ptserver.session_guard`), which is this process's parent.
+    """
     started = time.monotonic()
     limit(config.confinement)
     descriptors = Descriptors()
     log = config.log.of_session(session_id, descriptors.keep(os.dup(config.log.fd)))
     sock = socket.socket(fileno=descriptors.keep(sock.detach()))
     admission = socket.socket(fileno=descriptors.keep(admission.detach()))
+    guard = socket.socket(fileno=descriptors.keep(guard.detach()))
     keep_printing(descriptors)
 
     def choose(hello: Hello, version: int, codec: str) -> Welcome:
@@ -103,6 +112,7 @@ def run_session(
             log,
             stdio,
             gate=gate,
+            guard=guard,
             keepalive_seconds=config.keepalive_seconds,
         )
         enter(config.confinement)
@@ -148,6 +158,7 @@ def welcome(hello: Hello, version: int, codec: str, session_id: str, config: Ses
         abstraction=server.abstraction,
         environment=_environment(hello.terminal, config.confinement),
         goroutines=server.goroutines,
+        pid=os.getpid(),
     )
 
 
@@ -202,8 +213,9 @@ class _Ending:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> NoReturn:
-        signal.set_wakeup_fd(-1)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # whoever waits for the peer below can be ended
+        signal.pthread_sigmask(
+            signal.SIG_UNBLOCK, {signal.SIGTERM}
+        )  # who waits for the peer below can be ended
         status = 0
         told: PtServerError | None = None
         if isinstance(error, ConnectionLostError):

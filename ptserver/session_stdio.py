@@ -15,7 +15,7 @@ import termios
 
 from ptserver.messages import Hello, StreamId, WindowSize
 from ptserver.shadow_descriptors import Descriptors
-from ptserver.streams import IncomingStream, OutgoingStream, Send
+from ptserver.streams import Forget, IncomingStream, OutgoingStream, Send
 
 _END_OF_FILE = b"\x04"  # Ctrl-D, a terminal's VEOF as it is set by default
 _WINSIZE = struct.Struct("=HHHH")
@@ -30,6 +30,9 @@ class OwnStdio:
     def __init__(self) -> None:
         self.incoming: IncomingStream | None = None
         self.outgoing: dict[int, OutgoingStream] = {}
+
+    def tell(self, forget: Forget) -> None:
+        """Do nothing: no descriptor of our own is closed."""
 
     def resize(self, size: WindowSize) -> None:
         """Do nothing: the terminal is the user's own."""
@@ -61,6 +64,13 @@ class Stdio:
             return
         for stream in sorted(set(hello.streams)):
             self._open_pipe(stream)
+
+    def tell(self, forget: Forget) -> None:
+        """Have *forget* called with each of our own descriptors that is about to be closed."""
+        for stream in self.outgoing.values():
+            stream.forget = forget
+        if self.incoming is not None:
+            self.incoming.forget = forget
 
     def resize(self, size: WindowSize) -> None:
         """Give the pseudo-terminal, if there is one, the size of the user's."""

@@ -10,12 +10,13 @@ here, each with its reason:
 - socket options that lead to further memory (filters), or leave the kernel pages of a buffer that is used again
   (MSG_ZEROCOPY): EOPNOTSUPP;
 - the memory of a process is not opened (`ptserver.shadow_memory`);
-- F_SETOWN would have the kernel signal a process of this machine that has the number of one of the program's;
-  setpgid names such numbers too, and the program is alone in its group anyway;
 - a call that changes credentials changes those of one thread: idle threads are given up, so that new ones have
   the new credentials.
 
-Refused with ENOSYS, and a line in the log for each name: children, what concerns the whole machine, and what the
+Forks and execs are not made here, but by `ptserver.shadow_process` and `become`. All other calls about processes are:
+what the program calls a process is a process of this machine.
+
+Refused with ENOSYS, and a line in the log for each name: what concerns the whole machine, and what the
 table cannot describe completely.
 
 Not trusted: the stub host, see `ptserver.execute`.
@@ -29,8 +30,10 @@ from collections.abc import Callable
 from ptserver.execute import Executed, execute
 from ptserver.shadow_descriptors import Descriptors
 from ptserver.shadow_events import Ask
+from ptserver.shadow_exec import execute_program
 from ptserver.shadow_limits import Limits
 from ptserver.shadow_memory import OPENS, withhold_memory
+from ptserver.shadow_signals import ShadowSignals
 from ptserver.shadow_waiting import Args, Waiting
 from ptserver.shadow_workers import Work
 from stepping.syscalls import SYSCALLS, ArgKind, Syscall, SyscallClass
@@ -42,13 +45,19 @@ _HARMLESS = frozenset(
     "sysinfo clock_gettime clock_getres gettimeofday time times getrusage getcpu getrandom"
     " nanosleep clock_nanosleep".split()
 )
+#: Of the calls about processes, those that only name them.
+_ABOUT_PROCESSES = frozenset(
+    "wait4 waitid kill rt_sigqueueinfo pidfd_open pidfd_send_signal pidfd_getfd process_mrelease kcmp prctl".split()
+)
+#: Calls that are made where the fork and the exec of a process are.
+_BIRTHS = frozenset("fork vfork clone execve execveat".split())
 _REFUSED = frozenset({"vmsplice", "mq_notify"})
 _CHANGES_NUMBERS = frozenset({"close", "close_range", "dup2", "dup3"})
 _CHANGES_CREDENTIALS = frozenset(
     "setuid setgid setreuid setregid setresuid setresgid setfsuid setfsgid setgroups capset".split()
 )
+_OPENS_SIGNALS = frozenset({"signalfd", "signalfd4"})
 _LIMITS = frozenset({"getrlimit", "setrlimit", "prlimit64"})
-_SETS_OWNER = frozenset({8, 15})  # F_SETOWN, F_SETOWN_EX
 _CLOSE_RANGE_CLOEXEC = 4
 _SENDS_MESSAGES = frozenset({"sendmsg", "sendmmsg"})
 #: Where the flags of these calls are.
@@ -65,16 +74,21 @@ _BOUND_OPTIONS = frozenset(
 
 
 class Shadow:
-    """Makes the calls of one program.
+    """Makes the calls of one process.
 
     credentials_changed: called after a call that changed them. forgets: to be set to what is called with the first
     and the last of the descriptors that are about to be closed, or to stand for something else.
     """
 
     def __init__(
-        self, descriptors: Descriptors, log: Callable[[str], None], credentials_changed: Callable[[], None]
+        self,
+        descriptors: Descriptors,
+        log: Callable[[str], None],
+        signals: ShadowSignals,
+        credentials_changed: Callable[[], None],
     ) -> None:
         self._descriptors = descriptors
+        self._signals = signals
         self._limits = Limits(descriptors)
         self._waiting = Waiting()
         self._log = log
@@ -84,9 +98,22 @@ class Shadow:
         self.forgets: Callable[[int, int], None] = lambda first, last: None
         self.may_wait = self._waiting.may_wait
 
+    def start_anew(self, signals: ShadowSignals, credentials_changed: Callable[[], None]) -> None:
+        """Go on in a process that was forked: the state is the same, what serves it is new."""
+        self._signals = signals
+        self._credentials_changed = credentials_changed
+
+    def become(self, name: str, args: Args, ins: dict[int, bytes]) -> int:
+        """Become the program that the exec call *name* wants; return the errno if that fails."""
+        if name == "execveat" and self._descriptors.program_limit <= args[0] & 0xFFFFFFFF < 1 << 31:
+            return errno.EBADF
+        return execute_program(name, args, ins, self._limits, self._signals)
+
     def refuses(self, row: Syscall, *, quietly: bool = False) -> bool:
         """Whether the call is none that this shadow makes; the first time, the log says so, if not *quietly*."""
         name = row.name
+        if name in _ABOUT_PROCESSES or name in _BIRTHS:
+            return False
         if (row.klass in _EXECUTED or name in _HARMLESS) and not row.bound and name not in _REFUSED:
             return False
         if name not in self._refused and not quietly:
@@ -107,10 +134,6 @@ class Shadow:
             return 0, errno.EOPNOTSUPP, {}
         if name in _LIMITS:
             return self._limits.serve(name, args, ins, outs, pid)
-        if name == "fcntl" and args[1] & 0xFFFFFFFF in _SETS_OWNER:
-            return 0, errno.EPERM, {}
-        if name == "setpgid":
-            return 0, 0 if {arg & 0xFFFFFFFF for arg in args[:2]} <= {0, pid} else errno.EPERM, {}
         if name in _CHANGES_NUMBERS:
             self._forget(name, args)
             if name == "close_range":
@@ -118,6 +141,8 @@ class Shadow:
         executed = execute(row, args, ins, outs)
         if name in _CHANGES_CREDENTIALS:
             self._credentials_changed()
+        elif name in _OPENS_SIGNALS and not executed[1]:
+            self._signals.leave_to_program(int.from_bytes(ins.get(1, b"")[:8], "little"))
         return withhold_memory(executed) if name in OPENS else executed
 
     def asking(self, row: Syscall, args: Args, ins: dict[int, bytes], outs: dict[int, int]) -> Ask | None:

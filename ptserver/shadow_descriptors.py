@@ -7,12 +7,14 @@ program's hard limit and this process's.
 Thread rules: one thread.
 """
 
+import contextlib
 import fcntl
 import os
 import resource
+from collections.abc import Collection, Iterator
 
-#: How many numbers above the program's are ours.
-_RESERVED = 256
+#: How many numbers above the program's are ours: some for a session, and one for each of its processes.
+RESERVED = 1024
 
 
 class Descriptors:
@@ -21,11 +23,11 @@ class Descriptors:
     def __init__(self) -> None:
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         try:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard + _RESERVED))
-            self._own_limit = hard + _RESERVED
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard + RESERVED))
+            self._own_limit = hard + RESERVED
         except (ValueError, PermissionError):  # not privileged, or at fs.nr_open
             self._own_limit = hard
-        self.program_limit = self._own_limit - _RESERVED
+        self.program_limit = self._own_limit - RESERVED
         self.soft_limit = min(soft, self.program_limit)
         self.set_soft_limit(self.soft_limit)
 
@@ -46,11 +48,25 @@ class Descriptors:
         Raises:
             OSError: EBADF, or EMFILE if all our numbers are taken.
         """
+        with self.unlimited():
+            return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, self.program_limit)
+
+    @contextlib.contextmanager
+    def unlimited(self) -> Iterator[None]:
+        """Have descriptors although the program may have all that it can have; it must not run meanwhile."""
         resource.setrlimit(resource.RLIMIT_NOFILE, (self._own_limit, self._own_limit))
         try:
-            return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, self.program_limit)
+            yield
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (self.soft_limit, self._own_limit))
+
+    def close_own(self, spared: Collection[int]) -> None:
+        """Close all of our own descriptors but those *spared*."""
+        first = self.program_limit
+        for fd in sorted(fd for fd in spared if fd >= first):
+            os.closerange(first, fd)
+            first = fd + 1
+        os.closerange(first, self._own_limit)
 
     def close_programs(self, first: int = 0) -> None:
         """Close all of the program's descriptors from *first* on."""

@@ -7,10 +7,10 @@ files are applied here; the others are remembered.
 Thread rules: one thread.
 """
 
+import contextlib
 import errno
 import os
 import resource
-import signal
 import struct
 
 from ptserver.execute import Executed
@@ -27,11 +27,11 @@ class Limits:
     def __init__(self, descriptors: Descriptors) -> None:
         self._descriptors = descriptors
         self._limits: list[tuple[int, int]] = []
+        self._own: list[tuple[int, int]] = []
         for number in range(_COUNT):
             soft, hard = resource.getrlimit(number)
             self._limits.append((soft & _INFINITY, hard & _INFINITY))
         self._limits[resource.RLIMIT_NOFILE] = (descriptors.soft_limit, descriptors.program_limit)
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a write beyond RLIMIT_FSIZE fails with EFBIG
 
     def serve(
         self, name: str, args: tuple[int, ...], ins: dict[int, bytes], outs: dict[int, int], pid: int
@@ -56,6 +56,19 @@ class Limits:
                 return 0, failure, {}
         return 0, 0, {old: before[: outs[old]]} if old in outs else {}
 
+    def apply(self) -> None:
+        """Make the program's limits this process's, for an exec; what may not be changed stays as it is."""
+        self._own = [resource.getrlimit(number) for number in range(_COUNT)]
+        for number, (soft, hard) in enumerate(self._limits):
+            keeps_hard = number == resource.RLIMIT_NOFILE and os.geteuid() != 0  # it could not be undone
+            new_hard = self._own[number][1] if keeps_hard else _to_python(hard)
+            _try_to_set(number, (_to_python(soft), new_hard))
+
+    def withdraw(self) -> None:
+        """Undo `apply`, after an exec that failed."""
+        for number, limit in enumerate(self._own):
+            _try_to_set(number, limit)
+
     def _set(self, number: int, soft: int, hard: int) -> int:
         """Set a limit; return 0 or the errno."""
         if soft > hard:
@@ -69,6 +82,11 @@ class Limits:
             resource.setrlimit(number, (_to_python(soft), _to_python(hard)))
         self._limits[number] = (soft, hard)
         return 0
+
+
+def _try_to_set(number: int, limit: tuple[int, int]) -> None:
+    with contextlib.suppress(ValueError, PermissionError):
+        resource.setrlimit(number, limit)
 
 
 def _to_python(limit: int) -> int:

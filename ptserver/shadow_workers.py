@@ -28,7 +28,8 @@ RETRY_SECONDS = 0.01
 _MAX_WORKERS = 2048
 _MAX_IDLE = 32
 _STACK_BYTES = 256 << 10
-_SIGNAL = signal.SIGRTMIN + 5
+#: Interrupts a worker.
+WORKER_SIGNAL = signal.SIGRTMIN + 5
 
 
 class _NoThreadError(Exception):
@@ -46,7 +47,9 @@ class Workers(Generic[_Key]):
         self._busy: dict[_Key, _Worker[_Key]] = {}
         self._interrupted: set[_Key] = set()
         threading.stack_size(_STACK_BYTES)
-        signal.signal(_SIGNAL, _do_nothing)  # installed without SA_RESTART: a call that waits returns EINTR
+        signal.signal(
+            WORKER_SIGNAL, _do_nothing
+        )  # installed without SA_RESTART: a call that waits returns EINTR
 
     def fileno(self) -> int:
         """Return the descriptor that becomes readable when work is done."""
@@ -117,6 +120,13 @@ class Workers(Generic[_Key]):
             done.append((key, result))
         return done
 
+    def start_anew(self) -> None:
+        """Go on in a process that was forked, which has none of the threads."""
+        self._idle.clear()
+        self._busy.clear()
+        self._interrupted.clear()
+        self._finished.clear()
+
     def retire_idle(self) -> None:
         """Let the threads that are idle end: new ones have this thread's credentials."""
         while self._idle:
@@ -138,10 +148,10 @@ class _Worker(Generic[_Key]):
     def signal(self) -> None:
         ident = self._thread.ident
         if ident is not None and self._thread.is_alive():
-            signal.pthread_kill(ident, _SIGNAL)
+            signal.pthread_kill(ident, WORKER_SIGNAL)
 
     def _run(self) -> None:
-        signal.pthread_sigmask(signal.SIG_SETMASK, set(signal.valid_signals()) - {_SIGNAL})
+        signal.pthread_sigmask(signal.SIG_SETMASK, set(signal.valid_signals()) - {WORKER_SIGNAL})
         while (item := self.works.get()) is not None:
             key, work = item
             self._finished.append((key, work()))

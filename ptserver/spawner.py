@@ -14,7 +14,6 @@ Thread rules: one thread, before and after the fork.
 """
 
 import contextlib
-import ctypes
 import gc
 import os
 import select
@@ -24,9 +23,9 @@ import sys
 import time
 from typing import NamedTuple, NoReturn, Protocol
 
+from ptserver.session_guard import adopt_orphans, die_with, kill_descendants
 from ptserver.session_log import Log
 
-_PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 #: How long sessions may take to end when they are asked to.
 _STOP_SECONDS = 3.0
 _MAX_NAME_BYTES = 64
@@ -115,7 +114,7 @@ def start_spawner(sessions: Sessions, unwanted: socket.socket) -> Spawner:
     try:
         ours.close()
         unwanted.close()
-        _die_with(parent)
+        die_with(parent)
         os.setsid()  # the terminal's signals are for the acceptor
         status = _Zygote(theirs, sessions).run()
     finally:
@@ -140,6 +139,7 @@ class _Zygote:
 
     def run(self) -> int:
         """Work until the acceptor is gone."""
+        adopt_orphans()
         poll = select.poll()
         poll.register(self._socket, select.POLLIN)
         poll.register(self._wakeup[0], select.POLLIN)
@@ -182,7 +182,7 @@ class _Zygote:
             for fd in self._wakeup:
                 os.close(fd)
             self._socket.close()
-            _die_with(zygote)
+            die_with(zygote)
             os.setsid()
             self._sessions.run(connection, session_id, admission)
         except OSError as error:  # before there is a session that could say so
@@ -201,7 +201,14 @@ class _Zygote:
                 return
             if not pid:
                 return
-            self._report(pid, status, self._children.pop(pid, ""))
+            if pid in self._children:
+                self._report(pid, status, self._children.pop(pid))
+                if os.WIFSIGNALED(status):
+                    self._kill_orphans()
+
+    def _kill_orphans(self) -> None:
+        """Kill what a session that was killed has left: children of this process that are no sessions."""
+        kill_descendants(os.getpid(), self._children.keys())
 
     def _report(self, pid: int, status: int, session_id: str) -> None:
         with contextlib.suppress(OSError):  # the acceptor is going
@@ -216,18 +223,9 @@ class _Zygote:
         while self._children and time.monotonic() < deadline:
             poll.poll(max(0.0, deadline - time.monotonic()) * 1000)
             self._reap()
-        self._signal_children(signal.SIGKILL)
-        for pid in self._children:
-            os.waitpid(pid, 0)
+        kill_descendants(os.getpid())
 
     def _signal_children(self, signo: int) -> None:
         for pid in self._children:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signo)
-
-
-def _die_with(parent: int) -> None:
-    """Have the kernel end this process when *parent*, which forked it, ends."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-    if os.getppid() != parent:
-        os._exit(1)

@@ -33,15 +33,17 @@ _CAREFUL_ROUNDS = 16
 _GONE = frozenset({errno.EPIPE, errno.EIO, errno.ECONNRESET, errno.ENXIO, errno.EBADF, errno.ENOSPC})
 
 Send = Callable[[Message], None]
+Forget = Callable[[int], None]
 
 
 class OutgoingStream:
     """Reads *fd* and sends it as stream number *stream*.
 
-    owned: whether the descriptor is closed when the stream ends.
+    owned: whether the descriptor is closed when the stream ends; forget: if set, it is told so just before, as the
+    number may soon be another's. Then `fd` is -1.
     """
 
-    __slots__ = ("_credit_bytes", "_owned", "_send", "ended", "fd", "stream")
+    __slots__ = ("_credit_bytes", "_owned", "_send", "ended", "fd", "forget", "stream")
 
     def __init__(self, stream: StreamId, fd: int, send: Send, *, owned: bool) -> None:
         self.stream: StreamId = stream
@@ -49,6 +51,7 @@ class OutgoingStream:
         self.ended = False
         self._send = send
         self._owned = owned
+        self.forget: Forget | None = None
         self._credit_bytes = 0
 
     @property
@@ -84,14 +87,13 @@ class OutgoingStream:
         if not self.ended:
             self.ended = True
             if self._owned:
-                os.close(self.fd)
+                _close(self)
 
 
 class IncomingStream:
     """Writes what comes as stream number *stream* to *fd*.
 
-    owned: whether the descriptor is closed at the end of the stream; at_end: bytes to write there first (a
-    terminal's end-of-file character).
+    owned, forget: as of `OutgoingStream`; at_end: bytes to write before the end (a terminal's end-of-file character).
     """
 
     __slots__ = (
@@ -105,15 +107,25 @@ class IncomingStream:
         "_written_bytes",
         "ended",
         "fd",
+        "forget",
         "stream",
     )
 
-    def __init__(self, stream: StreamId, fd: int, send: Send, *, owned: bool, at_end: bytes = b"") -> None:
+    def __init__(
+        self,
+        stream: StreamId,
+        fd: int,
+        send: Send,
+        *,
+        owned: bool,
+        at_end: bytes = b"",
+    ) -> None:
         self.stream: StreamId = stream
         self.fd = fd
         self.ended = False
         self._send = send
         self._owned = owned
+        self.forget: Forget | None = None
         self._at_end = at_end
         self._buffer = bytearray()
         self._ending = False
@@ -176,7 +188,7 @@ class IncomingStream:
             self.ended = True
             self._buffer.clear()
             if self._owned:
-                os.close(self.fd)
+                _close(self)
 
     def _write(self) -> None:
         poll: select.poll | None = None
@@ -192,3 +204,10 @@ class IncomingStream:
                 poll.register(self.fd, select.POLLOUT)
             if not poll.poll(0):
                 return
+
+
+def _close(stream: OutgoingStream | IncomingStream) -> None:
+    if stream.forget is not None:
+        stream.forget(stream.fd)
+    os.close(stream.fd)
+    stream.fd = -1

@@ -18,6 +18,7 @@ from ptrace.binding.func import ptrace as _request
 from ptrace.error import PtraceError
 
 from stepping.errors import PtraceRefusedError, SteppingError, TraceeGoneError
+from stepping.wait_status import WAIT_ALL
 
 
 class Option(IntFlag):
@@ -56,7 +57,7 @@ _GETSIGMASK, _SETSIGMASK, _GET_SYSCALL_INFO = 0x420A, 0x420B, 0x420E
 _SIGINFO_BYTES = 128
 _SYSCALL_INFO_BYTES = 88
 _SIGMASK_BYTES = 8
-_WALL, _WNOTHREAD = 0x40000000, 0x20000000
+_WALL, _WNOTHREAD = WAIT_ALL, 0x20000000
 
 _libc = ctypes.CDLL(None, use_errno=True)
 

@@ -16,6 +16,9 @@ from dataclasses import dataclass
 from enum import Enum, IntEnum
 from functools import lru_cache
 
+#: An option of waitpid(2), __WALL: for seized threads as well as for processes.
+WAIT_ALL = 0x40000000
+
 
 class WaitKind(Enum):
     """What happened."""

@@ -175,7 +175,7 @@ CASES = (
     Case("c-static", c("syscalls_c", "-static"), ("last",)),
     Case("c-dynamic", c("syscalls_c"), ("last",), local_only=True),
     Case("c-static-pie", c("syscalls_c", "-static-pie"), ("last",)),
-    Case("children", go("children"), local_only=True),
+    Case("children", go("children")),
     Case("network", go("network")),
     Case("sockets", go("sockets")),
     Case("mapped-file", go("mappedfile"), local_only=True),

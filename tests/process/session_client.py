@@ -238,6 +238,13 @@ def children(pid: int) -> set[int]:
         return {int(word) for word in file.read().split()}
 
 
+def only_session(spawner: int) -> int:
+    """Return the session's process, where there is one: its guard is the child of *spawner*."""
+    (guard,) = children(spawner)
+    (session,) = children(guard)
+    return session
+
+
 def wait_for_thread_in(pid: int, syscall: str) -> None:
     """Wait until a thread of process *pid* sleeps in *syscall*: its number and first arguments, as proc(5) has it."""
     deadline = time.monotonic() + TIMEOUT

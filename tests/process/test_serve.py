@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from session_client import TIMEOUT, Client, children, hello
+from session_client import TIMEOUT, Client, children, hello, only_session
 
 from ptserver.errors import ConnectionLostError, RefusedError
 from ptserver.keys import make_keys
@@ -213,7 +213,7 @@ def test_who_says_nothing_keeps_nobody_waiting_but_himself() -> None:
 
         crowd = [silent("127.0.0.2") for _ in range(200)]
         assert server.open().call("getuid").errno == 0
-        assert len(children(server.zygote)) <= 1 + 16
+        assert len(children(server.zygote)) <= 1 + 16  # guards
         crowded_out = crowd[-1]
         assert crowded_out.recv(1) == b""  # the peer has more than enough
         for sock in crowd:
@@ -293,8 +293,7 @@ def test_a_dead_zygote_ends_the_server_with_an_error() -> None:
         client = server.open()
         client.call("getuid")
         zygote = server.zygote
-        (session,) = children(zygote)
-        pidfd = os.pidfd_open(session)
+        pidfd = os.pidfd_open(only_session(zygote))
         os.kill(zygote, signal.SIGKILL)
         _, log = server.process.communicate(timeout=TIMEOUT)
         assert server.process.returncode == 70
@@ -308,7 +307,7 @@ def test_a_killed_server_takes_its_sessions_with_it() -> None:
         client = server.open()
         client.call("getuid")
         zygote = server.zygote
-        pidfds = [os.pidfd_open(pid) for pid in (zygote, *children(zygote))]
+        pidfds = [os.pidfd_open(pid) for pid in (zygote, *children(zygote), only_session(zygote))]
         server.process.kill()
         server.process.communicate(timeout=TIMEOUT)
         for pidfd in pidfds:

@@ -10,11 +10,23 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from session_client import AT_FDCWD, PID, Client, Sessions, children, hello, sessions, wait_for_thread_in
+from session_client import (
+    AT_FDCWD,
+    PID,
+    Client,
+    Sessions,
+    children,
+    hello,
+    only_session,
+    sessions,
+    wait_for_thread_in,
+)
 
 from ptserver.errors import RefusedError
 from ptserver.messages import Refused, Signal, StreamData, StreamEnd, Terminal, WindowSize
 from ptserver.servers.passthrough import PassThrough
+
+MINUS_ONE = (1 << 64) - 1
 
 
 @pytest.fixture(scope="module")
@@ -89,20 +101,26 @@ def test_working_directory_and_umask_are_the_sessions(
 def test_calls_that_are_not_the_shadows_are_refused_and_logged_once(
     client: Client, running: Sessions
 ) -> None:
-    for name in ("execve", "kill", "mount", "mmap", "io_uring_setup", "no_such_call", "vmsplice"):
+    for name in ("mount", "mmap", "io_uring_setup", "no_such_call", "vmsplice"):
         for _ in range(2):
             assert client.call(name, 1, 1, 1).errno == errno.ENOSYS, name
     log = running.log()
-    assert log.count("refused kill with ENOSYS: calls of class process") == 1
+    assert log.count("refused mount with ENOSYS: calls of class system") == 1
     assert "'no_such_call'" in log
     assert client.call("sysinfo", 1, outs={0: 112}).errno == 0
 
 
-def test_numbers_of_processes_are_not_those_of_this_machine(client: Client) -> None:
+def test_a_process_is_one_of_this_machine(client: Client, running: Sessions) -> None:
+    """The program is told the id of the session's process, which stands for it."""
+    pid = only_session(running.spawner.pid)
+    assert client.welcome.pid == pid
     reading, _ = client.pipe()
-    assert client.call("fcntl", reading, fcntl.F_SETOWN, 1).errno == errno.EPERM
-    assert client.call("setpgid", 0, PID).errno == 0
-    assert client.call("setpgid", 1, 0).errno == errno.EPERM
+    assert client.call("fcntl", reading, fcntl.F_SETOWN, pid).errno == 0
+    assert client.call("fcntl", reading, fcntl.F_GETOWN).value == pid
+    assert client.call("getsid", pid).value == pid
+    assert client.call("setsid").errno == errno.EPERM  # it leads a session
+    assert client.call("kill", pid, 0).errno == 0
+    assert client.call("wait4", MINUS_ONE, 0, os.WNOHANG).errno == errno.ECHILD
 
 
 def test_a_waiting_call_does_not_hold_up_others(client: Client) -> None:
@@ -170,7 +188,7 @@ def test_splicing_from_an_empty_pipe_waits_aside(client: Client, tmp_path: Path)
 def test_closing_while_another_thread_reads_is_as_in_a_kernel(client: Client, running: Sessions) -> None:
     reading, writing = client.pipe()
     call_id = client.start("read", reading, 1, 4, outs={1: 4})
-    (session,) = children(running.spawner.pid)
+    session = only_session(running.spawner.pid)
     wait_for_thread_in(session, f"0 {reading:#x} ")
     assert client.call("close", reading).errno == 0
     assert client.open("/etc/passwd") == reading

@@ -7,7 +7,7 @@ import struct
 from collections.abc import Iterator
 
 import pytest
-from session_client import Client, Sessions, children, hello, sessions
+from session_client import Client, Sessions, hello, only_session, sessions
 
 from ptserver.server import RuntimeServer
 
@@ -103,7 +103,7 @@ def test_no_thread_waits(client: Client, running: Sessions) -> None:
     epfd = instance(client, (reading, select.EPOLLIN))
     waiting = [start(client, epfd) for _ in range(20)]
     assert client.call("getuid").errno == 0
-    (pid,) = children(running.spawner.pid)
+    pid = only_session(running.spawner.pid)
     assert len(os.listdir(f"/proc/{pid}/task")) == 1
     for call_id in waiting:
         client.cancel(call_id)

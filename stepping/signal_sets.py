@@ -1,0 +1,27 @@
+"""How the threads of a running process treat signals, as the kernel tells it. Source: proc_pid_status(5)."""
+
+from typing import NamedTuple
+
+from stepping.errors import TraceeGoneError
+
+
+class SignalSets(NamedTuple):
+    """How a thread treats signals; bit *n* stands for signal *n* + 1. ignored, caught: of its whole process."""
+
+    blocked: int
+    ignored: int
+    caught: int
+
+
+def read_signal_sets(pid: int, tid: int) -> SignalSets:
+    """Return how thread *tid* of process *pid* treats signals.
+
+    Raises:
+        TraceeGoneError: there is no such thread.
+    """
+    try:
+        with open(f"/proc/{pid}/task/{tid}/status", "rb") as file:
+            fields = dict(line.split(b":", 1) for line in file if line.startswith(b"Sig"))
+    except (FileNotFoundError, ProcessLookupError) as error:
+        raise TraceeGoneError(tid) from error
+    return SignalSets(int(fields[b"SigBlk"], 16), int(fields[b"SigIgn"], 16), int(fields[b"SigCgt"], 16))
