@@ -60,6 +60,7 @@ class Connection(Generic[T]):
         "_decoder",
         "_lost",
         "_out",
+        "_put_back",
         "_sock",
         "_view",
         "codec",
@@ -74,9 +75,9 @@ class Connection(Generic[T]):
         """Take over `sock`, a connected stream socket or TLS over one, and make it non-blocking.
 
         incoming: the union of what the peer may send; anything else is a `ProtocolError`.
-        has_received: whether `receive` must be called once before the first poll, since TLS has brought something
-        together with the handshake, which poll cannot see. reads, sent_bytes: how often something has come, and how
-        much has gone, so far.
+        has_received: whether `receive` must be called once before the first poll, since something is here that
+        poll cannot see: TLS has brought it together with the handshake, or `put_back`. reads, sent_bytes: how often
+        something has come, and how much has gone, so far.
         """
         self.reads = 0
         self.sent_bytes = 0
@@ -89,6 +90,7 @@ class Connection(Generic[T]):
         self._view = memoryview(self._buffer)
         self._out = bytearray()
         self._lost = False
+        self._put_back: list[T] = []
         sock.setblocking(False)
         tune(sock)
 
@@ -122,6 +124,9 @@ class Connection(Generic[T]):
             ConnectionLostError: the peer has closed, or is gone, and all that came before has been returned.
             ProtocolError: the peer sent something else than messages; the connection is of no use any more.
         """
+        if self._put_back:
+            messages, self._put_back = self._put_back, []
+            return messages
         try:
             count = self._sock.recv_into(self._buffer)
         except BlockingIOError:
@@ -136,6 +141,30 @@ class Connection(Generic[T]):
         self.reads += 1
         decode = self._decode
         return [decode(frame) for frame in self._decoder.feed(self._view[:count])]
+
+    def await_messages(self, seconds: float) -> list[T]:
+        """Send what is queued and return the next messages. Blocks, outside of any poll loop.
+
+        Raises:
+            ConnectionLostError: nothing came for *seconds*, or as :meth:`receive`.
+            ProtocolError: as :meth:`receive`.
+        """
+        deadline = time.monotonic() + seconds
+        poll = select.poll()
+        while True:
+            poll.register(self.fileno(), select.POLLIN if self.flush() else select.POLLIN | select.POLLOUT)
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise ConnectionLostError(f"the other side said nothing for {seconds:g} s")
+            poll.poll(left * 1000)
+            messages = self.receive()
+            if messages:
+                return messages
+
+    def put_back(self, messages: list[T]) -> None:
+        """Let the next :meth:`receive` return *messages* first; `has_received` says so."""
+        self._put_back += messages
+        self.has_received = self.has_received or bool(messages)
 
     def send(self, message: Message) -> None:
         """Queue `message`; :meth:`flush` sends it.

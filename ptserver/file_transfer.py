@@ -9,8 +9,6 @@ more than it announced.
 
 import hashlib
 import os
-import select
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,7 +16,7 @@ from goabi.build_id import read_build_id
 from goabi.elf_header import ElfHeader
 from ptserver.binary_cache import BinaryCache
 from ptserver.connection import Connection
-from ptserver.errors import ConnectionLostError, LaunchError, ProtocolError, RefusedError
+from ptserver.errors import LaunchError, ProtocolError, RefusedError
 from ptserver.messages import Chunk, Executable, Fetch, Ping, Pong, Refused, ToHost
 
 _PIECE_BYTES = 1 << 20
@@ -83,7 +81,7 @@ def obtain(executable: Executable, cache: BinaryCache, connection: Connection[To
             while asked < executable.size_bytes and asked - arriving.size_bytes < _UNDER_WAY * _PIECE_BYTES:
                 connection.send(Fetch(executable.sha256, asked, _PIECE_BYTES))
                 asked += _PIECE_BYTES
-            for message in _await_messages(connection):
+            for message in connection.await_messages(_PATIENCE_SECONDS):
                 match message:
                     case Chunk() if message.data and message.offset == arriving.size_bytes:
                         arriving.write(message.data)
@@ -98,19 +96,3 @@ def obtain(executable: Executable, cache: BinaryCache, connection: Connection[To
                     case _:
                         raise ProtocolError(f"the server sent {type(message).__name__} before its program")
         return cache.keep(arriving), True
-
-
-def _await_messages(connection: Connection[ToHost]) -> list[ToHost]:
-    deadline = time.monotonic() + _PATIENCE_SECONDS
-    poll = select.poll()
-    while True:
-        poll.register(
-            connection.fileno(), select.POLLIN if connection.flush() else select.POLLIN | select.POLLOUT
-        )
-        left = deadline - time.monotonic()
-        if left <= 0:
-            raise ConnectionLostError(f"the server sent nothing of its program for {_PATIENCE_SECONDS:g} s")
-        poll.poll(left * 1000)
-        messages = connection.receive()
-        if messages:
-            return messages

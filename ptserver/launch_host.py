@@ -6,8 +6,8 @@ from typing import TypeVar
 
 from goabi.elf_header import ElfHeader
 from ptserver.connection import Connection
-from ptserver.errors import LaunchError
 from ptserver.host_signals import HostSignals
+from ptserver.interpreter import with_interpreter_of_server
 from ptserver.keepalive import DEFAULT_SECONDS
 from ptserver.machine import native_arch
 from ptserver.messages import StreamId, ToHost, Welcome
@@ -20,18 +20,10 @@ from stepping.seccomp import assemble
 _Host = TypeVar("_Host", bound=RemoteHost)
 
 
-def check_static(path: str, header: ElfHeader) -> None:
-    """Raise LaunchError if the program needs a dynamic linker, which would read files of the wrong machine."""
-    if header.interpreter is not None:
-        raise LaunchError(
-            f"{path} is dynamically linked: with the files of a server only static programs run so far; "
-            "build Go programs with CGO_ENABLED=0"
-        )
-
-
 def launch_host(
     host_class: type[_Host],
     path: str,
+    header: ElfHeader,
     argv: list[bytes],
     welcome: Welcome,
     connection: Connection[ToHost],
@@ -48,15 +40,17 @@ def launch_host(
 
     Raises:
         SteppingError: the kernel refuses.
+        LaunchError: the server lacks the dynamic linker that the program needs.
     """
     arch = native_arch()
     rules = filter_rules(welcome.interest, welcome.default_interest, arch, has_pid=bool(welcome.pid))
     signals = HostSignals()
     carried = welcome.resources == "server"
+    file, needed = with_interpreter_of_server(path, header, connection) if carried else (path, [])
     null = os.open(os.devnull, os.O_RDWR)
     launched = launch(
         Program(
-            path=path,
+            path=file,
             argv=argv,
             env=welcome.environment or environment(),
             bpf=assemble([*rules, *hypercall_rules(), *thread_rules(arch)], arch),
@@ -67,7 +61,8 @@ def launch_host(
             blocked=signals.original_mask,
         )
     )
-    os.close(null)
+    for fd in (null, *needed):
+        os.close(fd)
     host = host_class(
         launched,
         signals,

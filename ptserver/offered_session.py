@@ -27,7 +27,7 @@ from ptserver.endings import exit_of
 from ptserver.errors import ConnectionLostError, ProtocolError, PtServerError, RefusedError, UntrustedError
 from ptserver.file_transfer import obtain
 from ptserver.keepalive import DEFAULT_SECONDS
-from ptserver.launch_host import check_static, launch_host
+from ptserver.launch_host import launch_host
 from ptserver.machine import native_arch, this_machine, version
 from ptserver.messages import CODECS, PROTOCOL_VERSION, Hello, Offer, Program, Refused, ToHost, Welcome
 from ptserver.offer_handshake import read_offer
@@ -96,12 +96,12 @@ class HostConfig:
         how = f"{executable.size_bytes} bytes, {'sent' if was_sent else 'kept'}"
         log(f"runs {executable.name} ({how}) for {welcome.host}")
         header = read_elf_header(path)
-        check_static(executable.name, header)
         has_stub = find_stub_marker(path, header) is not None
         argv = [*welcome.argv] or [os.fsencode(executable.name)]
         host = launch_host(
             OfferedHost,
             str(path),
+            header,
             argv,
             welcome,
             connection,

@@ -29,6 +29,9 @@ SHADOW_CALLS: frozenset[str] = frozenset({"prctl"})
 FORKS: frozenset[str] = frozenset({"fork", "vfork", "clone"})
 EXECS: frozenset[str] = frozenset({"execve", "execveat"})
 
+#: Calls that matter to mappings of files, which are kept right where the program executes.
+MAPPING_CALLS: frozenset[str] = frozenset({"munmap", "msync"})
+
 #: Calls that every new thread makes first, in Go's runtime and in C libraries, and the one that ends it.
 THREAD_CALLS: frozenset[str] = frozenset("sigaltstack set_robust_list exit".split())
 
@@ -85,5 +88,7 @@ def thread_rules(arch: Arch) -> list[Rule]:
 
 def _host_rules(arch: Arch, has_pid: bool) -> list[Rule]:
     rules = [Rule(SYSCALLS[name].numbers[arch], Verdict.DENY) for name in _DENIED]
-    taken = REACHES_SELF_ONLY | ID_CALLS | SHADOW_CALLS if has_pid else REACHES_SELF_ONLY
+    taken = REACHES_SELF_ONLY | MAPPING_CALLS
+    if has_pid:
+        taken = taken | ID_CALLS | SHADOW_CALLS
     return rules + [Rule(SYSCALLS[name].numbers[arch], Verdict.NOTIFY) for name in sorted(taken)]

@@ -22,6 +22,7 @@ from typing import ClassVar, TypeVar
 from ptserver.connection import Connection
 from ptserver.endings import exit_of
 from ptserver.errors import ConnectionLostError, ProtocolError
+from ptserver.file_mappings import Asked, FileMappings
 from ptserver.host import Host, ThreadChange
 from ptserver.host_signals import HostSignals
 from ptserver.keepalive import DEFAULT_SECONDS, KeepAlive
@@ -49,7 +50,7 @@ from ptserver.messages import (
     Welcome,
     WindowSize,
 )
-from ptserver.pending_call import PendingCall
+from ptserver.pending_call import PendingCall, Process
 from ptserver.policy import FORKS, REACHES_SELF_ONLY, interest_in
 from ptserver.remote_processes import RemoteProcesses
 from ptserver.streams import IncomingStream, OutgoingStream
@@ -119,6 +120,8 @@ class RemoteHost(Host):
             if interest_in(row, welcome.interest, welcome.default_interest, has_pid=bool(welcome.pid))
             == "observe"
         )
+        self._asked: dict[int, Callable[[Result], None]] = {}  # calls that are made for the host itself
+        self._mappings = FileMappings(self._listener, self._ask, self._proceed, self._answer, _say)
         self._goodbye = False
         self._congested = False
         self._all_sent = True
@@ -137,6 +140,9 @@ class RemoteHost(Host):
         if self._connection.has_received:
             self._on_ready()
         status = super().run()
+        self._mappings.finish()
+        while self.lost is None and self._mappings.is_working:
+            self._round()
         if self.lost is None:
             self._connection.send(Exited(*exit_of(status)))
             self._loop.later(
@@ -151,6 +157,7 @@ class RemoteHost(Host):
     def close(self) -> None:
         """Kill the program if it still runs, and give up every descriptor."""
         self._connection.close()
+        self._mappings.close()
         if self._children is not None:
             self._children.kill()
             if self._wait_status is None:
@@ -181,7 +188,7 @@ class RemoteHost(Host):
             args, ins, *_ = call.gathered
             self._connection.send(Observed(call.tid, call.process.id, row.name, args, ins, call.goid))
             self._proceed(call)
-        else:
+        elif not self._mappings.serve(call):
             args, ins, outs, *_ = call.gathered
             self._in_flight[call.id] = call
             self._connection.send(
@@ -192,6 +199,8 @@ class RemoteHost(Host):
         if self._in_flight.get(call.id) is call:
             self._in_flight[call.id] = None
             self._tell(Cancel(call.id))
+        elif call.id in self._asked:
+            self._tell(Cancel(call.id))
         elif self._children is not None:
             self._children.abandon(call)
 
@@ -199,6 +208,14 @@ class RemoteHost(Host):
         """Send *message* if there is still somebody to hear it."""
         if self.lost is None:
             self._connection.send(message)
+
+    def _ask(self, asked: Asked, take: Callable[[Result], None]) -> None:
+        """Have the server make a call, and give its result to *take*; nothing comes after the connection was lost."""
+        call = asked.call
+        call_id, tid = (next(self._ids), asked.process.pid) if call is None else (call.id, call.tid)
+        self._asked[call_id] = take
+        _, name, args, ins, outs, _ = asked
+        self._tell(Syscall(call_id, tid, asked.process.id, name, args, ins, outs))
 
     def _serve_signal_to_self(self, call: PendingCall) -> None:
         """Let the program signal itself (its own process, or its group, in which it is alone), nobody else."""
@@ -260,6 +277,10 @@ class RemoteHost(Host):
                 raise ProtocolError(f"the server sent {type(message).__name__} in mid-session")
 
     def _take_result(self, result: Result) -> None:
+        take = self._asked.pop(result.id, None)
+        if take is not None:
+            take(result)
+            return
         try:
             call = self._in_flight.pop(result.id)
         except KeyError:
@@ -317,6 +338,10 @@ class RemoteHost(Host):
             self._connection.send(Stopped(signo))
             self._connection.flush()
         super()._program_stopped(signo)
+
+    def _process_ended(self, process: Process) -> None:
+        super()._process_ended(process)
+        self._mappings.forget(process)
 
     def _on_thread(self, tid: int, event: ThreadChange) -> None:
         self._tell(ThreadEvent(tid, event))
@@ -396,3 +421,8 @@ class RemoteHost(Host):
             handler()
 
         return handle
+
+
+def _say(line: str) -> None:
+    with contextlib.suppress(OSError):
+        os.write(_STDERR, f"ptserver: {line}\n".encode())

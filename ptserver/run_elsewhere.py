@@ -20,7 +20,6 @@ from ptserver.connection import server_handshake
 from ptserver.endings import die_by
 from ptserver.errors import ConnectionLostError, LaunchError, ProtocolError
 from ptserver.file_transfer import OfferedFile
-from ptserver.launch_host import check_static
 from ptserver.machine import native_arch, version
 from ptserver.messages import CODECS, PROTOCOL_VERSION, Hello, Offer, Welcome
 from ptserver.messages import Program as ProgramFacts
@@ -52,7 +51,6 @@ def run_elsewhere(
     process has.
     """
     assert options.on is not None
-    check_static(path, header)
     if is_address(options.server):
         raise LaunchError(
             "with --on the program's resources are here: --server names a server of this process, not an address"

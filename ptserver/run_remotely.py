@@ -14,7 +14,7 @@ from ptserver.errors import (
     RefusedError,
     TokenError,
 )
-from ptserver.launch_host import check_static, launch_host
+from ptserver.launch_host import launch_host
 from ptserver.machine import this_machine, version
 from ptserver.messages import CODECS, PROTOCOL_VERSION, Hello, StreamId
 from ptserver.messages import Program as ProgramFacts
@@ -32,7 +32,6 @@ def run_remotely(
     options: RunOptions, path: str, header: ElfHeader, stub: StubInfo | None, present: tuple[int, ...]
 ) -> int:
     """Run under the server at an address; *present* are the standard streams that this process has."""
-    check_static(path, header)
     streams: tuple[StreamId, ...] = tuple(number for number in (0, 1, 2) if number in present)
     terminal = user_terminal()
     token = read_token(options.token_file)
@@ -62,6 +61,7 @@ def run_remotely(
     host = launch_host(
         RemoteHost,
         path,
+        header,
         options.argv,
         welcome,
         connection,

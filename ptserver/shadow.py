@@ -6,6 +6,7 @@ here, each with its reason:
 
 - numbers of our own descriptors are nobody's (EBADF), and close_range stops before them;
 - resource limits are the program's, not this process's (`ptserver.shadow_limits`);
+- a file that is mapped is kept open, for the host, which maps a copy (`ptserver.file_mappings`);
 - vmsplice would lend pages of this process to a pipe;
 - socket options that lead to further memory (filters), or leave the kernel pages of a buffer that is used again
   (MSG_ZEROCOPY): EOPNOTSUPP;
@@ -95,6 +96,7 @@ class Shadow:
         self._credentials_changed = credentials_changed
         self._fd_indexes: dict[str, tuple[int, ...]] = {}
         self._refused: set[str] = set()
+        self._mapped: set[int] = set()
         self.forgets: Callable[[int, int], None] = lambda first, last: None
         self.may_wait = self._waiting.may_wait
 
@@ -112,7 +114,7 @@ class Shadow:
     def refuses(self, row: Syscall, *, quietly: bool = False) -> bool:
         """Whether the call is none that this shadow makes; the first time, the log says so, if not *quietly*."""
         name = row.name
-        if name in _ABOUT_PROCESSES or name in _BIRTHS:
+        if name in _ABOUT_PROCESSES or name in _BIRTHS or name == "mmap":
             return False
         if (row.klass in _EXECUTED or name in _HARMLESS) and not row.bound and name not in _REFUSED:
             return False
@@ -132,6 +134,8 @@ class Shadow:
             return 0, errno.EBADF, {}
         if name in _OPTION_CALLS and (args[1] & 0xFFFFFFFF, args[2] & 0xFFFFFFFF) in _BOUND_OPTIONS:
             return 0, errno.EOPNOTSUPP, {}
+        if name == "mmap":
+            return self._keep_mapped(args[4] & 0xFFFFFFFF)
         if name in _LIMITS:
             return self._limits.serve(name, args, ins, outs, pid)
         if name in _CHANGES_NUMBERS:
@@ -191,9 +195,20 @@ class Shadow:
             self._fd_indexes[row.name] = indexes
         first = self._descriptors.program_limit
         for index in indexes:
-            if first <= args[index] & 0xFFFFFFFF < 1 << 31:
+            if first <= args[index] & 0xFFFFFFFF < 1 << 31 and args[index] not in self._mapped:
                 return True
         return row.name in _SENDS_MESSAGES and any(fd >= first for fd in _passed(ins.get(1, b"")))
+
+    def _keep_mapped(self, fd: int) -> Executed:
+        """Return a descriptor of our own for a file that the program maps; the only ones that calls may name."""
+        if self._descriptors.program_limit <= fd:
+            return 0, errno.EBADF, {}
+        try:
+            kept = self._descriptors.copy(fd)
+        except OSError as error:
+            return 0, error.errno or errno.EMFILE, {}
+        self._mapped.add(kept)
+        return kept, 0, {}
 
     def _forget(self, name: str, args: Args) -> None:
         """Forget what the numbers stand for that this call changes, and let others forget."""
@@ -201,6 +216,7 @@ class Shadow:
         if name == "close_range":
             first, last = args[0] & 0xFFFFFFFF, args[1] & 0xFFFFFFFF
         self._waiting.forget(first, last)
+        self._mapped.discard(first)
         self.forgets(first, last)
 
     def _close_range(self, row: Syscall, args: Args) -> Executed:

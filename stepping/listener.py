@@ -126,6 +126,15 @@ class Listener:
         """As `answer_with_fd`, but the call goes on waiting."""
         return self._add_fd(notification_id, fd, 0, 0, close_on_exec)
 
+    def put_fd(self, notification_id: int, fd: int, number: int) -> None:
+        """Make *number* of the program a duplicate of *fd*, whatever stood there; the call goes on waiting.
+
+        Raises:
+            NotificationGoneError: the thread no longer waits.
+            OSError: *number* is above the program's limit (EBADF).
+        """
+        self._add_fd(notification_id, fd, number, _ADDFD_SETFD, True)
+
     def close(self) -> None:
         """Close; calls that wait or come later fail with ENOSYS."""
         os.close(self._fd)

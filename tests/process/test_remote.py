@@ -245,7 +245,6 @@ def _answer(address: str, change: dict[str, object]) -> object:
     [
         (("--on", "nonsense", "PROGRAM"), 64, "is no address"),
         (("--on", "localhost:1", "PROGRAM"), 69, "nobody listens at localhost:1"),
-        (("--on", "localhost:1", "/bin/ls"), 126, "is dynamically linked"),
         (
             ("--on", "localhost:1", "--server", "localhost:2", "PROGRAM"),
             126,

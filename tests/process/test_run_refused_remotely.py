@@ -3,8 +3,6 @@
 import os
 from pathlib import Path
 
-import pytest
-
 from stepping.landlock import abi
 from tests.conformance.modes import base_environment, serving
 from tests.gofixtures import build
@@ -24,24 +22,6 @@ def run_remotely(program: Path, work: Path, *args: str) -> tuple[Ended, str]:
         with started(command, program, env=base_environment(), cwd="/") as child:
             ended = child.finish()
     return ended, log.read_text() + ended.stderr.decode()
-
-
-@pytest.mark.parametrize(
-    ("fixture", "says", "call"),
-    [
-        ("mappedfile", "function not implemented", "mmap"),
-    ],
-)
-def test_refused_clearly(fixture: str, says: str, call: str, tmp_path: Path) -> None:
-    ended, log = run_remotely(build(fixture), tmp_path / "work")
-    assert says in (ended.stdout + ended.stderr).decode()
-    assert [line for line in log.splitlines() if call in line and "ENOSYS" in line], log
-
-
-def test_a_dynamically_linked_program_is_refused_before_it_runs(tmp_path: Path) -> None:
-    ended, _ = run_remotely(Path("/bin/true"), tmp_path / "work")
-    assert ended.status == 126
-    assert ended.stderr.startswith(b"ptserver: /bin/true is dynamically linked: ")
 
 
 def test_a_session_signals_no_process_that_is_not_its_own(tmp_path: Path) -> None:
