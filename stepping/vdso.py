@@ -27,17 +27,22 @@ def hide_vdso(pid: int) -> None:
         return
     memory = TraceeMemory(pid)
     try:
-        address = _after_null(memory, _after_null(memory, _stack_pointer(pid) + _WORD))
-        while True:
-            kind = _word(memory, address)
-            if kind == _AT_NULL:
-                break
-            if kind == _AT_SYSINFO_EHDR:
-                memory.write(address, struct.pack("=Q", _AT_IGNORE))
-            address += 2 * _WORD
+        forget_vdso(memory, _stack_pointer(pid))
     finally:
         memory.close()
     detach(pid)
+
+
+def forget_vdso(memory: TraceeMemory, stack_pointer: int) -> None:
+    """Take the vDSO out of the auxiliary vector above *stack_pointer*, as it is when a program begins."""
+    address = _after_null(memory, _after_null(memory, stack_pointer + _WORD))
+    while True:
+        kind = _word(memory, address)
+        if kind == _AT_NULL:
+            return
+        if kind == _AT_SYSINFO_EHDR:
+            memory.write(address, struct.pack("=Q", _AT_IGNORE))
+        address += 2 * _WORD
 
 
 def _stack_pointer(pid: int) -> int:

@@ -16,6 +16,13 @@ Go side repeats the numbers (`runtime_stub.go`, `remote.go`); a test compares th
     INFO(text, text_bytes)
         Returns the whole length of the server's description and writes what fits of it. `text_bytes` may be 0.
 
+    HOSTS()
+        Returns how many hosts the program is spread over; ENOSYS where it is not.
+    HERE()
+        Returns the number of the host that executes the calling thread, from 0.
+    MIGRATE(host)
+        Returns 0 at that host, or EINVAL if there is none with this number.
+
     request  = marker
     marker   = FE*32 "ptserver-stub/" abi " GOOSREMOTE=" name 00
     abi      = decimal number
@@ -45,6 +52,9 @@ class Hypercall(enum.IntEnum):
     HELLO = 0xFFF0
     WATCH = 0xFFF1
     INFO = 0xFFF2
+    HOSTS = 0xFFF3
+    HERE = 0xFFF4
+    MIGRATE = 0xFFF5
 
 
 REQUEST_MAX_BYTES = 256

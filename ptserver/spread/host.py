@@ -1,0 +1,419 @@
+"""A host of a spread program: one instance, its faults and its threads. It does what the home says, and decides nothing.
+
+At host 0 the program began, and the kernel's state of it is there: every thread exists there, even while it runs
+elsewhere (it is *parked* then, and makes the calls that the thread elsewhere asks for). The other hosts have threads
+that are lent to the program's for a while.
+
+Thread rules: the thread that traces.
+"""
+
+import contextlib
+import signal
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+
+from ptserver.spread.messages import (
+    AddRegion,
+    AllowWrite,
+    Called,
+    Capture,
+    Captured,
+    Deny,
+    Discard,
+    Done,
+    Dropped,
+    DropPage,
+    End,
+    Execute,
+    Executed,
+    Fault,
+    Kill,
+    PageData,
+    Preempted,
+    Proceed,
+    ProgramExited,
+    Protect,
+    PutPage,
+    Quit,
+    ReadWords,
+    Return,
+    SendPage,
+    SetAction,
+    SpreadMessage,
+    Start,
+    ThreadBorn,
+    ThreadGone,
+    ThreadState,
+    TryAgain,
+    Words,
+    ZeroPages,
+)
+from stepping import gadget, ptrace_api
+from stepping.errors import SteppingError, TraceeGoneError
+from stepping.gadget import AFTER_SYSCALL, SCRATCH
+from stepping.instance import Instance
+from stepping.maps import PAGE_BYTES
+from stepping.registers import Registers
+from stepping.stops import decode_siginfo, SyscallEntry, decode_syscall_info
+from stepping.tracee import Tracee
+from stepping.wait_status import Event, WaitKind, WaitStatus
+
+#: CLONE_VM, FS, FILES, SIGHAND, SYSVSEM, THREAD: a thread that nobody waits for.
+_THREAD_FLAGS = 0x50F00
+_SIGSET_BYTES = 8
+_SEGV_MAPERR = 1
+_NO_CALL = (1 << 64) - 1
+_ZERO_PAGE = bytes(PAGE_BYTES)
+
+Emit = Callable[[SpreadMessage], None]
+
+
+class _Doing(Enum):
+    """What a thread of the instance is in the midst of."""
+
+    RUNNING = "runs the program"
+    ASKING = "is stopped until the home has an answer"
+    EXECUTING = "makes a call for a thread elsewhere"
+    PARKED = "runs elsewhere"
+    IDLE = "is lent to nobody"
+
+
+@dataclass(slots=True)
+class _Thread:
+    """A kernel thread here. tid: the program's thread that it is, 0 if it is idle."""
+
+    tracee: Tracee
+    tid: int
+    doing: _Doing
+    caller: Registers | None = None  # those of the thread elsewhere that it executes for
+    denied: int | None = None  # the address for whose touch it is to get SIGSEGV
+
+
+class SpreadHost:
+    """Host number *number*, which keeps *instance*; tells the home by *emit*."""
+
+    def __init__(self, number: int, instance: Instance, emit: Emit) -> None:
+        self.number = number
+        self.instance = instance
+        self._emit = emit
+        self._faults = instance.faults
+        self._waiting: dict[int, list[tuple[int, int]]] = {}  # page: (kernel thread, address) that wait for it
+        self._asked: dict[int, bool] = {}  # page: whether it was asked for to write
+        self._clean: set[int] = set()  # pages that may be written, when that has been noted
+        self._by_kernel_tid: dict[int, _Thread] = {}
+        self._by_tid: dict[int, _Thread] = {}
+        self._idle: list[_Thread] = []
+        self._actions: dict[int, bytes] = {}
+        self.ended = False
+        self._takers: dict[type, Callable[..., None]] = {
+            SendPage: self._send_page,
+            PutPage: self._put_page,
+            ZeroPages: self._zero_pages,
+            AllowWrite: self._allow_write,
+            TryAgain: self._try_again,
+            Deny: self._deny,
+            DropPage: self._drop_page,
+            ReadWords: self._read_words,
+            Discard: self._discard,
+            Protect: self._protect,
+            AddRegion: self._add_region,
+            SetAction: self._set_action,
+            Return: self._return,
+            Proceed: self._proceed,
+            Execute: self._execute,
+            Capture: self._capture,
+            Start: self._start,
+            Kill: self._kill,
+            End: self._end,
+            Quit: self._quit,
+        }
+        if number == 0:
+            self._adopt(instance.main, instance.pid, _Doing.ASKING)
+
+    def take(self, message: SpreadMessage) -> None:
+        """Do what the home says."""
+        with contextlib.suppress(TraceeGoneError):
+            self._takers[type(message)](message)
+
+    def run_main(self) -> None:
+        """Host 0: let the program begin."""
+        thread = self._by_tid[self.instance.pid]
+        thread.doing = _Doing.RUNNING
+        thread.tracee.resume()
+
+    # Pages.
+
+    def take_faults(self) -> None:
+        """Report the faults that wait."""
+        for address, write, tid in self._faults.read():
+            page = address // PAGE_BYTES
+            if write and page in self._clean:
+                self._clean.discard(page)
+                self._faults.unprotect(page * PAGE_BYTES)
+                continue
+            self._waiting.setdefault(page, []).append((tid, address))
+            asked = self._asked.get(page)
+            if asked is None or (write and not asked):
+                self._asked[page] = write
+                self._emit(Fault(page, write, address))
+
+    def _send_page(self, message: SendPage) -> None:
+        page = message.page
+        address = page * PAGE_BYTES
+        dirty = page not in self._clean
+        self._clean.discard(page)
+        self._faults.protect(address)
+        data = self.instance.read(address, PAGE_BYTES)
+        if not message.keep:
+            self.instance.drop(address)
+        self._emit(PageData(page, data, dirty))
+
+    def _put_page(self, message: PutPage) -> None:
+        self._granted(message.page)
+        if message.clean:
+            self._clean.add(message.page)
+        self._faults.copy(message.page * PAGE_BYTES, message.data, protected=not message.writable)
+
+    def _zero_pages(self, message: ZeroPages) -> None:
+        for page in range(message.page, message.page + message.count):
+            self._granted(page)
+        zeros = _ZERO_PAGE * message.count
+        self._faults.copy(message.page * PAGE_BYTES, zeros, protected=False)
+
+    def _allow_write(self, message: AllowWrite) -> None:
+        self._granted(message.page)
+        self._faults.unprotect(message.page * PAGE_BYTES)
+
+    def _try_again(self, message: TryAgain) -> None:
+        self._granted(message.page)
+        self._faults.wake(message.page * PAGE_BYTES)
+
+    def _granted(self, page: int) -> None:
+        self._asked.pop(page, None)
+        self._waiting.pop(page, None)
+
+    def _deny(self, message: Deny) -> None:
+        """Send SIGSEGV to who waits; its details follow when the thread is about to take it."""
+        self._asked.pop(message.page, None)
+        for kernel_tid, address in self._waiting.pop(message.page, ()):
+            thread = self._by_kernel_tid.get(kernel_tid)
+            if thread is None:
+                continue
+            thread.denied = address
+            self.instance.signal(kernel_tid, signal.SIGSEGV)
+
+    def _drop_page(self, message: DropPage) -> None:
+        self._clean.discard(message.page)
+        self.instance.drop(message.page * PAGE_BYTES)
+        self._emit(Dropped(message.page))
+
+    def _read_words(self, message: ReadWords) -> None:
+        self._emit(Words(message.request, self.instance.read(message.address, message.size)))
+
+    def _discard(self, message: Discard) -> None:
+        first, end = message.start // PAGE_BYTES, message.end // PAGE_BYTES
+        self._clean = {page for page in self._clean if not first <= page < end}
+        self.instance.drop(message.start, message.end - message.start)
+        self._emit(Done(message.request))
+
+    # What changes the address space or the signal table.
+
+    def _protect(self, message: Protect) -> None:
+        by = self._caller(message.tid)
+        result = gadget.inject(by, "mprotect", message.start, message.size, message.protection)
+        self._emit(Done(message.request, "" if result == 0 else f"mprotect: error {-result}"))
+
+    def _add_region(self, message: AddRegion) -> None:
+        try:
+            self.instance.add_region(message.start, message.size, self._caller(message.tid))
+        except SteppingError as error:
+            self._emit(Done(message.request, str(error)))
+        else:
+            self._emit(Done(message.request))
+
+    def _set_action(self, message: SetAction) -> None:
+        self.instance.memory.write(SCRATCH, message.action)
+        result = gadget.inject(
+            self._caller(0), "rt_sigaction", message.signo, SCRATCH, 0, _SIGSET_BYTES
+        )
+        self._emit(Done(message.request, "" if result == 0 else f"rt_sigaction: error {-result}"))
+
+    def _caller(self, tid: int) -> Tracee:
+        """Return a stopped thread that can make a call."""
+        return self._by_tid[tid].tracee if self.number == 0 else self.instance.main
+
+    # Threads, as the home says.
+
+    def _return(self, message: Return) -> None:
+        thread = self._by_tid[message.tid]
+        registers = thread.tracee.read_registers()
+        registers["rax"] = message.result
+        registers["orig_rax"] = _NO_CALL
+        thread.tracee.write_registers(registers)
+        self._resume(thread)
+
+    def _proceed(self, message: Proceed) -> None:
+        self._resume(self._by_tid[message.tid])
+
+    def _resume(self, thread: _Thread, *, deliver: bool = True) -> None:
+        thread.doing = _Doing.RUNNING
+        thread.tracee.resume(deliver=deliver)
+
+    def _execute(self, message: Execute) -> None:
+        thread = self._by_tid[message.tid]
+        thread.doing = _Doing.EXECUTING
+        thread.caller = Registers.decode(thread.tracee.layout, message.registers)
+        gadget.begin(thread.tracee, message.registers)
+
+    def _capture(self, message: Capture) -> None:
+        thread = self._by_tid[message.tid]
+        state = gadget.capture(thread.tracee, self.instance.memory)
+        if self.number:
+            self._release(thread)
+        else:
+            thread.doing = _Doing.PARKED
+        self._emit(Captured(message.tid, ThreadState(*state)))
+
+    def _start(self, message: Start) -> None:
+        thread = self._by_tid[message.tid] if self.number == 0 else self._lend(message.tid)
+        state = message.state
+        gadget.restore(
+            thread.tracee,
+            self.instance.memory,
+            gadget.ThreadState(state.general, state.extended, state.mask, state.altstack),
+            message.result,
+        )
+        if message.held:
+            thread.doing = _Doing.ASKING
+        else:
+            self._resume(thread, deliver=False)
+
+    def _lend(self, tid: int) -> _Thread:
+        if self._idle:
+            thread = self._idle.pop()
+        else:
+            tracee = gadget.clone_thread(self.instance.main, _THREAD_FLAGS)
+            thread = self._by_kernel_tid[tracee.tid] = _Thread(tracee, 0, _Doing.IDLE)
+        thread.tid = tid
+        self._by_tid[tid] = thread
+        return thread
+
+    def _release(self, thread: _Thread) -> None:
+        del self._by_tid[thread.tid]
+        thread.tid = 0
+        thread.doing = _Doing.IDLE
+        self._idle.append(thread)
+
+    def _kill(self, message: Kill) -> None:
+        thread = self._by_tid.get(message.tid)
+        if thread is not None:
+            self.instance.signal(thread.tracee.tid, message.signo)
+
+    def _end(self, message: End) -> None:
+        thread = self._by_tid.get(message.tid)
+        if thread is not None:
+            self._release(thread)
+
+    def _quit(self, _message: Quit) -> None:
+        self.ended = True
+
+    # What threads do.
+
+    def take_stops(self) -> None:
+        """Deal with every thread that has something to report."""
+        while True:
+            try:
+                kernel_tid, raw = ptrace_api.wait_any(block=False)
+            except TraceeGoneError:
+                return
+            if raw is None:
+                return
+            with contextlib.suppress(TraceeGoneError):
+                self._take_stop(kernel_tid, raw)
+
+    def _take_stop(self, kernel_tid: int, raw: int) -> None:
+        thread = self._by_kernel_tid.get(kernel_tid)
+        if thread is None:
+            if kernel_tid == self.instance.pid and self.number:
+                self._main_reports(raw)
+                return
+            if self.number or not raw & 0x7F == 0x7F:
+                return  # an agent that this process started, or a thread that died before it was known
+            thread = self._adopt(Tracee(kernel_tid, self.instance.pid), kernel_tid, _Doing.RUNNING)
+            self._emit(ThreadBorn(kernel_tid))
+        status = thread.tracee.note(raw)
+        if not status.is_stop:
+            self._gone(thread, status)
+        elif status.event is Event.SECCOMP:
+            self._called(thread)
+        elif status.kind is WaitKind.SIGNAL_DELIVERY:
+            self._signalled(thread, status)
+        elif status.event is Event.STOP and thread.tracee.read_registers().pc == AFTER_SYSCALL:
+            self._born_elsewhere(thread)
+        else:
+            thread.tracee.resume()
+
+    def _main_reports(self, raw: int) -> None:
+        """Take the end of a blank instance; nothing else can happen to its first thread."""
+        if raw & 0x7F != 0x7F:
+            if __import__("os").environ.get("DBG2"): print("MAIN ENDED", hex(raw), flush=True, file=open("/tmp/sp/dbg","a"))
+            self.ended = True
+
+    def _adopt(self, tracee: Tracee, tid: int, doing: _Doing) -> _Thread:
+        thread = _Thread(tracee, tid, doing)
+        self._by_kernel_tid[tracee.tid] = self._by_tid[tid] = thread
+        return thread
+
+    def _gone(self, thread: _Thread, status: WaitStatus) -> None:
+        kernel_tid = thread.tracee.tid
+        del self._by_kernel_tid[kernel_tid]
+        if self._by_tid.get(thread.tid) is thread:
+            del self._by_tid[thread.tid]
+        if self.number:
+            return
+        self._emit(ThreadGone(kernel_tid))
+        if kernel_tid == self.instance.pid:
+            self.ended = True
+            self._emit(ProgramExited(status.raw_end))
+
+    def _called(self, thread: _Thread) -> None:
+        info = decode_syscall_info(ptrace_api.get_syscall_info(thread.tracee.tid))
+        assert isinstance(info, SyscallEntry)
+        thread.doing = _Doing.ASKING
+        registers = b"" if self.number == 0 else thread.tracee.read_registers().encode()
+        self._emit(Called(thread.tid, info.nr, info.args, registers))
+
+    def _signalled(self, thread: _Thread, status: WaitStatus) -> None:
+        tracee = thread.tracee
+        if __import__("os").environ.get("DBG2") and status.signo not in (23,5): print(self.number, status, decode_siginfo(ptrace_api.getsiginfo(tracee.tid)), thread.doing, tracee.read_registers(), flush=True, file=open("/tmp/sp/dbg","a"))
+        if thread.doing is _Doing.EXECUTING and gadget.ended(tracee, status):
+            thread.doing = _Doing.PARKED
+            thread.caller = None
+            self._emit(Executed(thread.tid, tracee.read_registers().result))
+            return
+        if thread.denied is not None and status.signo == signal.SIGSEGV:
+            ptrace_api.setsiginfo(tracee.tid, _fault_info(thread.denied))
+            thread.denied = None
+        elif status.signo == signal.SIGURG and self.number == 0 and thread.doing is _Doing.RUNNING:
+            if tracee.read_registers()["orig_rax"] == _NO_CALL:
+                thread.doing = _Doing.ASKING
+                self._emit(Preempted(thread.tid))
+                return
+        tracee.resume()
+
+    def _born_elsewhere(self, thread: _Thread) -> None:
+        """A thread that a thread elsewhere has created: let it begin where that one was."""
+        registers = thread.tracee.read_registers()
+        for other in self._by_tid.values():
+            if other.caller is not None and other.caller["rsi"] == registers.sp:  # clone's stack
+                registers.pc = other.caller.pc
+                thread.tracee.write_registers(registers)
+                break
+        thread.tracee.resume()
+
+
+def _fault_info(address: int) -> bytes:
+    """Return the siginfo_t of an access to *address*, where nothing is."""
+    return struct.pack("=iii4xQ", signal.SIGSEGV, 0, _SEGV_MAPERR, address).ljust(128, b"\0")

@@ -1,0 +1,321 @@
+"""What the home of a spread program and its hosts say to each other.
+
+The *home* decides; a *host* is one instance of the program (`stepping.instance`) with the agent that keeps it. Threads
+are named by `tid`, their number at host 0, wherever they run; pages by number (address / 4096). Messages between
+two parties arrive in the order in which they were sent, and the protocol relies on it.
+
+Both ends are of one version of ptserver: the handshake says so before any of these is sent.
+"""
+
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+PageNumber = Annotated[int, Meta(ge=0, lt=1 << 35)]
+HostId = Annotated[int, Meta(ge=0, lt=1 << 10)]
+ThreadId = Annotated[int, Meta(ge=0, lt=1 << 31)]
+U64 = Annotated[int, Meta(ge=0)]
+RequestId = Annotated[int, Meta(ge=0)]
+
+
+class SpreadMessage(msgspec.Struct, frozen=True, array_like=True, tag=True, gc=False):
+    """Base of all of them."""
+
+
+class ThreadState(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A thread as `stepping.gadget` captures it: register sets, blocked signals, signal stack."""
+
+    general: bytes
+    extended: bytes
+    mask: U64
+    altstack: bytes
+
+
+class Begin(SpreadMessage, frozen=True):
+    """Home to host, first: be host number *host* of the program *path*, blank. cpu: the only one to use, if any.
+
+    regions: [start, size) of the memory that host 0 watches. Answer `Ready`.
+    """
+
+    host: HostId
+    path: str
+    regions: tuple[tuple[U64, U64], ...]
+    cpu: int | None = None
+
+
+class Ready(SpreadMessage, frozen=True):
+    """Host to home: the instance is there. error: why it is not, or empty."""
+
+    error: str = ""
+
+
+# Host to home.
+
+
+class Fault(SpreadMessage, frozen=True):
+    """A thread waits for *page*, which is not here, or, with *write*, is protected. *access*: the very address."""
+
+    page: PageNumber
+    write: bool
+    access: U64
+
+
+class PageData(SpreadMessage, frozen=True):
+    """The answer to `SendPage`. dirty: it was written here since it came."""
+
+    page: PageNumber
+    data: bytes
+    dirty: bool
+
+
+class Dropped(SpreadMessage, frozen=True):
+    """The page is not here any more: the answer to `DropPage`."""
+
+    page: PageNumber
+
+
+class Words(SpreadMessage, frozen=True):
+    """The answer to `ReadWords`."""
+
+    request: RequestId
+    data: bytes
+
+
+class Done(SpreadMessage, frozen=True):
+    """The answer to `Discard`, `Protect`, `AddRegion` or `SetAction`. error: a message, or empty."""
+
+    request: RequestId
+    error: str = ""
+
+
+class Called(SpreadMessage, frozen=True):
+    """A thread is about to make a call, and is stopped. registers: its general register set."""
+
+    tid: ThreadId
+    number: U64
+    args: tuple[U64, U64, U64, U64, U64, U64]
+    registers: bytes
+
+
+class Executed(SpreadMessage, frozen=True):
+    """The call of `Execute` has returned *result*, signed."""
+
+    tid: ThreadId
+    result: int
+
+
+class Preempted(SpreadMessage, frozen=True):
+    """Go's scheduler wants a thread that computes to stop (SIGURG); it is stopped, the home says how it goes on."""
+
+    tid: ThreadId
+
+
+class Captured(SpreadMessage, frozen=True):
+    """The answer to `Capture`: the thread does not run here any more."""
+
+    tid: ThreadId
+    state: ThreadState
+
+
+class ThreadBorn(SpreadMessage, frozen=True):
+    """Host 0: the program has a new thread, which runs."""
+
+    tid: ThreadId
+
+
+class ThreadGone(SpreadMessage, frozen=True):
+    """Host 0: a thread has ended."""
+
+    tid: ThreadId
+
+
+class ProgramExited(SpreadMessage, frozen=True):
+    """Host 0: the program is gone; its raw wait status."""
+
+    status: int
+
+
+# Home to host.
+
+
+class SendPage(SpreadMessage, frozen=True):
+    """Give a page: answer `PageData`. keep: it stays here, protected; otherwise it is dropped."""
+
+    page: PageNumber
+    keep: bool
+
+
+class PutPage(SpreadMessage, frozen=True):
+    """Here is a page. writable: it may be written without asking. clean: writable, but the first write is to be noted."""
+
+    page: PageNumber
+    data: bytes
+    writable: bool
+    clean: bool = False
+
+
+class ZeroPages(SpreadMessage, frozen=True):
+    """*count* pages from *page* on are all zeros, and may be written."""
+
+    page: PageNumber
+    count: int
+
+
+class AllowWrite(SpreadMessage, frozen=True):
+    """The page that is here may be written now."""
+
+    page: PageNumber
+
+
+class TryAgain(SpreadMessage, frozen=True):
+    """Who waits for the page has what is needed."""
+
+    page: PageNumber
+
+
+class Deny(SpreadMessage, frozen=True):
+    """Nobody may touch the page: who waits for it gets SIGSEGV."""
+
+    page: PageNumber
+
+
+class DropPage(SpreadMessage, frozen=True):
+    """Give up a page that is protected here: answer `Dropped`."""
+
+    page: PageNumber
+
+
+class ReadWords(SpreadMessage, frozen=True):
+    """Say what memory holds within one page that is here: answer `Words`."""
+
+    request: RequestId
+    address: U64
+    size: int
+
+
+class Discard(SpreadMessage, frozen=True):
+    """Drop all pages in [start, end), addresses: answer `Done`."""
+
+    request: RequestId
+    start: U64
+    end: U64
+
+
+class Protect(SpreadMessage, frozen=True):
+    """mprotect(2) [start, start + size): answer `Done`. tid: host 0's thread that is stopped in that call."""
+
+    request: RequestId
+    tid: ThreadId
+    start: U64
+    size: U64
+    protection: int
+
+
+class AddRegion(SpreadMessage, frozen=True):
+    """Have memory at [start, start + size), empty: answer `Done`. tid: a thread that is stopped at host 0."""
+
+    request: RequestId
+    tid: ThreadId
+    start: U64
+    size: U64
+
+
+class SetAction(SpreadMessage, frozen=True):
+    """rt_sigaction(2) of the program: answer `Done`. action: struct sigaction as the kernel has it, 32 bytes."""
+
+    request: RequestId
+    signo: int
+    action: bytes
+
+
+class Return(SpreadMessage, frozen=True):
+    """Let the thread's call return *result*, signed, without being made."""
+
+    tid: ThreadId
+    result: int
+
+
+class Proceed(SpreadMessage, frozen=True):
+    """Let the thread go on as it was about to: make its call, or take its signal."""
+
+    tid: ThreadId
+
+
+class Execute(SpreadMessage, frozen=True):
+    """Host 0: have the thread, which runs elsewhere, make the call that *registers* are about to make here."""
+
+    tid: ThreadId
+    registers: bytes
+
+
+class Capture(SpreadMessage, frozen=True):
+    """Take the stopped thread's state: answer `Captured`."""
+
+    tid: ThreadId
+
+
+class Start(SpreadMessage, frozen=True):
+    """Have the thread go on here. result: what its call returns, if it was in one; held: it stays stopped."""
+
+    tid: ThreadId
+    state: ThreadState
+    result: int | None = None
+    held: bool = False
+
+
+class Kill(SpreadMessage, frozen=True):
+    """tgkill(2) the thread, which is here."""
+
+    tid: ThreadId
+    signo: int
+
+
+class End(SpreadMessage, frozen=True):
+    """The thread, stopped here, is over."""
+
+    tid: ThreadId
+
+
+class Quit(SpreadMessage, frozen=True):
+    """End the instance."""
+
+
+ToHome = (
+    Ready
+    | Fault
+    | PageData
+    | Dropped
+    | Words
+    | Done
+    | Called
+    | Executed
+    | Preempted
+    | Captured
+    | ThreadBorn
+    | ThreadGone
+    | ProgramExited
+)
+ToHost = (
+    Begin
+    | SendPage
+    | PutPage
+    | ZeroPages
+    | AllowWrite
+    | TryAgain
+    | Deny
+    | DropPage
+    | ReadWords
+    | Discard
+    | Protect
+    | AddRegion
+    | SetAction
+    | Return
+    | Proceed
+    | Execute
+    | Capture
+    | Start
+    | Kill
+    | End
+    | Quit
+)

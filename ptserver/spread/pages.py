@@ -1,0 +1,216 @@
+"""Who has which page: the directory of a spread program's memory. Pure: messages in, messages out.
+
+A page is with nobody (it is all zeros), with one host that may write it, or with any number that may read it; never
+with a writer and another. That is what makes the memory sequentially consistent, and `PageDirectory` is the only
+place that decides it.
+
+    holders  a bit per host; writer  the one host that may write, if any
+
+Each page changes hands alone. While one does, it is *busy*: further requests for it wait in its queue, in order. A
+request of one host is answered to that host only after every other has given up what it must. Since messages to
+one host arrive in order, a page that was granted counts as granted when the message is sent.
+
+Migratory pages. A page that one host after the other reads and then writes (a lock, a counter) costs two transfers each
+time. When that has been seen, a reader gets it to itself at once, marked clean; if it is asked to give the page up
+before it has written it, the page is treated as an ordinary one again.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from ptserver.spread.messages import (
+    AllowWrite,
+    Deny,
+    DropPage,
+    PutPage,
+    SendPage,
+    SpreadMessage,
+    TryAgain,
+    ZeroPages,
+)
+
+#: So many untouched pages are given at the first touch of one, aligned.
+FIRST_TOUCH_PAGES = 16
+
+Send = Callable[[int, SpreadMessage], None]
+#: Whether the program may touch the page with this number.
+MayTouch = Callable[[int], bool]
+
+
+class _Request(NamedTuple):
+    host: int
+    write: bool
+
+
+@dataclass(slots=True)
+class _Transfer:
+    """A page that changes hands. data: what came, until it can be handed on."""
+
+    request: _Request
+    upgrade: bool
+    drops: int
+    data: bytes | None = None
+    alone: bool = False
+    queue: deque[_Request] = field(default_factory=deque)
+
+
+class PageDirectory:
+    """The directory; sends what must be done by *send(host, message)*. Counts of what happened are in `counts`."""
+
+    def __init__(self, send: Send, may_touch: MayTouch) -> None:
+        self._send = send
+        self._may_touch = may_touch
+        self._holders: dict[int, int] = {}
+        self._writer: dict[int, int] = {}
+        self._busy: dict[int, _Transfer] = {}
+        self._reader_before: dict[int, int] = {}
+        self._migratory: set[int] = set()
+        self.counts = {"first": 0, "read": 0, "write": 0, "upgrade": 0, "again": 0, "denied": 0}
+
+    def place(self, host: int, pages: Iterable[int]) -> None:
+        """Note that *host* has *pages*, which nobody had, to itself."""
+        for page in pages:
+            self._holders[page] = 1 << host
+            self._writer[page] = host
+
+    def holder(self, page: int) -> int | None:
+        """Return a host that has the page, host 0 if it does; None if it is all zeros."""
+        holders = self._holders.get(page)
+        return None if holders is None else (holders & -holders).bit_length() - 1
+
+    def is_busy(self, pages: range) -> bool:
+        """Whether one of *pages* changes hands."""
+        return any(page in pages for page in self._busy)
+
+    def held(self) -> Iterator[tuple[int, tuple[int, ...], int | None]]:
+        """Yield (page, its holders, its writer) for every page that somebody has."""
+        for page, holders in self._holders.items():
+            yield page, tuple(_bits(holders)), self._writer.get(page)
+
+    def request(self, host: int, page: int, *, write: bool) -> None:
+        """Take a fault of *host*."""
+        transfer = self._busy.get(page)
+        if transfer is not None:
+            transfer.queue.append(_Request(host, write))
+            return
+        holders = self._holders.get(page, 0)
+        if not holders:
+            self._touch_first(host, page)
+        elif holders >> host & 1:
+            if not write or self._writer.get(page) == host:
+                self.counts["again"] += 1
+                self._send(host, TryAgain(page))
+            else:
+                self._upgrade(host, page, holders)
+        else:
+            self._fetch(host, page, holders, write)
+
+    def take_data(self, page: int, data: bytes, *, dirty: bool) -> None:
+        """Take the page's content from the host that was asked for it. It must have been asked."""
+        transfer = self._busy[page]
+        transfer.data = data
+        if page in self._migratory and not dirty:
+            self._migratory.discard(page)
+        if not transfer.drops:
+            self._finish(page, transfer)
+
+    def take_dropped(self, page: int) -> None:
+        """Take the word of a host that it has dropped the page. It must have been told to."""
+        transfer = self._busy[page]
+        transfer.drops -= 1
+        if not transfer.drops and (transfer.upgrade or transfer.data is not None):
+            self._finish(page, transfer)
+
+    def forget(self, pages: range) -> int:
+        """Make *pages*, of which none is busy, all zeros; return the hosts that had some, a bit each."""
+        assert not self.is_busy(pages)
+        known = self._holders
+        few = len(pages) < len(known)
+        gone = [page for page in pages if page in known] if few else [page for page in known if page in pages]
+        hosts = 0
+        for page in gone:
+            hosts |= known.pop(page)
+            self._writer.pop(page, None)
+            self._migratory.discard(page)
+            self._reader_before.pop(page, None)
+        return hosts
+
+    def _touch_first(self, host: int, page: int) -> None:
+        if not self._may_touch(page):
+            self.counts["denied"] += 1
+            self._send(host, Deny(page))
+            return
+        first = page - page % FIRST_TOUCH_PAGES
+        low = high = page
+        while low > first and self._is_free(low - 1):
+            low -= 1
+        while high + 1 < first + FIRST_TOUCH_PAGES and self._is_free(high + 1):
+            high += 1
+        self.place(host, range(low, high + 1))
+        self.counts["first"] += 1
+        self._send(host, ZeroPages(low, high + 1 - low))
+
+    def _is_free(self, page: int) -> bool:
+        return page not in self._holders and self._may_touch(page)
+
+    def _upgrade(self, host: int, page: int, holders: int) -> None:
+        if self._reader_before.pop(page, None) == host:
+            self._migratory.add(page)
+        others = holders & ~(1 << host)
+        if others:
+            transfer = _Transfer(_Request(host, True), True, others.bit_count())
+            self._busy[page] = transfer
+            self._drop(page, others)
+            return
+        self._grant_write(host, page)
+
+    def _fetch(self, host: int, page: int, holders: int, write: bool) -> None:
+        source = self._writer.pop(page, None)
+        if source is None:
+            source = (holders & -holders).bit_length() - 1
+        alone = write or page in self._migratory
+        transfer = _Transfer(_Request(host, write), False, 0, alone=alone)
+        self._busy[page] = transfer
+        if alone:
+            others = holders & ~(1 << source)
+            transfer.drops = others.bit_count()
+            self._drop(page, others)
+        self._send(source, SendPage(page, keep=not alone))
+
+    def _drop(self, page: int, hosts: int) -> None:
+        for host in _bits(hosts):
+            self._send(host, DropPage(page))
+
+    def _finish(self, page: int, transfer: _Transfer) -> None:
+        del self._busy[page]
+        host, write = transfer.request
+        if transfer.upgrade:
+            self._grant_write(host, page)
+        else:
+            assert transfer.data is not None
+            if transfer.alone:
+                self._holders[page] = 1 << host
+                self._writer[page] = host
+            else:
+                self._holders[page] |= 1 << host
+                self._reader_before[page] = host
+            self.counts["write" if write else "read"] += 1
+            clean = transfer.alone and not write
+            self._send(host, PutPage(page, transfer.data, writable=transfer.alone and write, clean=clean))
+        for request in transfer.queue:
+            self.request(request.host, page, write=request.write)
+
+    def _grant_write(self, host: int, page: int) -> None:
+        self._holders[page] = 1 << host
+        self._writer[page] = host
+        self.counts["upgrade"] += 1
+        self._send(host, AllowWrite(page))
+
+
+def _bits(mask: int) -> Iterator[int]:
+    while mask:
+        low = mask & -mask
+        yield low.bit_length() - 1
+        mask ^= low

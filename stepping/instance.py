@@ -1,0 +1,246 @@
+"""An instance: a process that executes a program, with all its writable memory on a memfd that we hold too.
+
+The memfd has the size of the address space, and a page's place in it is its address. So whoever has the memfd reads
+and writes the program's memory without touching the program, takes pages away (a hole) and puts them back, and a
+userfaultfd reports who misses them. The first instance of a program has its image; a further one is blank: the same code, no data,
+its first thread stopped for ever before its first instruction, there to make calls and threads for us.
+
+Memory is watched in few large regions, made once: a region costs nothing until it is touched. What the program maps
+within a region needs no call to the kernel.
+
+All methods are for the thread that traces. Source: memfd_create(2), personality(2), userfaultfd(2).
+"""
+
+import contextlib
+import ctypes
+import os
+import signal
+import struct
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from stepping import gadget
+from stepping.errors import SteppingError, TraceeGoneError
+from stepping.gadget import GADGET, SCRATCH
+from stepping.launch import Program
+from stepping.maps import PAGE_BYTES, Vma, read_maps
+from stepping.ptrace_api import Option
+from stepping.seccomp import Rule, Verdict, assemble
+from stepping.syscalls import Arch
+from stepping.tracee import Tracee
+from stepping.tracee_launch import fork_tracee
+from stepping.tracee_memory import TraceeMemory
+from stepping.userfault import UserFault
+from stepping.vdso import forget_vdso
+from stepping.wait_status import Event
+
+_ADDRESS_SPACE_BYTES = 1 << 47
+#: How much of the first thread's stack is watched; Go's first thread needs little of it.
+_STACK_BYTES = 1 << 20
+_OPTIONS = Option.SYSGOOD | Option.CLONE | Option.EXEC | Option.SECCOMP
+
+_ADDR_NO_RANDOMIZE = 0x0040000
+_PERSONALITY_QUERY = 0xFFFFFFFF
+_NR_PIDFD_GETFD = 438
+_PUNCH_HOLE_KEEP_SIZE = 3
+_AT_FDCWD = -100
+_LOAD, _JUMP_IF_EQUAL, _RETURN = 0x20, 0x15, 0x06
+_POINTER_OFFSET = 8  # of seccomp_data.instruction_pointer
+_PROT_READ_WRITE = 3
+_SHARED_FIXED_NORESERVE, _SHARED_FIXED_NOREPLACE_NORESERVE = 0x4011, 0x104001
+_O_RDWR_CLOEXEC = os.O_RDWR | os.O_CLOEXEC
+_O_NONBLOCK_CLOEXEC = os.O_NONBLOCK | os.O_CLOEXEC
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_fallocate = _libc.fallocate
+_fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_long, ctypes.c_long)
+
+
+class Image(NamedTuple):
+    """What a blank instance must have in common with the first. regions: [start, size) of its first memory."""
+
+    regions: tuple[tuple[int, int], ...]
+
+
+class Instance:
+    """One process; see the module's text. faults: whoever waits for a page of it.
+
+    main: its first thread, stopped. present: the pages (by number) that it has at the beginning.
+    """
+
+    def __init__(self, program: Program) -> None:
+        """Start *program*, whose filter must let calls from `gadget.AFTER_SYSCALL` pass, up to its first instruction.
+
+        Raises:
+            ExecError, SeccompRefusedError, PtraceRefusedError: the kernel refuses.
+        """
+        self.main = _launch(program)
+        self.pid = self.main.pid
+        self.memory = TraceeMemory(self.pid)
+        self.present: set[int] = set()
+        self._memfd = os.memfd_create("instance", os.MFD_CLOEXEC)
+        os.ftruncate(self._memfd, _ADDRESS_SPACE_BYTES)
+        gadget.install(self.main, self.memory)
+        forget_vdso(self.memory, self.main.read_registers().sp)
+        self.faults = self._make_userfault()
+
+    def keep_image(self) -> Image:
+        """Put the memory that the program begins with on the memfd; return what a blank instance needs."""
+        regions: list[tuple[int, int]] = []
+        for vma in self._writable():
+            start, size = vma.start, vma.size_bytes
+            data = _without_end(self.memory.read(start, size))
+            os.pwrite(self._memfd, data, start)
+            self.present.update(_pages_with_data(start, data))
+            if vma.path == "[stack]":
+                start, size = vma.end - _STACK_BYTES, _STACK_BYTES
+            if regions and sum(regions[-1]) == start:  # one mapping, so that pages can be given across the seam
+                start, size = regions[-1][0], regions.pop()[1] + size
+            regions.append((start, size))
+        image = Image(tuple(regions))
+        self._map_all(image)
+        return image
+
+    def be_blank(self, image: Image) -> None:
+        """Have memory where *image* says, and nothing in it.
+
+        Raises:
+            SteppingError: this process has its memory elsewhere, so it does not execute the same file.
+        """
+        for vma in self._writable():
+            inside = any(start <= vma.start < start + size for start, size in image.regions)
+            if vma.path != "[stack]" and not inside:
+                raise SteppingError(f"memory at {vma.start:#x} has no counterpart: it is another program")
+        self._map_all(image)
+
+    def add_region(self, start: int, size: int, by: Tracee | None = None) -> None:
+        """Watch [start, start + size), which must be free. by: the stopped thread that maps it, *main* by default.
+
+        Raises:
+            SteppingError: it is not, or the process is gone.
+        """
+        self._map(by or self.main, start, size, _SHARED_FIXED_NOREPLACE_NORESERVE)
+
+    def read(self, address: int, size: int) -> bytes:
+        """Return what the memfd has there; zeros where it has nothing."""
+        return os.pread(self._memfd, size, address)
+
+    def write(self, address: int, data: bytes) -> None:
+        """Put *data* on the memfd."""
+        os.pwrite(self._memfd, data, address)
+
+    def drop(self, address: int, size: int = PAGE_BYTES) -> None:
+        """Take whole pages away, so that the next touch is a fault."""
+        if _fallocate(self._memfd, _PUNCH_HOLE_KEEP_SIZE, address, size) < 0:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number))
+
+    def signal(self, tid: int, signo: int) -> None:
+        """Send *signo* to thread *tid* of the process, if it is still there."""
+        _libc.tgkill(self.pid, tid, signo)
+
+    def close(self) -> None:
+        """Kill the process, if it still is there, and give up all descriptors."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
+        self.faults.close()
+        self.memory.close()
+        os.close(self._memfd)
+
+    def _writable(self) -> list[Vma]:
+        return [
+            vma
+            for vma in read_maps(self.pid)
+            if vma.perms[1] == "w" and not GADGET <= vma.start <= SCRATCH
+        ]
+
+    def _make_userfault(self) -> UserFault:
+        fd = _call(self.main, "userfaultfd", _O_NONBLOCK_CLOEXEC)
+        ours = _take_descriptor(self.pid, fd)
+        _call(self.main, "close", fd)
+        return UserFault(ours)
+
+    def _map_all(self, image: Image) -> None:
+        for start, size in image.regions:
+            self._map(self.main, start, size, _SHARED_FIXED_NORESERVE)
+
+    def _map(self, by: Tracee, start: int, size: int, flags: int) -> None:
+        self.memory.write(SCRATCH, f"/proc/{os.getpid()}/fd/{self._memfd}".encode() + b"\0")
+        fd = _call(by, "openat", _AT_FDCWD, SCRATCH, _O_RDWR_CLOEXEC)
+        _call(by, "mmap", start, size, _PROT_READ_WRITE, flags, fd, start)
+        _call(by, "close", fd)
+        self.faults.register(start, size)
+
+
+def instance_filter(rules: Iterable[Rule], arch: Arch) -> bytes:
+    """Return the filter of *rules* that lets calls from the gadget page pass."""
+    head = (
+        (_LOAD, 0, 0, _POINTER_OFFSET + 4),
+        (_JUMP_IF_EQUAL, 0, 3, gadget.AFTER_SYSCALL >> 32),
+        (_LOAD, 0, 0, _POINTER_OFFSET),
+        (_JUMP_IF_EQUAL, 0, 1, gadget.AFTER_SYSCALL & 0xFFFFFFFF),
+        (_RETURN, 0, 0, Verdict.ALLOW.value),
+    )
+    return b"".join(struct.pack("<HBBI", *instruction) for instruction in head) + assemble(rules, arch)
+
+
+def _call(tracee: Tracee, name: str, *args: int) -> int:
+    result = gadget.inject(tracee, name, *args)
+    if result < 0:
+        raise SteppingError(f"the program cannot be prepared: its {name} fails ({os.strerror(-result)})")
+    return result
+
+
+def _launch(program: Program) -> Tracee:
+    with _addresses_fixed():
+        pending = fork_tracee(program, _OPTIONS)
+    tracee = pending.tracee
+    while True:
+        status = tracee.wait()
+        if status is None or not status.is_stop:
+            pending.raise_failure()
+        if status.event is Event.EXEC:
+            break
+        tracee.resume()
+    pending.close()
+    tracee.interrupt()  # the next stop is before the first instruction, and a call can be made there
+    tracee.resume()
+    while tracee.status is None or tracee.status.event is not Event.STOP:
+        status = tracee.wait()
+        if status is None or not status.is_stop:
+            raise TraceeGoneError(tracee.tid)
+        if status.event is not Event.STOP:
+            tracee.resume()
+    return tracee
+
+
+@contextlib.contextmanager
+def _addresses_fixed() -> Iterator[None]:
+    """Let what is executed meanwhile have its memory at the same addresses each time."""
+    before = _libc.personality(_PERSONALITY_QUERY)
+    _libc.personality(before | _ADDR_NO_RANDOMIZE)
+    try:
+        yield
+    finally:
+        _libc.personality(before)
+
+
+def _take_descriptor(pid: int, fd: int) -> int:
+    pidfd = os.pidfd_open(pid)
+    try:
+        ours = _libc.syscall(_NR_PIDFD_GETFD, pidfd, fd, 0)
+    finally:
+        os.close(pidfd)
+    if ours < 0:
+        raise SteppingError(f"cannot take a descriptor of process {pid}: {os.strerror(ctypes.get_errno())}")
+    return int(ours)
+
+
+def _without_end(data: bytes) -> bytes:
+    """Return whole pages of *data* up to the last that is not all zeros."""
+    used = len(data.rstrip(b"\0"))
+    return data[: -(-used // PAGE_BYTES) * PAGE_BYTES]
+
+
+def _pages_with_data(start: int, data: bytes) -> Iterator[int]:
+    yield from range(start // PAGE_BYTES, (start + len(data)) // PAGE_BYTES)
