@@ -144,9 +144,9 @@ class Executable(msgspec.Struct, frozen=True):
 class Offer(Message, frozen=True):
     """Server to host, first, in JSON, if the host waits for programs: there is one for it.
 
-    The host answers with its `Hello`, or with `Refused`. purpose: ``run`` to execute the whole program; a host
-    refuses what it does not know. token: the secret that the host wants, or empty. The other fields are as in a
-    hello, where the host then repeats what it chose.
+    The host answers with its `Hello`, or with `Refused`. purpose: ``run`` to execute the whole program, ``spread`` to
+    execute a part of its threads; a host refuses what it does not know. token: the secret that the host wants, or
+    empty. The other fields are as in a hello, where the host then repeats what it chose.
     """
 
     versions: Annotated[tuple[Annotated[int, Meta(ge=1, le=65535)], ...], Meta(min_length=1, max_length=64)]
@@ -399,6 +399,12 @@ class Fetch(Message, frozen=True):
     size: Annotated[int, Meta(ge=1, le=MAX_TRANSFER_BYTES)]
 
 
+class Obtained(Message, frozen=True):
+    """Host to server: it has the whole file. Sent for an offer's purpose ``spread`` only, and the last message of
+    this protocol there: what follows is between hosts of one version of ptserver.
+    """
+
+
 class Chunk(Message, frozen=True):
     """Server to host: the answer to `Fetch`. Less data than was asked for is the end of the file."""
 
@@ -444,6 +450,7 @@ ToServer = (
     | WindowSize
     | ThreadEvent
     | Fetch
+    | Obtained
     | Stopped
     | Exited
     | ProcessExited

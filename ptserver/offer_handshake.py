@@ -20,7 +20,9 @@ from ptserver.messages import Offer
 from ptserver.wire import MAX_HELLO_BYTES, Codec
 
 _JSON = Codec("json")
-_PURPOSES = ("run",)
+#: The purposes of offers: to execute a program, and to be one of several hosts that do.
+RUN, SPREAD = "run", "spread"
+_PURPOSES = (RUN, SPREAD)
 
 
 def send_offer(sock: Stream, offer: Offer, timeout: float = 10.0) -> None:

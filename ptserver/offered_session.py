@@ -29,8 +29,18 @@ from ptserver.file_transfer import obtain
 from ptserver.keepalive import DEFAULT_SECONDS
 from ptserver.launch_host import launch_host
 from ptserver.machine import native_arch, this_machine, version
-from ptserver.messages import CODECS, PROTOCOL_VERSION, Hello, Offer, Program, Refused, ToHost, Welcome
-from ptserver.offer_handshake import read_offer
+from ptserver.messages import (
+    CODECS,
+    PROTOCOL_VERSION,
+    Hello,
+    Obtained,
+    Offer,
+    Program,
+    Refused,
+    ToHost,
+    Welcome,
+)
+from ptserver.offer_handshake import SPREAD, read_offer
 from ptserver.offered_host import OfferedHost
 from ptserver.session_log import Log
 from ptserver.session_start import ask_for_room
@@ -73,6 +83,9 @@ class HostConfig:
 
     def _serve(self, stream: Stream, offer: Offer, log: Log) -> None:
         welcome, connection = client_handshake(stream, _hello(offer))
+        if offer.purpose == SPREAD:
+            self._take_part(stream, offer, connection, log)
+            return
         started = time.monotonic()
         try:
             host = self._start(offer, welcome, connection, log)
@@ -87,6 +100,17 @@ class HostConfig:
             raise ConnectionLostError(host.lost)
         how = f"with status {status}" if status is not None else f"by signal {signo}"
         log(f"ended {how} after {time.monotonic() - started:.3f} s")
+
+    def _take_part(self, stream: Stream, offer: Offer, connection: Connection[ToHost], log: Log) -> None:
+        """Execute an instance of a program that is spread over several hosts."""
+        from ptserver.spread.agent import run_agent
+
+        path, _ = obtain(offer.executable, self.cache, connection)
+        connection.send(Obtained())
+        if not connection.drain(self.offer_seconds):
+            raise ConnectionLostError("the home does not read")
+        log(f"is a host of {offer.executable.name}")
+        run_agent(stream, str(path))
 
     def _start(self, offer: Offer, welcome: Welcome, connection: Connection[ToHost], log: Log) -> OfferedHost:
         if welcome.argv is None:

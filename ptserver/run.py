@@ -20,7 +20,9 @@ class RunOptions:
     *program*; keys: the folder of keys for TLS; stub: the program's own stub started us, so failures are to be its
     panics; trace: log the calls; emulated: on an emulated processor; seed: makes such a run repeatable. on: the
     address of the host that is to execute the program, this one if None. keepalive_seconds: how long the other side
-    may be silent, 0 for ever; on_lost: ``panic`` or ``kill``, what becomes of a program whose server is lost.
+    may be silent, 0 for ever; on_lost: ``panic`` or ``kill``, what becomes of a program whose server is lost;
+    spread: the hosts that are to execute it
+    together with this one; place: the name of the policy by which its threads move.
     """
 
     program: str
@@ -36,6 +38,8 @@ class RunOptions:
     on: str | None = None
     keepalive_seconds: float = 30.0
     on_lost: str = "panic"
+    spread: tuple[str, ...] = ()
+    place: str = "idle"
 
     @property
     def argv(self) -> list[bytes]:
@@ -60,6 +64,10 @@ def run(options: RunOptions) -> int:
         from ptserver.run_elsewhere import run_elsewhere
 
         run_elsewhere(options, path, header, stub, streams)
+    if options.spread:
+        from ptserver.spread.start import start_spread
+
+        return start_spread(options, path, header)
     if options.server == "passthrough" and stub is None and options.trace is None:
         restore_ignored_signals()
         os.execve(path, options.argv, os.environb)

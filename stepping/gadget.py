@@ -65,8 +65,8 @@ def install(tracee: Tracee, memory: TraceeMemory) -> None:
 def inject(tracee: Tracee, name: str, *args: int) -> int:
     """Have the stopped *tracee* make call *name*; return its result, negative for an error. It stays stopped.
 
-    Its registers are as before afterwards; a call that it was about to make is not made. Pointers must lead to memory that
-    is there (`SCRATCH`). A clone's child reports itself.
+    Its registers are as before afterwards; a call that it was about to make is not made. Pointers must lead to
+    memory that is there (`SCRATCH`). A clone's child reports itself.
 
     Raises:
         TraceeGoneError: it died.

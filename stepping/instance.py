@@ -2,8 +2,9 @@
 
 The memfd has the size of the address space, and a page's place in it is its address. So whoever has the memfd reads
 and writes the program's memory without touching the program, takes pages away (a hole) and puts them back, and a
-userfaultfd reports who misses them. The first instance of a program has its image; a further one is blank: the same code, no data,
-its first thread stopped for ever before its first instruction, there to make calls and threads for us.
+userfaultfd reports who misses them. The first instance of a program has its image; a further one is blank: the
+same code, no data, its first thread stopped for ever before its first instruction, there to make calls and threads
+for us.
 
 Memory is watched in few large regions, made once: a region costs nothing until it is touched. What the program maps
 within a region needs no call to the kernel.
@@ -37,7 +38,7 @@ from stepping.wait_status import Event
 _ADDRESS_SPACE_BYTES = 1 << 47
 #: How much of the first thread's stack is watched; Go's first thread needs little of it.
 _STACK_BYTES = 1 << 20
-_OPTIONS = Option.SYSGOOD | Option.CLONE | Option.EXEC | Option.SECCOMP
+_OPTIONS = Option.SYSGOOD | Option.CLONE | Option.FORK | Option.VFORK | Option.EXEC | Option.SECCOMP
 
 _ADDR_NO_RANDOMIZE = 0x0040000
 _PERSONALITY_QUERY = 0xFFFFFFFF
@@ -94,7 +95,9 @@ class Instance:
             self.present.update(_pages_with_data(start, data))
             if vma.path == "[stack]":
                 start, size = vma.end - _STACK_BYTES, _STACK_BYTES
-            if regions and sum(regions[-1]) == start:  # one mapping, so that pages can be given across the seam
+            if (
+                regions and sum(regions[-1]) == start
+            ):  # one mapping, so that pages can be given across the seam
                 start, size = regions[-1][0], regions.pop()[1] + size
             regions.append((start, size))
         image = Image(tuple(regions))
@@ -149,9 +152,7 @@ class Instance:
 
     def _writable(self) -> list[Vma]:
         return [
-            vma
-            for vma in read_maps(self.pid)
-            if vma.perms[1] == "w" and not GADGET <= vma.start <= SCRATCH
+            vma for vma in read_maps(self.pid) if vma.perms[1] == "w" and not GADGET <= vma.start <= SCRATCH
         ]
 
     def _make_userfault(self) -> UserFault:

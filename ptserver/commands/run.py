@@ -28,6 +28,21 @@ from ptserver.trace_options import TraceOptions
     "network and environment of this machine.",
 )
 @click.option(
+    "--spread",
+    metavar="HOST[,HOST...]",
+    default="",
+    help="Execute the program on this host and others at once, as one process with one memory. HOST is an address "
+    "where `ptserver remote` waits, or `local` for one more process here.",
+)
+@click.option(
+    "--place",
+    type=click.Choice(["idle", "stay"]),
+    default="idle",
+    show_default=True,
+    help="With --spread: whether threads that compute go to idle hosts by themselves, or only as the program says "
+    "(runtime/remote.Migrate).",
+)
+@click.option(
     "--token-file",
     type=click.Path(dir_okay=False),
     help="File that holds the token of the server, or of the host.",
@@ -68,6 +83,8 @@ def run_command(
     ctx: click.Context,
     server: str,
     on: str | None,
+    spread: str,
+    place: str,
     token_file: str | None,
     keys: str | None,
     keepalive_seconds: float,
@@ -89,6 +106,9 @@ def run_command(
     With --on the program is executed by another host, to which it is sent, and everything else is of this machine:
     its files, standard streams, terminal, environment, working directory, network, and place among a shell's jobs.
 
+    With --spread its threads, and so its goroutines, run on several hosts at once; its files, sockets and children
+    are here. See docs/spread.md for which programs gain by it.
+
     With --trace every call that reaches outside the program is logged; under a server, those that it takes.
 
     \b
@@ -97,6 +117,7 @@ def run_command(
     ptserver run --server mymodule:MyServer ./main
     ptserver run --server db1:11235 --keys ~/keys/client ./main
     ptserver run --on big1:11235 --keys ~/keys/client ./main
+    ptserver run --spread big1:11235,big2:11235 --keys ~/keys/client ./main
     ptserver run --trace -e trace=openat,%network ./main
     ptserver run --trace=calls.jsonl --json ./main
     ptserver run --trace -c ./main
@@ -106,6 +127,8 @@ def run_command(
 
     if seed is not None and engine != "emulate":
         raise click.UsageError("--seed belongs to --engine=emulate")
+    if spread and (on is not None or engine == "emulate" or trace is not None or server != "passthrough"):
+        raise click.UsageError("--spread goes with none of --on, --server, --engine=emulate and --trace")
     if on is not None and (engine == "emulate" or trace is not None):
         raise click.UsageError("--on goes with neither --engine=emulate nor --trace")
     ctx.exit(
@@ -124,6 +147,8 @@ def run_command(
                 on,
                 keepalive_seconds,
                 on_lost,
+                tuple(spread.split(",")) if spread else (),
+                place,
             )
         )
     )

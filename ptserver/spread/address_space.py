@@ -1,8 +1,8 @@
 """What a spread program has mapped, and where: decides mmap(2) and its like for all hosts alike. Pure.
 
-The hosts have watched memory in a few large *regions*. Within those a mapping is only a note here, so that mapping and
-unmapping costs no host anything; the notes say which pages may be touched. A mapping elsewhere needs a new region.
-Addresses are half-open ranges, whole pages.
+The hosts have watched memory in a few large *regions*. Within those a mapping is only a note here, so that mapping
+and unmapping costs no host anything; the notes say which pages may be touched. A mapping elsewhere needs a new
+region. Addresses are half-open ranges, whole pages.
 
 Go (since 1.26) begins its heap at a random address, and asks for more behind it; so a new region is made large.
 """
@@ -66,7 +66,7 @@ class AddressSpace:
             MapError: EINVAL, ENOMEM, EEXIST as mmap(2).
         """
         size = _pages_up(size)
-        if not size or address % PAGE_BYTES and flags & (MAP_FIXED | MAP_FIXED_NOREPLACE):
+        if not size or (address % PAGE_BYTES and flags & (MAP_FIXED | MAP_FIXED_NOREPLACE)):
             raise MapError(errno.EINVAL)
         region = None
         address -= address % PAGE_BYTES

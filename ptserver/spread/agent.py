@@ -3,16 +3,17 @@
 import contextlib
 import os
 import select
-import signal
 import socket
+import sys
 import traceback
 
-from ptserver.connection import Connection
+from ptserver.connection import Connection, Stream
 from ptserver.errors import ConnectionLostError
 from ptserver.host_signals import HostSignals
 from ptserver.poll_loop import PollLoop
 from ptserver.spread.host import SpreadHost
 from ptserver.spread.messages import Begin, Ready, ToHost
+from ptserver.stub.hypercalls import FIRST_HYPERCALL, LAST_HYPERCALL
 from ptserver.wire import Codec
 from stepping.errors import SteppingError
 from stepping.instance import Image, Instance, instance_filter
@@ -25,25 +26,21 @@ _LOCAL = frozenset(
     "clock_gettime nanosleep sched_yield getrandom rt_sigprocmask rt_sigreturn sigaltstack getcpu".split()
 )
 _LAST_NUMBER = 1023
-_FIRST_HYPERCALL, _LAST_HYPERCALL = 0xFFF0, 0xFFFF
 
 
 def blank_filter() -> bytes:
     """Return the filter of a blank instance."""
     local = {SYSCALLS[name].numbers["amd64"] for name in _LOCAL}
-    numbers = [*range(_LAST_NUMBER + 1), *range(_FIRST_HYPERCALL, _LAST_HYPERCALL + 1)]
+    numbers = [*range(_LAST_NUMBER + 1), *range(FIRST_HYPERCALL, LAST_HYPERCALL + 1)]
     rules = [Rule(Sysno(number), Verdict.TRACE) for number in numbers if number not in local]
     return instance_filter(rules, "amd64")
 
 
-def run_agent(sock: socket.socket) -> None:
-    """Be what `Begin` says, over *sock*, until the home says `Quit` or is gone."""
-    connection: Connection[ToHost] = Connection(sock, Codec("msgpack"), ToHost)
+def run_agent(stream: Stream, path: str) -> None:
+    """Be what `Begin` says, for the program *path*, over *stream*, until the home says `Quit` or is gone."""
+    connection: Connection[ToHost] = Connection(stream, Codec("msgpack"), ToHost)
     signals = HostSignals()
-    loop = PollLoop()
-    agent = _Agent(connection, loop)
-    loop.watch(signals.fileno(), lambda: agent.take_signals(signals))
-    loop.watch(connection.fileno(), agent.take_messages)
+    agent = _Agent(connection, signals, path)
     try:
         with contextlib.suppress(ConnectionLostError):
             agent.run()
@@ -53,29 +50,35 @@ def run_agent(sock: socket.socket) -> None:
 
 
 class _Agent:
-    def __init__(self, connection: Connection[ToHost], loop: PollLoop) -> None:
+    def __init__(self, connection: Connection[ToHost], signals: HostSignals, path: str) -> None:
         self._connection = connection
-        self._loop = loop
+        self._signals = signals
+        self._path = path
+        self._loop = PollLoop()
         self._host: SpreadHost | None = None
+        self._loop.watch(signals.fileno(), self._take_signals)
+        self._flush()
+        if connection.has_received:
+            self._take_messages()
 
     def run(self) -> None:
         while self._host is None or not self._host.ended:
-            flushed = self._connection.flush()
-            events = select.POLLIN if flushed else select.POLLIN | select.POLLOUT
-            self._loop.watch(self._connection.fileno(), self.take_messages, events)
-            self._loop.round()
+            self._loop.round(self._flush)
+        self._flush()
 
-    def take_messages(self) -> None:
+    def _flush(self) -> None:
+        events = select.POLLIN if self._connection.flush() else select.POLLIN | select.POLLOUT
+        self._loop.watch(self._connection.fileno(), self._take_messages, events)
+
+    def _take_messages(self) -> None:
         for message in self._connection.receive():
             if isinstance(message, Begin):
                 self._begin(message)
             elif self._host is not None:
                 self._host.take(message)
-        if self._host is not None:
-            self._host.take_faults()
 
-    def take_signals(self, signals: HostSignals) -> None:
-        signals.receive()
+    def _take_signals(self) -> None:
+        self._signals.receive()
         if self._host is not None:
             self._host.take_stops()
 
@@ -96,8 +99,8 @@ class _Agent:
     def _make_host(self, message: Begin) -> SpreadHost:
         null = os.open(os.devnull, os.O_RDWR)
         program = Program(
-            path=message.path,
-            argv=[os.fsencode(message.path)],
+            path=self._path,
+            argv=[os.fsencode(self._path)],
             env=[],
             bpf=blank_filter(),
             stdio=(null, null, null),
@@ -115,8 +118,10 @@ class _Agent:
         return SpreadHost(message.host, instance, self._connection.send)
 
 
-def fork_agent() -> tuple[int, socket.socket]:
-    """Start an agent as a child of this process; return its process and the home's end of its connection."""
+def fork_agent(path: str) -> tuple[int, socket.socket]:
+    """Start an agent on this machine, a child of this process; return its pid and the home's end of its
+    connection.
+    """
     ours, theirs = socket.socketpair()
     pid = os.fork()
     if pid:
@@ -125,10 +130,9 @@ def fork_agent() -> tuple[int, socket.socket]:
     status = 1
     try:
         ours.close()
-        signal.set_wakeup_fd(-1)
-        run_agent(theirs)
+        run_agent(theirs, path)
         status = 0
-    except BaseException:
-        traceback.print_exc()
+    except Exception:  # noqa: BLE001 - the process ends here, and says why
+        traceback.print_exc(file=sys.stderr)
     finally:
         os._exit(status)

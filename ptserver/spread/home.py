@@ -1,15 +1,16 @@
 """The home of a spread program: it knows where every page and every thread is, and decides on both.
 
-Messages of hosts come in by `take`, in order per host; what hosts are to do goes out by *send*. Nothing here waits: what
-needs an answer goes on when the answer has come. So the home is the same in one process with its hosts and far away
-from them, and tests drive it without either.
+Messages of hosts come in by `take`, in order per host; what hosts are to do goes out by *send*. Nothing here
+waits: what needs an answer goes on when the answer has come. So the home is the same in one process with its hosts
+and far away from them, and tests drive it without either.
 
-Calls. What concerns memory, futexes, signals between threads and placement is answered here. Everything else is made at
-host 0, where the program's files, sockets and children are: by the thread itself if it runs there, else by
+Calls. What concerns memory, futexes, signals between threads and placement is answered here. Everything else is
+made at host 0, where the program's files, sockets and children are: by the thread itself if it runs there, else by
 its parked counterpart, whose pointers are good because memory is one.
 """
 
 import errno
+import signal
 import struct
 import time
 from collections.abc import Callable
@@ -86,8 +87,9 @@ class _Where(Enum):
 class _Thread:
     """A thread of the program, and where it is.
 
-    waits: the number of its last sleep, for the time-out to recognise. While it moves, to: where; result and held: how
-    it goes on there; woken: what its call returns if it was woken meanwhile; signals: those it was sent meanwhile.
+    waits: the number of its last sleep, for the time-out to recognise. While it moves, to: where; result and held:
+    how it goes on there; woken: what its call returns if it was woken meanwhile; signals: those it was sent
+    meanwhile.
     """
 
     tid: int
@@ -98,6 +100,7 @@ class _Thread:
     result: int | None = None
     held: bool = False
     woken: int | None = None
+    pinned: bool = False
     signals: list[int] = field(default_factory=list)
 
 
@@ -158,6 +161,9 @@ class Home:
                 _NUMBERS[name]: lambda host, call, thread: self._return(thread, -errno.ENOSYS)
                 for name in ("clone3", "mremap", "brk", "mincore")
             },
+            Hypercall.HELLO: lambda host, call, thread: self._return(thread, 0),
+            Hypercall.INFO: lambda host, call, thread: self._return(thread, 0),
+            Hypercall.WATCH: lambda host, call, thread: None,  # it would return if the home were lost
             Hypercall.HOSTS: lambda host, call, thread: self._return(thread, self.hosts),
             Hypercall.HERE: lambda host, call, thread: self._return(thread, thread.host),
             Hypercall.MIGRATE: self._migrate,
@@ -205,7 +211,11 @@ class Home:
         """Call *then* with what the program's memory holds, which may lie on two pages."""
         here = min(size, PAGE_BYTES - address % PAGE_BYTES)
         if here < size:
-            self._read(address, here, lambda low: self._read(address + here, size - here, lambda high: then(low + high)))
+            self._read(
+                address,
+                here,
+                lambda low: self._read(address + here, size - here, lambda high: then(low + high)),
+            )
             return
         page = address // PAGE_BYTES
         if self.pages.is_busy(range(page, page + 1)):
@@ -262,6 +272,8 @@ class Home:
         if to == thread.host:
             self._proceed(thread)
         else:
+            # Go sends a thread no second signal before the first has been handled, so this one goes along.
+            thread.signals.append(signal.SIGURG)
             self._move(thread, to, result=None)
 
     def _loads(self) -> list[HostLoad]:
@@ -281,7 +293,9 @@ class Home:
         self._send(thread.host, Capture(thread.tid))
 
     def _captured(self, _host: int, message: Captured) -> None:
-        thread = self._threads[message.tid]
+        thread = self._threads.get(message.tid)
+        if thread is None:  # the program has ended meanwhile
+            return
         state: ThreadState = message.state
         thread.host = thread.to
         self.moves += 1
@@ -323,7 +337,9 @@ class Home:
             self._send(0, Execute(call.tid, call.registers))
 
     def _executed(self, _host: int, message: Executed) -> None:
-        self._return(self._threads[message.tid], message.result)
+        thread = self._threads.get(message.tid)
+        if thread is not None:
+            self._return(thread, message.result)
 
     def _exit(self, host: int, call: Called, thread: _Thread) -> None:
         self._make(host, call, thread)  # its end is reported, and what ran elsewhere is ended then
@@ -333,6 +349,7 @@ class Home:
         if to >= self.hosts:
             self._return(thread, -errno.EINVAL)
         else:
+            thread.pinned = to != 0
             self._move(thread, to, result=0)
 
     def _kill(self, first: int, _host: int, call: Called, thread: _Thread) -> None:
@@ -358,7 +375,9 @@ class Home:
 
         def spread(data: bytes) -> None:
             self._on_each(
-                others, lambda request: SetAction(request, signo, data), lambda: self._make(host, call, thread)
+                others,
+                lambda request: SetAction(request, signo, data),
+                lambda: self._make(host, call, thread),
             )
 
         self._read(action, _SIGACTION_BYTES, spread)
@@ -408,7 +427,8 @@ class Home:
 
     def _asleep(self, thread: _Thread) -> None:
         """A thread sleeps in earnest: elsewhere, it comes back to host 0, to be near what will wake it."""
-        if thread.host and self._futexes.sleeps(thread.tid) and self._placement.brings_back:
+        free = thread.host and not thread.pinned
+        if free and self._futexes.sleeps(thread.tid) and self._placement.brings_back:
             self._move(thread, 0, result=None, held=True)
 
     # Memory.

@@ -1,4 +1,5 @@
-"""A host of a spread program: one instance, its faults and its threads. It does what the home says, and decides nothing.
+"""A host of a spread program: one instance, its faults and its threads. It does what the home says, and decides
+nothing.
 
 At host 0 the program began, and the kernel's state of it is there: every thread exists there, even while it runs
 elsewhere (it is *parked* then, and makes the calls that the thread elsewhere asks for). The other hosts have threads
@@ -23,8 +24,8 @@ from ptserver.spread.messages import (
     Deny,
     Discard,
     Done,
-    Dropped,
     DropPage,
+    Dropped,
     End,
     Execute,
     Executed,
@@ -56,14 +57,16 @@ from stepping.gadget import AFTER_SYSCALL, SCRATCH
 from stepping.instance import Instance
 from stepping.maps import PAGE_BYTES
 from stepping.registers import Registers
-from stepping.stops import decode_siginfo, SyscallEntry, decode_syscall_info
-from stepping.tracee import Tracee
+from stepping.stops import SyscallEntry, decode_syscall_info
+from stepping.syscalls import SYSCALLS
+from stepping.tracee import Tracee, read_pid
 from stepping.wait_status import Event, WaitKind, WaitStatus
 
 #: CLONE_VM, FS, FILES, SIGHAND, SYSVSEM, THREAD: a thread that nobody waits for.
 _THREAD_FLAGS = 0x50F00
 _SIGSET_BYTES = 8
 _SEGV_MAPERR = 1
+_CLONE = SYSCALLS["clone"].numbers["amd64"]
 _NO_CALL = (1 << 64) - 1
 _ZERO_PAGE = bytes(PAGE_BYTES)
 
@@ -87,7 +90,6 @@ class _Thread:
     tracee: Tracee
     tid: int
     doing: _Doing
-    caller: Registers | None = None  # those of the thread elsewhere that it executes for
     denied: int | None = None  # the address for whose touch it is to get SIGSEGV
 
 
@@ -99,12 +101,18 @@ class SpreadHost:
         self.instance = instance
         self._emit = emit
         self._faults = instance.faults
-        self._waiting: dict[int, list[tuple[int, int]]] = {}  # page: (kernel thread, address) that wait for it
+        self._waiting: dict[
+            int, list[tuple[int, int]]
+        ] = {}  # page: (kernel thread, address) that wait for it
         self._asked: dict[int, bool] = {}  # page: whether it was asked for to write
         self._clean: set[int] = set()  # pages that may be written, when that has been noted
         self._by_kernel_tid: dict[int, _Thread] = {}
         self._by_tid: dict[int, _Thread] = {}
+        self._children: dict[int, Tracee] = {}
         self._idle: list[_Thread] = []
+        self._births: dict[
+            int, int
+        ] = {}  # by its stack, where a thread goes on that one elsewhere has created
         self._actions: dict[int, bytes] = {}
         self.ended = False
         self._takers: dict[type, Callable[..., None]] = {
@@ -133,8 +141,8 @@ class SpreadHost:
             self._adopt(instance.main, instance.pid, _Doing.ASKING)
 
     def take(self, message: SpreadMessage) -> None:
-        """Do what the home says."""
-        with contextlib.suppress(TraceeGoneError):
+        """Do what the home says, unless the program is gone."""
+        with contextlib.suppress(TraceeGoneError, ProcessLookupError):
             self._takers[type(message)](message)
 
     def run_main(self) -> None:
@@ -235,19 +243,17 @@ class SpreadHost:
 
     def _set_action(self, message: SetAction) -> None:
         self.instance.memory.write(SCRATCH, message.action)
-        result = gadget.inject(
-            self._caller(0), "rt_sigaction", message.signo, SCRATCH, 0, _SIGSET_BYTES
-        )
+        result = gadget.inject(self._caller(0), "rt_sigaction", message.signo, SCRATCH, 0, _SIGSET_BYTES)
         self._emit(Done(message.request, "" if result == 0 else f"rt_sigaction: error {-result}"))
 
     def _caller(self, tid: int) -> Tracee:
         """Return a stopped thread that can make a call."""
-        return self._by_tid[tid].tracee if self.number == 0 else self.instance.main
+        return self._thread(tid).tracee if self.number == 0 else self.instance.main
 
     # Threads, as the home says.
 
     def _return(self, message: Return) -> None:
-        thread = self._by_tid[message.tid]
+        thread = self._thread(message.tid)
         registers = thread.tracee.read_registers()
         registers["rax"] = message.result
         registers["orig_rax"] = _NO_CALL
@@ -255,20 +261,29 @@ class SpreadHost:
         self._resume(thread)
 
     def _proceed(self, message: Proceed) -> None:
-        self._resume(self._by_tid[message.tid])
+        self._resume(self._thread(message.tid))
+
+    def _thread(self, tid: int) -> _Thread:
+        """Return the program's thread *tid*, if it still is here; TraceeGoneError otherwise."""
+        thread = self._by_tid.get(tid)
+        if thread is None:
+            raise TraceeGoneError(tid)
+        return thread
 
     def _resume(self, thread: _Thread, *, deliver: bool = True) -> None:
         thread.doing = _Doing.RUNNING
         thread.tracee.resume(deliver=deliver)
 
     def _execute(self, message: Execute) -> None:
-        thread = self._by_tid[message.tid]
+        thread = self._thread(message.tid)
         thread.doing = _Doing.EXECUTING
-        thread.caller = Registers.decode(thread.tracee.layout, message.registers)
+        registers = Registers.decode(thread.tracee.layout, message.registers)
+        if registers["orig_rax"] == _CLONE:
+            self._births[registers["rsi"] or registers.sp] = registers.pc
         gadget.begin(thread.tracee, message.registers)
 
     def _capture(self, message: Capture) -> None:
-        thread = self._by_tid[message.tid]
+        thread = self._thread(message.tid)
         state = gadget.capture(thread.tracee, self.instance.memory)
         if self.number:
             self._release(thread)
@@ -277,7 +292,7 @@ class SpreadHost:
         self._emit(Captured(message.tid, ThreadState(*state)))
 
     def _start(self, message: Start) -> None:
-        thread = self._by_tid[message.tid] if self.number == 0 else self._lend(message.tid)
+        thread = self._thread(message.tid) if self.number == 0 else self._lend(message.tid)
         state = message.state
         gadget.restore(
             thread.tracee,
@@ -334,13 +349,21 @@ class SpreadHost:
                 self._take_stop(kernel_tid, raw)
 
     def _take_stop(self, kernel_tid: int, raw: int) -> None:
+        if kernel_tid in self._children:
+            self._child_reports(kernel_tid, raw)
+            return
         thread = self._by_kernel_tid.get(kernel_tid)
         if thread is None:
             if kernel_tid == self.instance.pid and self.number:
                 self._main_reports(raw)
                 return
-            if self.number or not raw & 0x7F == 0x7F:
+            if self.number or raw & 0x7F != 0x7F:
                 return  # an agent that this process started, or a thread that died before it was known
+            pid = read_pid(kernel_tid)
+            if pid != self.instance.pid:
+                self._children[kernel_tid] = Tracee(kernel_tid, pid)
+                self._child_reports(kernel_tid, raw)
+                return
             thread = self._adopt(Tracee(kernel_tid, self.instance.pid), kernel_tid, _Doing.RUNNING)
             self._emit(ThreadBorn(kernel_tid))
         status = thread.tracee.note(raw)
@@ -351,14 +374,27 @@ class SpreadHost:
         elif status.kind is WaitKind.SIGNAL_DELIVERY:
             self._signalled(thread, status)
         elif status.event is Event.STOP and thread.tracee.read_registers().pc == AFTER_SYSCALL:
-            self._born_elsewhere(thread)
+            self._continue_elsewhere(thread.tracee)
+            thread.tracee.resume()
         else:
             thread.tracee.resume()
+
+    def _child_reports(self, kernel_tid: int, raw: int) -> None:
+        """Let a child of the program, or a thread of one, go on: it is nobody's business, but has inherited the
+        filter.
+        """
+        tracee = self._children[kernel_tid]
+        status = tracee.note(raw)
+        if not status.is_stop:
+            del self._children[kernel_tid]
+            return
+        if status.event is Event.STOP and tracee.read_registers().pc == AFTER_SYSCALL:
+            self._continue_elsewhere(tracee)
+        tracee.resume()
 
     def _main_reports(self, raw: int) -> None:
         """Take the end of a blank instance; nothing else can happen to its first thread."""
         if raw & 0x7F != 0x7F:
-            if __import__("os").environ.get("DBG2"): print("MAIN ENDED", hex(raw), flush=True, file=open("/tmp/sp/dbg","a"))
             self.ended = True
 
     def _adopt(self, tracee: Tracee, tid: int, doing: _Doing) -> _Thread:
@@ -387,31 +423,31 @@ class SpreadHost:
 
     def _signalled(self, thread: _Thread, status: WaitStatus) -> None:
         tracee = thread.tracee
-        if __import__("os").environ.get("DBG2") and status.signo not in (23,5): print(self.number, status, decode_siginfo(ptrace_api.getsiginfo(tracee.tid)), thread.doing, tracee.read_registers(), flush=True, file=open("/tmp/sp/dbg","a"))
         if thread.doing is _Doing.EXECUTING and gadget.ended(tracee, status):
             thread.doing = _Doing.PARKED
-            thread.caller = None
             self._emit(Executed(thread.tid, tracee.read_registers().result))
             return
         if thread.denied is not None and status.signo == signal.SIGSEGV:
             ptrace_api.setsiginfo(tracee.tid, _fault_info(thread.denied))
             thread.denied = None
-        elif status.signo == signal.SIGURG and self.number == 0 and thread.doing is _Doing.RUNNING:
-            if tracee.read_registers()["orig_rax"] == _NO_CALL:
-                thread.doing = _Doing.ASKING
-                self._emit(Preempted(thread.tid))
-                return
+        elif status.signo == signal.SIGURG and self._computes(thread):
+            thread.doing = _Doing.ASKING
+            self._emit(Preempted(thread.tid))
+            return
         tracee.resume()
 
-    def _born_elsewhere(self, thread: _Thread) -> None:
-        """A thread that a thread elsewhere has created: let it begin where that one was."""
-        registers = thread.tracee.read_registers()
-        for other in self._by_tid.values():
-            if other.caller is not None and other.caller["rsi"] == registers.sp:  # clone's stack
-                registers.pc = other.caller.pc
-                thread.tracee.write_registers(registers)
-                break
-        thread.tracee.resume()
+    def _computes(self, thread: _Thread) -> bool:
+        """Whether a stopped thread of host 0 is in the midst of the program's own code."""
+        running = self.number == 0 and thread.doing is _Doing.RUNNING
+        return running and thread.tracee.read_registers()["orig_rax"] == _NO_CALL
+
+    def _continue_elsewhere(self, tracee: Tracee) -> None:
+        """Have a thread or child that a thread elsewhere has created begin where that one was."""
+        registers = tracee.read_registers()
+        pc = self._births.pop(registers.sp, None)
+        if pc is not None:
+            registers.pc = pc
+            tracee.write_registers(registers)
 
 
 def _fault_info(address: int) -> bytes:

@@ -1,8 +1,8 @@
 """What the home of a spread program and its hosts say to each other.
 
-The *home* decides; a *host* is one instance of the program (`stepping.instance`) with the agent that keeps it. Threads
-are named by `tid`, their number at host 0, wherever they run; pages by number (address / 4096). Messages between
-two parties arrive in the order in which they were sent, and the protocol relies on it.
+The *home* decides; a *host* is one instance of the program (`stepping.instance`) with the agent that keeps it.
+Threads are named by `tid`, their number at host 0, wherever they run; pages by number (address / 4096). Messages
+between two parties arrive in the order in which they were sent, and the protocol relies on it.
 
 Both ends are of one version of ptserver: the handshake says so before any of these is sent.
 """
@@ -12,6 +12,8 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from ptserver.messages import Message
+
 PageNumber = Annotated[int, Meta(ge=0, lt=1 << 35)]
 HostId = Annotated[int, Meta(ge=0, lt=1 << 10)]
 ThreadId = Annotated[int, Meta(ge=0, lt=1 << 31)]
@@ -19,8 +21,8 @@ U64 = Annotated[int, Meta(ge=0)]
 RequestId = Annotated[int, Meta(ge=0)]
 
 
-class SpreadMessage(msgspec.Struct, frozen=True, array_like=True, tag=True, gc=False):
-    """Base of all of them."""
+class SpreadMessage(Message, frozen=True, array_like=True):
+    """Base of all of them; the first element of its array is the class name in lower case."""
 
 
 class ThreadState(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -33,13 +35,12 @@ class ThreadState(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class Begin(SpreadMessage, frozen=True):
-    """Home to host, first: be host number *host* of the program *path*, blank. cpu: the only one to use, if any.
+    """Home to host, first: be host number *host*, blank. Answer `Ready`.
 
-    regions: [start, size) of the memory that host 0 watches. Answer `Ready`.
+    regions: [start, size) of the memory that host 0 watches. cpu: the only processor to use, if any.
     """
 
     host: HostId
-    path: str
     regions: tuple[tuple[U64, U64], ...]
     cpu: int | None = None
 
@@ -147,7 +148,9 @@ class SendPage(SpreadMessage, frozen=True):
 
 
 class PutPage(SpreadMessage, frozen=True):
-    """Here is a page. writable: it may be written without asking. clean: writable, but the first write is to be noted."""
+    """Here is a page. writable: it may be written without asking. clean: writable, but the first write is to be
+    noted.
+    """
 
     page: PageNumber
     data: bytes

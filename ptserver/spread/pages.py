@@ -10,9 +10,9 @@ Each page changes hands alone. While one does, it is *busy*: further requests fo
 request of one host is answered to that host only after every other has given up what it must. Since messages to
 one host arrive in order, a page that was granted counts as granted when the message is sent.
 
-Migratory pages. A page that one host after the other reads and then writes (a lock, a counter) costs two transfers each
-time. When that has been seen, a reader gets it to itself at once, marked clean; if it is asked to give the page up
-before it has written it, the page is treated as an ordinary one again.
+Migratory pages. A page that one host after the other reads and then writes (a lock, a counter) costs two transfers
+each time. When that has been seen, a reader gets it to itself at once, marked clean; if it is asked to give the
+page up before it has written it, the page is treated as an ordinary one again.
 """
 
 from collections import deque

@@ -1,6 +1,7 @@
 """Runs a program spread over several hosts: the home, with host 0, in this process.
 
-What the home and host 0 say to each other goes through a queue, so that each finishes with one message before the next.
+What the home and host 0 say to each other goes through a queue, so that each finishes with one message before the
+next.
 """
 
 import contextlib
@@ -20,18 +21,21 @@ from ptserver.spread.agent import fork_agent
 from ptserver.spread.home import Home, HostFailedError
 from ptserver.spread.host import SpreadHost
 from ptserver.spread.messages import Begin, Ready, SpreadMessage, ToHome
+from ptserver.spread.offer import offer_spread
 from ptserver.spread.placement import Placement
+from ptserver.stub.hypercalls import FIRST_HYPERCALL, LAST_HYPERCALL
 from ptserver.wire import Codec
-from stepping.instance import Image, Instance, instance_filter
+from stepping.instance import Instance, instance_filter
 from stepping.launch import Program
 from stepping.seccomp import Rule, Verdict
 from stepping.syscalls import SYSCALLS, Sysno
 
 #: Calls of host 0's own threads that the home decides; it makes all others itself.
 _HOME_CALLS = "mmap munmap mprotect madvise brk mremap mincore futex tgkill tkill rt_sigaction clone3".split()
-_FIRST_HYPERCALL, _LAST_HYPERCALL = 0xFFF0, 0xFFFF
-#: How long the last messages may take to be sent.
-_QUIT_SECONDS = 1.0
+
+
+#: The name of a host on this machine that the home starts by itself.
+LOCAL = "local"
 
 
 class HostLostError(PtServerError):
@@ -42,13 +46,19 @@ class HostLostError(PtServerError):
 
 @dataclass(frozen=True)
 class SpreadOptions:
-    """What to run. hosts: how many, with this one; cpus: one for each host, if they are to be pinned."""
+    """What to run. hosts: the others: addresses where `ptserver remote` waits, or `LOCAL` for one on this machine.
+
+    keys: the folder of keys for them, if any; token_file: as for `ptserver run`; cpus: one for each host, this one
+    first, if they are to be pinned.
+    """
 
     path: str
     argv: list[bytes]
     env: Sequence[bytes]
-    hosts: int
+    hosts: Sequence[str]
     placement: Placement
+    keys: str | None = None
+    token_file: str | None = None
     cpus: Sequence[int] = ()
 
 
@@ -61,7 +71,7 @@ def run_spread(options: SpreadOptions) -> int:
         SteppingError: the kernel refuses what is needed.
     """
     with contextlib.ExitStack() as stack:
-        agents = [_start_agent(stack) for _ in range(1, options.hosts)]
+        agents = [_reach_agent(stack, options, host) for host in options.hosts]
         signals = HostSignals()
         stack.callback(signals.close)
         if options.cpus:
@@ -80,10 +90,14 @@ def run_spread(options: SpreadOptions) -> int:
         return session.run()
 
 
-def _start_agent(stack: contextlib.ExitStack) -> Connection[ToHome]:
-    pid, sock = fork_agent()
-    stack.callback(_end_agent, pid)
-    connection: Connection[ToHome] = Connection(sock, Codec("msgpack"), ToHome)
+def _reach_agent(stack: contextlib.ExitStack, options: SpreadOptions, host: str) -> Connection[ToHome]:
+    if host == LOCAL:
+        pid, sock = fork_agent(options.path)
+        stack.callback(_end_agent, pid)
+        connection: Connection[ToHome] = Connection(sock, Codec("msgpack"), ToHome)
+    else:
+        stream = offer_spread(options.path, host, options.keys, options.token_file)
+        connection = Connection(stream, Codec("msgpack"), ToHome)
     stack.callback(connection.close)
     return connection
 
@@ -96,7 +110,7 @@ def _end_agent(pid: int) -> None:
 
 def _filter() -> bytes:
     numbers = [SYSCALLS[name].numbers["amd64"] for name in _HOME_CALLS]
-    numbers += map(Sysno, range(_FIRST_HYPERCALL, _LAST_HYPERCALL + 1))
+    numbers += map(Sysno, range(FIRST_HYPERCALL, LAST_HYPERCALL + 1))
     return instance_filter([Rule(number, Verdict.TRACE) for number in numbers], "amd64")
 
 
@@ -121,35 +135,40 @@ class _Session:
         for region in image.regions:
             space.add_region(*region, mapped=True)
         space.add_region(*ANYWHERE)
-        self._regions = (*image.regions, ANYWHERE)
-        self._home = Home(options.hosts, self._send, self._loop.later, options.placement, space)
+        self._home = Home(1 + len(agents), self._send, self._loop.later, options.placement, space)
         self._home.begin(instance.pid)
         self._home.pages.place(0, instance.present)
         self._host = SpreadHost(0, instance, self._take_own)
         self._loop.watch(signals.fileno(), self._on_signal)
         self._loop.watch(instance.faults.fileno(), self._host.take_faults)
+        self._readers = [self._reader(number, agent) for number, agent in enumerate(agents, 1)]
         for number, agent in enumerate(agents, 1):
             cpu = options.cpus[number] if options.cpus else None
-            agent.send(Begin(number, options.path, self._regions, cpu))
+            agent.send(Begin(number, (*image.regions, ANYWHERE), cpu))
 
     def run(self) -> int:
+        self._flush()
+        for agent, reader in zip(self._agents, self._readers, strict=True):
+            if agent.has_received:
+                reader()
         while self._ready < len(self._agents):
             self._round()
         self._host.run_main()
         while self._home.status is None:
             self._round()
-        for agent in self._agents:
-            agent.flush()
+        self._flush()
         return self._home.status
 
     def _round(self) -> None:
         queue = self._queue
         while queue:
             queue.popleft()()
-        for number, agent in enumerate(self._agents, 1):
+        self._loop.round(self._flush)
+
+    def _flush(self) -> None:
+        for agent, reader in zip(self._agents, self._readers, strict=True):
             events = select.POLLIN if agent.flush() else select.POLLIN | select.POLLOUT
-            self._loop.watch(agent.fileno(), self._reader(number, agent), events)
-        self._loop.round()
+            self._loop.watch(agent.fileno(), reader, events)
 
     def _send(self, host: int, message: SpreadMessage) -> None:
         if host == 0:
@@ -165,7 +184,11 @@ class _Session:
             try:
                 messages = list(agent.receive())
             except ConnectionLostError as error:
-                raise HostLostError(f"host {number} of the program is lost; the program has been killed") from error
+                if self._home.status is not None:
+                    return
+                raise HostLostError(
+                    f"host {number} of the program is lost; the program has been killed"
+                ) from error
             for message in messages:
                 self._take(number, message)
 

@@ -12,16 +12,20 @@
 package remote
 
 import (
+	"runtime"
 	"strings"
 	"syscall"
 	"unsafe"
 )
 
 // The hypercalls of this package. The numbers below are those of package runtime's part of the stub; the numbers
-// from infoCall+1 to lastCall are for later ones.
+// from migrateCall+1 to lastCall are for later ones.
 const (
-	infoCall = 0xfff2 // (buffer, its length): how long the whole text is
-	lastCall = 0xffff
+	infoCall    = 0xfff2 // (buffer, its length): how long the whole text is
+	hostsCall   = 0xfff3 // (): how many hosts
+	hereCall    = 0xfff4 // (): the calling thread's host
+	migrateCall = 0xfff5 // (host): 0, at that host
+	lastCall    = 0xffff
 
 	infoBytes    = 1024    // of the first buffer tried
 	infoMaxBytes = 1 << 16 // of any text that INFO gives
@@ -56,6 +60,64 @@ func Info() ServerInfo {
 		return ServerInfo{}
 	}
 	return parseInfo(string(buffer[:length]))
+}
+
+// Hosts returns how many hosts execute this program ("ptserver run --spread"); 1 if it is not spread.
+func Hosts() int {
+	count, _, errno := syscall.RawSyscall(hostsCall, 0, 0, 0)
+	if errno != 0 {
+		return 1
+	}
+	return int(count)
+}
+
+// Here returns the number of the host that executes the calling goroutine, from 0, the host where the program began. It
+// may be another by the time that it is looked at, unless the goroutine has called Migrate.
+func Here() int {
+	host, _, errno := syscall.RawSyscall(hereCall, 0, 0, 0)
+	if errno != 0 {
+		return 0
+	}
+	return int(host)
+}
+
+// Migrate moves the calling goroutine to a host and keeps it there, wired to its thread as by runtime.LockOSThread,
+// until it calls Migrate(0). The error is syscall.EINVAL if there is no such host.
+func Migrate(host int) error {
+	runtime.LockOSThread()
+	was := Here()
+	_, _, errno := syscall.RawSyscall(migrateCall, uintptr(host), 0, 0)
+	if errno == syscall.ENOSYS && host == 0 {
+		errno = 0
+	}
+	if errno != 0 {
+		runtime.UnlockOSThread()
+		if errno == syscall.ENOSYS {
+			errno = syscall.EINVAL
+		}
+		return errno
+	}
+	if was != 0 {
+		runtime.UnlockOSThread() // of the Migrate that brought it there
+	}
+	if host == 0 {
+		runtime.UnlockOSThread()
+	}
+	return nil
+}
+
+// Go starts a goroutine that executes f at a host. Where there is no such host it panics.
+func Go(host int, f func()) {
+	if host < 0 || host >= Hosts() {
+		panic("remote: no such host")
+	}
+	go func() {
+		if err := Migrate(host); err != nil {
+			panic("remote: cannot migrate: " + err.Error())
+		}
+		defer Migrate(0)
+		f()
+	}()
 }
 
 // parseInfo reads lines of the form key=value. Keys that it does not know are a newer stub host's.

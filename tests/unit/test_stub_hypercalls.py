@@ -37,6 +37,9 @@ def test_go_and_python_agree() -> None:
     assert runtime["remoteWatch"] == Hypercall.WATCH
     assert runtime["remoteMessageBytes"] == MESSAGE_BYTES
     assert remote["infoCall"] == Hypercall.INFO
+    assert remote["hostsCall"] == Hypercall.HOSTS
+    assert remote["hereCall"] == Hypercall.HERE
+    assert remote["migrateCall"] == Hypercall.MIGRATE
     assert remote["lastCall"] == LAST_HYPERCALL
     assert remote["infoMaxBytes"] == INFO_MAX_BYTES
     assert tuple(re.findall(r'case "(\w+)":', (SOURCES / "remote.go").read_text())) == INFO_KEYS

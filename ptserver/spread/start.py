@@ -1,0 +1,36 @@
+"""`ptserver run --spread`, behind its command line."""
+
+from goabi.elf_header import ElfHeader
+from ptserver.endings import end_as
+from ptserver.errors import LaunchError
+from ptserver.launch_host import check_static
+from ptserver.machine import native_arch
+from ptserver.run import RunOptions
+from ptserver.run_here import environment
+from ptserver.spread.placement import POLICIES
+from ptserver.spread.run import SpreadOptions, run_spread
+
+
+def start_spread(options: RunOptions, path: str, header: ElfHeader) -> int:
+    """Run the program over this host and `options.spread`; return the exit status for this process.
+
+    Raises:
+        LaunchError: it cannot be run so.
+        PtServerError, SteppingError: as `ptserver.spread.run.run_spread`.
+    """
+    if native_arch() != "amd64":
+        raise LaunchError("programs are spread on x86-64 only")
+    check_static(path, header)
+    return end_as(
+        run_spread(
+            SpreadOptions(
+                path=path,
+                argv=options.argv,
+                env=environment(),
+                hosts=options.spread,
+                placement=POLICIES[options.place](),
+                keys=options.keys,
+                token_file=options.token_file,
+            )
+        )
+    )

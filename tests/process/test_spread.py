@@ -1,0 +1,147 @@
+"""Programs that are spread over several hosts: what they see is one process, and nothing is left of it."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conformance.modes import base_environment, waiting
+from tests.gofixtures import build
+from tests.leftovers import none_left
+from tests.process.commands import ptserver, refusal
+from tests.process.session_client import children
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="userfaultfd for kernel accesses needs privileges")
+
+
+def _spread(hosts: str, *words: str | Path, place: str = "stay", **env: str) -> tuple[int, str, str]:
+    return ptserver(
+        "run", "--spread", hosts, "--place", place, *words, env={"GOMAXPROCS": "3", **env}, cwd="/tmp"
+    )
+
+
+_TASKS = {
+    "where": "hosts 2 here 0\nasked for 1 at 1 <nil>\nasked for 0 at 0 <nil>\n"
+    "asked for 1 at 1 <nil>\nasked for 0 at 0 <nil>\n",
+    "channels": "101\n201\n301\n401\n501\n",
+    "shared": "400 21 20\n",
+    "counter": "2000 4000\n",
+    "allocate": "3066\n3066\n",
+    "recover": "recovered: runtime error: invalid memory address or nil pointer dereference at true\n",
+    "guard": "recovered: true\n",
+    "recursion": "5000 5000\n",
+    "selects": "4950\n",
+    "timers": "in time\n",
+    "child": '"got\\n" true\n',
+    "nohost": "invalid argument 0\n",
+}
+
+
+@pytest.mark.parametrize("task", _TASKS)
+def test_two_hosts_are_one_process(task: str) -> None:
+    status, out, err = _spread("local", build("spread_tasks", stub=True), task)
+    assert (status, out, err) == (0, _TASKS[task], "")
+
+
+@pytest.mark.parametrize(
+    ("task", "output"),
+    [
+        ("channels", "1012\n2012\n3012\n4012\n5012\n"),
+        ("shared", "600 31 20\n"),
+        ("counter", "2000 4000\n"),
+        ("allocate", "3066\n" * 3),
+        ("selects", "4950\n"),
+    ],
+)
+def test_three_hosts_are_one_process(task: str, output: str) -> None:
+    status, out, err = _spread("local,local", build("spread_tasks", stub=True), task)
+    assert (status, out, err) == (0, output, "")
+
+
+def test_files_are_those_of_the_first_host(tmp_path: Path) -> None:
+    name = tmp_path / "written"
+    status, out, _ = _spread("local", build("spread_tasks", stub=True), "files", name)
+    assert (status, out) == (0, "at 0\nat 1\n<nil>\n")
+    assert name.read_text() == "at 0\nat 1\n"
+
+
+def test_an_exit_at_another_host_ends_the_program() -> None:
+    assert _spread("local", build("spread_tasks", stub=True), "die")[0] == 7
+
+
+def test_a_panic_at_another_host_is_printed_with_its_stack() -> None:
+    status, _, err = _spread("local", build("spread_tasks", stub=True), "crash")
+    assert status == 2
+    assert err.startswith(
+        "panic: the end at another host\n\ngoroutine 1 [running, locked to thread]:\nmain.crash()\n"
+    )
+
+
+@pytest.mark.parametrize("go", ["1.21", "1.24"])
+def test_programs_of_older_go_are_spread(go: str) -> None:
+    status, out, err = _spread("local", build("spread_tasks", stub=True, go=go), "shared")
+    assert (status, out, err) == (0, _TASKS["shared"], "")
+
+
+@pytest.mark.parametrize(
+    ("fixture", "words"),
+    [("hello", ()), ("goroutines", ()), ("timers", ()), ("pipes", ()), ("exit3", ("5",)), ("preempt", ())],
+)
+def test_unmodified_programs_behave_as_natively(fixture: str, words: tuple[str, ...]) -> None:
+    program = build(fixture)
+    native = subprocess.run(
+        [program, *words], capture_output=True, env=base_environment(), cwd="/tmp", text=True, check=False
+    )
+    status, out, err = _spread("local", program, *words, place="idle")
+    assert (status, out, err) == (native.returncode, native.stdout, native.stderr)
+
+
+def test_a_host_elsewhere_gets_the_program_and_executes_it(tmp_path: Path) -> None:
+    with none_left(), waiting("127.0.0.1:0", tmp_path) as (address, _):
+        for _ in range(2):
+            status, out, err = _spread(address, build("spread_tasks", stub=True), "channels")
+            assert (status, out, err) == (0, _TASKS["channels"], "")
+        assert len(list((tmp_path / "programs").iterdir())) == 1
+
+
+def test_a_lost_host_ends_the_program_with_the_reason() -> None:
+    program = build("goabi_states")
+    with (
+        none_left(),
+        subprocess.Popen(
+            ["ptserver", "run", "--spread", "local", str(program)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            stdin=subprocess.PIPE,
+            env=base_environment(),
+        ) as child,
+    ):
+        assert child.stdout is not None
+        assert child.stdout.readline()
+        agent = min(children(child.pid))
+        os.kill(agent, signal.SIGKILL)
+        _, err = child.communicate(timeout=30)
+    assert child.returncode == 69
+    assert (
+        err.decode().splitlines()[-1]
+        == "ptserver: host 1 of the program is lost; the program has been killed"
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "text"),
+    [
+        (("--spread", "localhost:1", "PROGRAM"), 69, "nobody answers at localhost:1"),
+        (("--spread", "local", sys.executable), 126, "is dynamically linked"),
+        (("--spread", "local", "--on", "localhost:1", "PROGRAM"), 64, "--spread goes with none of"),
+        (("--spread", "nowhere", "PROGRAM"), 64, "nowhere"),
+    ],
+)
+def test_what_cannot_be_spread_is_refused_in_one_line(words: tuple[str, ...], status: int, text: str) -> None:
+    program = str(build("hello"))
+    got, line = refusal("run", *(program if word == "PROGRAM" else word for word in words))
+    assert got == status
+    assert text in line
