@@ -21,8 +21,8 @@ class RunOptions:
     panics; trace: log the calls; emulated: on an emulated processor; seed: makes such a run repeatable. on: the
     address of the host that is to execute the program, this one if None. keepalive_seconds: how long the other side
     may be silent, 0 for ever; on_lost: ``panic`` or ``kill``, what becomes of a program whose server is lost;
-    spread: the hosts that are to execute it
-    together with this one; place: the name of the policy by which its threads move.
+    spread: the hosts that are to execute it together with this one; place: the name of the policy by which its
+    threads move.
     """
 
     program: str

@@ -3,7 +3,6 @@
 from goabi.elf_header import ElfHeader
 from ptserver.endings import end_as
 from ptserver.errors import LaunchError
-from ptserver.launch_host import check_static
 from ptserver.machine import native_arch
 from ptserver.run import RunOptions
 from ptserver.run_here import environment
@@ -20,7 +19,10 @@ def start_spread(options: RunOptions, path: str, header: ElfHeader) -> int:
     """
     if native_arch() != "amd64":
         raise LaunchError("programs are spread on x86-64 only")
-    check_static(path, header)
+    if header.interpreter is not None:
+        raise LaunchError(
+            f"{path} is dynamically linked: only static programs are spread; build Go programs with CGO_ENABLED=0"
+        )
     return end_as(
         run_spread(
             SpreadOptions(
