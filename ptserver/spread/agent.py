@@ -4,7 +4,6 @@ import contextlib
 import os
 import select
 import socket
-import sys
 import traceback
 
 from ptserver.connection import Connection, Stream
@@ -132,7 +131,7 @@ def fork_agent(path: str) -> tuple[int, socket.socket]:
         ours.close()
         run_agent(theirs, path)
         status = 0
-    except Exception:  # noqa: BLE001 - the process ends here, and says why
-        traceback.print_exc(file=sys.stderr)
     finally:
+        if status:  # the process ends here, and says why
+            traceback.print_exc()
         os._exit(status)
