@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from functools import partial
 
-from ptserver.spread.address_space import MAP_ANONYMOUS, AddressSpace, MapError
+from ptserver.spread.address_space import AddressSpace
 from ptserver.spread.futexes import (
     COMMAND_MASK,
     FUTEX_WAIT,
@@ -27,12 +27,11 @@ from ptserver.spread.futexes import (
     FUTEX_WAKE_BITSET,
     Futexes,
 )
+from ptserver.spread.memory_calls import MemoryCalls
 from ptserver.spread.messages import (
-    AddRegion,
     Called,
     Capture,
     Captured,
-    Discard,
     Done,
     Dropped,
     End,
@@ -44,9 +43,7 @@ from ptserver.spread.messages import (
     Preempted,
     Proceed,
     ProgramExited,
-    Protect,
     Quit,
-    ReadWords,
     Return,
     SetAction,
     SpreadMessage,
@@ -58,11 +55,9 @@ from ptserver.spread.messages import (
 )
 from ptserver.spread.pages import PageDirectory
 from ptserver.spread.placement import HostLoad, Placement
+from ptserver.spread.requests import Later, Requests
 from ptserver.stub.hypercalls import Hypercall
-from stepping.maps import PAGE_BYTES
 from stepping.syscalls import SYSCALLS
-
-Later = Callable[[float, Callable[[], None]], None]
 
 _NUMBERS = {
     name: SYSCALLS[name].numbers["amd64"]
@@ -128,16 +123,14 @@ class Home:
         self._placement = placement
         self._futexes = Futexes()
         self._threads: dict[int, _Thread] = {}
-        self._answers: dict[int, Callable[[bytes], None]] = {}
-        self._done: dict[int, Callable[[], None]] = {}
-        self._requests = 0
+        self._requests = Requests(send, later, self.pages)
         self._waits = 0
         self._takers: dict[type, Callable[..., None]] = {
             Fault: self._fault,
             PageData: self._page_data,
             Dropped: self._dropped,
-            Words: self._words,
-            Done: self._take_done,
+            Words: self._requests.take_words,
+            Done: self._requests.take_done,
             Called: self._called,
             Executed: self._executed,
             Preempted: self._preempted,
@@ -146,12 +139,18 @@ class Home:
             ThreadGone: self._gone,
             ProgramExited: self._exited,
         }
+        memory = MemoryCalls(
+            hosts,
+            space,
+            self.pages,
+            self._requests,
+            later,
+            lambda call, result: self._return(self._threads[call.tid], result),
+            lambda host, call: self._make(host, call, self._threads[call.tid]),
+        )
         self._calls: dict[int, Callable[[int, Called, _Thread], None]] = {
             _NUMBERS["futex"]: self._futex,
-            _NUMBERS["mmap"]: self._mmap,
-            _NUMBERS["munmap"]: self._munmap,
-            _NUMBERS["mprotect"]: self._mprotect,
-            _NUMBERS["madvise"]: self._madvise,
+            **{_NUMBERS[name]: _without_thread(handler) for name, handler in memory.handlers.items()},
             _NUMBERS["rt_sigaction"]: self._sigaction,
             _NUMBERS["tgkill"]: partial(self._kill, 1),
             _NUMBERS["tkill"]: partial(self._kill, 0),
@@ -196,58 +195,6 @@ class Home:
 
     def _dropped(self, _host: int, message: Dropped) -> None:
         self.pages.take_dropped(message.page)
-
-    # Answers that something waits for.
-
-    def _words(self, _host: int, message: Words) -> None:
-        self._answers.pop(message.request)(message.data)
-
-    def _take_done(self, host: int, message: Done) -> None:
-        if message.error:
-            raise HostFailedError(host, message.error)
-        self._done.pop(message.request)()
-
-    def _read(self, address: int, size: int, then: Callable[[bytes], None]) -> None:
-        """Call *then* with what the program's memory holds, which may lie on two pages."""
-        here = min(size, PAGE_BYTES - address % PAGE_BYTES)
-        if here < size:
-            self._read(
-                address,
-                here,
-                lambda low: self._read(address + here, size - here, lambda high: then(low + high)),
-            )
-            return
-        page = address // PAGE_BYTES
-        if self.pages.is_busy(range(page, page + 1)):
-            self._later(0.0, lambda: self._read(address, size, then))
-            return
-        holder = self.pages.holder(page)
-        if holder is None:
-            then(bytes(size))
-            return
-        self._requests += 1
-        self._answers[self._requests] = then
-        self._send(holder, ReadWords(self._requests, address, size))
-
-    def _on_each(
-        self, hosts: list[int], make: Callable[[int], SpreadMessage], then: Callable[[], None]
-    ) -> None:
-        """Send each of *hosts* the message that *make* gives for a request number; then go on when all are done."""
-        missing = len(hosts)
-        if not missing:
-            then()
-            return
-
-        def done() -> None:
-            nonlocal missing
-            missing -= 1
-            if not missing:
-                then()
-
-        for host in hosts:
-            self._requests += 1
-            self._done[self._requests] = done
-            self._send(host, make(self._requests))
 
     # Threads.
 
@@ -374,13 +321,13 @@ class Home:
             return
 
         def spread(data: bytes) -> None:
-            self._on_each(
+            self._requests.on_each(
                 others,
                 lambda request: SetAction(request, signo, data),
                 lambda: self._make(host, call, thread),
             )
 
-        self._read(action, _SIGACTION_BYTES, spread)
+        self._requests.read(action, _SIGACTION_BYTES, spread)
 
     # Futexes.
 
@@ -407,7 +354,7 @@ class Home:
                 if thread.waits == wait and self._futexes.leave(tid):
                     self._return(thread, -errno.EAGAIN)
             elif call.args[3]:
-                self._read(call.args[3], _TIMESPEC_BYTES, arm)
+                self._requests.read(call.args[3], _TIMESPEC_BYTES, arm)
             else:
                 self._asleep(thread)
 
@@ -423,7 +370,7 @@ class Home:
             if thread.waits == wait and self._futexes.leave(tid):
                 self._return(thread, -errno.ETIMEDOUT)
 
-        self._read(address, 4, check)
+        self._requests.read(address, 4, check)
 
     def _asleep(self, thread: _Thread) -> None:
         """A thread sleeps in earnest: elsewhere, it comes back to host 0, to be near what will wake it."""
@@ -431,83 +378,6 @@ class Home:
         if free and self._futexes.sleeps(thread.tid) and self._placement.brings_back:
             self._move(thread, 0, result=None, held=True)
 
-    # Memory.
 
-    def _mmap(self, host: int, call: Called, thread: _Thread) -> None:
-        address, size, protection, flags = call.args[:4]
-        if not flags & MAP_ANONYMOUS:
-            if host:
-                self._return(thread, -errno.ENODEV)
-            else:
-                self._proceed(thread)
-            return
-        try:
-            mapped = self.space.map(address, size, protection, flags)
-        except MapError as error:
-            self._return(thread, -error.errno)
-            return
-        start, end = mapped.address, mapped.address + mapped.size
-
-        def finish() -> None:
-            self._forget(start, end, lambda: self._return(thread, start))
-
-        if mapped.new_region is None:
-            finish()
-            return
-        region_start, region_size = mapped.new_region
-        self._on_each(
-            list(range(self.hosts)),
-            lambda request: AddRegion(request, thread.tid, region_start, region_size),
-            finish,
-        )
-
-    def _munmap(self, host: int, call: Called, thread: _Thread) -> None:
-        start, size = call.args[:2]
-        if not self.space.is_watched(start, size):
-            self._make(host, call, thread)
-            return
-        self.space.unmap(start, size)
-        self._forget(start, start + size, lambda: self._return(thread, 0))
-
-    def _mprotect(self, host: int, call: Called, thread: _Thread) -> None:
-        start, size, protection = call.args[:3]
-        if not self.space.is_watched(start, size):
-            self._make(host, call, thread)
-            return
-        self.space.protect(start, size, protection)
-        self._on_each(
-            list(range(self.hosts)),
-            lambda request: Protect(request, thread.tid, start, size, protection),
-            lambda: self._return(thread, 0),
-        )
-
-    def _madvise(self, host: int, call: Called, thread: _Thread) -> None:
-        start, size, advice = call.args[:3]
-        if not self.space.is_watched(start, size):
-            self._make(host, call, thread)
-        elif advice in (_MADV_DONTNEED, _MADV_FREE):
-            self._forget(start, start + size, lambda: self._return(thread, 0))
-        else:
-            self._return(thread, 0)
-
-    def _forget(self, start: int, end: int, then: Callable[[], None]) -> None:
-        """Make the whole pages of [start, end) all zeros everywhere, then go on."""
-        pages = range(-(-start // PAGE_BYTES), -(-end // PAGE_BYTES))
-        if self.pages.is_busy(pages):
-            self._later(0.0, lambda: self._forget(start, end, then))
-            return
-        holders = self.pages.forget(pages)
-        hosts = [host for host in range(self.hosts) if holders >> host & 1]
-        self._on_each(
-            hosts,
-            lambda request: Discard(request, pages.start * PAGE_BYTES, pages.stop * PAGE_BYTES),
-            then,
-        )
-
-
-class HostFailedError(Exception):
-    """A host could not do what the program needs. `host`, `message`."""
-
-    def __init__(self, host: int, message: str) -> None:
-        super().__init__(f"host {host}: {message}")
-        self.host = host
+def _without_thread(handler: Callable[[int, Called], None]) -> "Callable[[int, Called, _Thread], None]":
+    return lambda host, call, _thread: handler(host, call)

@@ -18,11 +18,12 @@ from ptserver.host_signals import HostSignals, is_passed_on
 from ptserver.poll_loop import PollLoop
 from ptserver.spread.address_space import ANYWHERE, AddressSpace
 from ptserver.spread.agent import fork_agent
-from ptserver.spread.home import Home, HostFailedError
+from ptserver.spread.home import Home
 from ptserver.spread.host import SpreadHost
 from ptserver.spread.messages import Begin, Ready, SpreadMessage, ToHome
 from ptserver.spread.offer import offer_spread
 from ptserver.spread.placement import Placement
+from ptserver.spread.requests import HostFailedError
 from ptserver.stub.hypercalls import FIRST_HYPERCALL, LAST_HYPERCALL
 from ptserver.wire import Codec
 from stepping.instance import Instance, instance_filter

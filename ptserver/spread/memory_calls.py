@@ -1,0 +1,116 @@
+"""The calls of a spread program on its address space, decided by the home for all hosts alike."""
+
+import errno
+from collections.abc import Callable
+
+from ptserver.spread.address_space import MAP_ANONYMOUS, AddressSpace, MapError
+from ptserver.spread.messages import AddRegion, Called, Discard, Protect
+from ptserver.spread.pages import PageDirectory
+from ptserver.spread.requests import Later, Requests
+from stepping.maps import PAGE_BYTES
+
+#: Lets the thread of a call return a result.
+Return = Callable[[Called, int], None]
+#: Has a call made at host 0.
+Make = Callable[[int, Called], None]
+
+_MADV_DONTNEED, _MADV_FREE = 4, 8
+
+
+class MemoryCalls:
+    """The calls by name, in `handlers`: each takes the host of the thread and the call."""
+
+    def __init__(
+        self,
+        hosts: int,
+        space: AddressSpace,
+        pages: PageDirectory,
+        requests: Requests,
+        later: Later,
+        answer: Return,
+        make: Make,
+    ) -> None:
+        self._hosts = range(hosts)
+        self._space = space
+        self._pages = pages
+        self._requests = requests
+        self._later = later
+        self._return = answer
+        self._make = make
+        self.handlers: dict[str, Callable[[int, Called], None]] = {
+            "mmap": self._mmap,
+            "munmap": self._munmap,
+            "mprotect": self._mprotect,
+            "madvise": self._madvise,
+        }
+
+    def _mmap(self, host: int, call: Called) -> None:
+        address, size, protection, flags = call.args[:4]
+        if not flags & MAP_ANONYMOUS:
+            if host:
+                self._return(call, -errno.ENODEV)
+            else:
+                self._make(host, call)
+            return
+        try:
+            mapped = self._space.map(address, size, protection, flags)
+        except MapError as error:
+            self._return(call, -error.errno)
+            return
+        start, end = mapped.address, mapped.address + mapped.size
+
+        def finish() -> None:
+            self._forget(start, end, lambda: self._return(call, start))
+
+        if mapped.new_region is None:
+            finish()
+            return
+        region_start, region_size = mapped.new_region
+        self._requests.on_each(
+            self._hosts,
+            lambda request: AddRegion(request, call.tid, region_start, region_size),
+            finish,
+        )
+
+    def _munmap(self, host: int, call: Called) -> None:
+        start, size = call.args[:2]
+        if not self._space.is_watched(start, size):
+            self._make(host, call)
+            return
+        self._space.unmap(start, size)
+        self._forget(start, start + size, lambda: self._return(call, 0))
+
+    def _mprotect(self, host: int, call: Called) -> None:
+        start, size, protection = call.args[:3]
+        if not self._space.is_watched(start, size):
+            self._make(host, call)
+            return
+        self._space.protect(start, size, protection)
+        self._requests.on_each(
+            self._hosts,
+            lambda request: Protect(request, call.tid, start, size, protection),
+            lambda: self._return(call, 0),
+        )
+
+    def _madvise(self, host: int, call: Called) -> None:
+        start, size, advice = call.args[:3]
+        if not self._space.is_watched(start, size):
+            self._make(host, call)
+        elif advice in (_MADV_DONTNEED, _MADV_FREE):
+            self._forget(start, start + size, lambda: self._return(call, 0))
+        else:
+            self._return(call, 0)
+
+    def _forget(self, start: int, end: int, then: Callable[[], None]) -> None:
+        """Make the whole pages of [start, end) all zeros everywhere, then go on."""
+        pages = range(-(-start // PAGE_BYTES), -(-end // PAGE_BYTES))
+        if self._pages.is_busy(pages):
+            self._later(0.0, lambda: self._forget(start, end, then))
+            return
+        holders = self._pages.forget(pages)
+        hosts = [host for host in self._hosts if holders >> host & 1]
+        self._requests.on_each(
+            hosts,
+            lambda request: Discard(request, pages.start * PAGE_BYTES, pages.stop * PAGE_BYTES),
+            then,
+        )

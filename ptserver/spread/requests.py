@@ -1,0 +1,82 @@
+"""What the home asks of hosts, and what goes on when they have answered."""
+
+from collections.abc import Callable, Sequence
+
+from ptserver.spread.messages import Done, ReadWords, SpreadMessage, Words
+from ptserver.spread.pages import PageDirectory, Send
+from stepping.maps import PAGE_BYTES
+
+Later = Callable[[float, Callable[[], None]], None]
+
+
+class HostFailedError(Exception):
+    """A host could not do what the program needs. `host`, `message`."""
+
+    def __init__(self, host: int, message: str) -> None:
+        super().__init__(f"host {host}: {message}")
+        self.host = host
+
+
+class Requests:
+    """Questions under way. later: calls a function after so many seconds."""
+
+    def __init__(self, send: Send, later: Later, pages: PageDirectory) -> None:
+        self._send = send
+        self._later = later
+        self._pages = pages
+        self._last = 0
+        self._words: dict[int, Callable[[bytes], None]] = {}
+        self._done: dict[int, Callable[[], None]] = {}
+
+    def take_words(self, _host: int, message: Words) -> None:
+        """Take the answer to a read."""
+        self._words.pop(message.request)(message.data)
+
+    def take_done(self, host: int, message: Done) -> None:
+        """Take the word of a host that it has done what it was told.
+
+        Raises:
+            HostFailedError: it could not.
+        """
+        if message.error:
+            raise HostFailedError(host, message.error)
+        self._done.pop(message.request)()
+
+    def read(self, address: int, size: int, then: Callable[[bytes], None]) -> None:
+        """Call *then* with what the program's memory holds, which may lie on two pages."""
+        here = min(size, PAGE_BYTES - address % PAGE_BYTES)
+        if here < size:
+            rest = address + here, size - here
+            self.read(address, here, lambda low: self.read(*rest, lambda high: then(low + high)))
+            return
+        page = address // PAGE_BYTES
+        if self._pages.is_busy(range(page, page + 1)):
+            self._later(0.0, lambda: self.read(address, size, then))
+            return
+        holder = self._pages.holder(page)
+        if holder is None:
+            then(bytes(size))
+            return
+        self._last += 1
+        self._words[self._last] = then
+        self._send(holder, ReadWords(self._last, address, size))
+
+    def on_each(
+        self, hosts: Sequence[int], make: Callable[[int], SpreadMessage], then: Callable[[], None]
+    ) -> None:
+        """Send each of *hosts* the message that *make* gives for a request number; call *then* when all are done."""
+        missing = len(hosts)
+        if not missing:
+            then()
+            return
+
+        def done() -> None:
+            nonlocal missing
+            missing -= 1
+            if not missing:
+                then()
+
+        for host in hosts:
+            self._last += 1
+            self._done[self._last] = done
+            self._send(host, make(self._last))
