@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ptserver.tracelog.events import TraceSink
     from ptserver.tracelog.goroutine_summary import GoroutineKey
+    from ptserver.tracelog.selection import Selection
     from ptserver.tracelog.sinks import Form
     from ptserver.tracelog.summary import Key
     from ptserver.tracelog.text import TextOptions
@@ -19,7 +20,7 @@ class TraceOptions:
 
     filters: expressions of ``-e``; output: a file, None for standard error, ``-`` for standard output; form: see
     `tracelog.sinks.Form`; by: what a summary counts by; text: how text looks; source: where calls are taken from;
-    quiet: no remarks.
+    quiet: no remarks; selection: which of the calls are shown, None for all.
     """
 
     filters: tuple[str, ...] = ()
@@ -30,6 +31,7 @@ class TraceOptions:
     source: "Source" = "auto"
     stacks: bool = False
     quiet: bool = False
+    selection: "Selection | None" = None
 
     def names(self) -> frozenset[str]:
         """Return the names of the calls that are wanted.
@@ -51,7 +53,12 @@ class TraceOptions:
         from ptserver.tracelog.sinks import open_sink
 
         start = TraceStart.now([os.fsdecode(word) for word in argv], pid)
-        return open_sink(self.form, self.output, start, self.text, self.by)
+        sink = open_sink(self.form, self.output, start, self.text, self.by)
+        if self.selection is None:
+            return sink
+        from ptserver.tracelog.selection import SelectingSink
+
+        return SelectingSink(sink, self.selection)
 
     def note(self, text: str) -> None:
         """Print a remark about the trace itself."""

@@ -22,13 +22,15 @@ from typing import Literal
 from goabi.errors import GoAbiError
 from ptserver.errors import PtServerError
 from ptserver.host_signals import HostSignals, is_passed_on
-from ptserver.tracelog.events import ExitEvent, LossEvent, SyscallEvent, TraceSink
+from ptserver.tracelog.batch import CallBatch
+from ptserver.tracelog.events import ExitEvent, LossEvent, TraceSink
 from ptserver.tracelog.output import complain_on_stderr
 from ptserver.tracing_events import FrameNames, event_of_traced, exe_identity
 from stepping.errors import SeccompRefusedError, TraceeGoneError
 from stepping.launch import Program
 from stepping.registers import NATIVE
 from stepping.ring import BATCH, Ring
+from stepping.ring_batch import RingBatch
 from stepping.ring_launch import launch_with_ring
 from stepping.ring_site import NoRingError, check_file, find_site
 from stepping.syscall_stops import SyscallTracer, Traced, TracedCall, TracedExit, TracedStop
@@ -155,6 +157,22 @@ class _Wanted:
         """Whether a call of one of the rows is wanted with these arguments."""
         only = self.conditions.get(name)
         return only is None or args[only.arg] & only.mask == only.value
+
+    def select(self, batch: RingBatch) -> RingBatch:
+        """Return the calls of a batch that are wanted."""
+        names = self.conditions.keys()
+        unwanted = {
+            index
+            for group in batch.groups()
+            if group.row.name in names
+            for position, index in enumerate(group.indexes)
+            if not self.includes(group.row.name, group.call(position)[0])
+        }
+        return (
+            batch.select([index for index in range(batch.size) if index not in unwanted])
+            if unwanted
+            else batch
+        )
 
 
 def _launch_by_stops(
@@ -336,20 +354,18 @@ class _RingTrace:
         Otherwise it is one batch, so that a program that makes calls faster than they can be handed on does not
         keep this process from its signals.
         """
-        conditions = self._wanted.conditions
         while True:
-            events = self._ring.read_as(SyscallEvent, self._frames, final=final)
-            for event in events:
-                if event.name not in conditions or self._wanted.includes(event.name, event.args):
-                    self._sink.event(event)
-            if not (final and events):
+            batch = self._ring.read_batch(final=final)
+            if batch is not None:
+                self._sink.calls(CallBatch(self._wanted.select(batch), self._frames))
+            if not (final and batch):
                 break
         if self._ring.lost > self._lost:
             self._sink.event(LossEvent(time.monotonic_ns(), self._ring.lost - self._lost))
             self._lost = self._ring.lost
-        if len(events) >= BATCH // 2:
-            return 0
-        return _BUSY_POLL_MS if events else _IDLE_POLL_MS
+        if batch is None:
+            return _IDLE_POLL_MS
+        return 0 if batch.size >= BATCH // 2 else _BUSY_POLL_MS
 
     def _report_exit(self, status: int) -> None:
         code = os.waitstatus_to_exitcode(status)

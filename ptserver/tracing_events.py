@@ -5,6 +5,7 @@ import os
 from goabi.binary import GoBinary
 from goabi.errors import GoAbiError
 from ptserver.tracelog.events import Event, ExitEvent, Frame, SignalEvent, SyscallEvent, ThreadEvent
+from stepping.ring import unpack_stack
 from stepping.syscall_stops import Traced, TracedCall, TracedExit, TracedSignal, TracedStart
 from stepping.wait_status import WaitKind
 
@@ -61,15 +62,16 @@ class FrameNames:
         """
         self._binary = GoBinary.open(path, prefer_table=True)
         self.load_bias = 0
-        self._stacks: dict[tuple[int, ...], tuple[Frame, ...]] = {}
+        self._stacks: dict[bytes, tuple[Frame, ...]] = {}
 
-    def __call__(self, frames: tuple[int, ...]) -> tuple[Frame, ...]:
-        """Return the frames, inlined calls as frames of their own, innermost first."""
-        stack = self._stacks.get(frames)
+    def __call__(self, addresses: bytes) -> tuple[Frame, ...]:
+        """Return the frames of an item of `RingBatch.stacks`, those of inlined calls too, innermost first."""
+        stack = self._stacks.get(addresses)
         if stack is None:
             if len(self._stacks) >= _CACHED_STACKS:
                 self._stacks.clear()
-            stack = self._stacks[frames] = tuple(frame for pc in frames for frame in self._name(pc))
+            frames = (frame for pc in unpack_stack(addresses) for frame in self._name(pc))
+            stack = self._stacks[addresses] = tuple(frames)
         return stack
 
     def close(self) -> None:

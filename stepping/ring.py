@@ -19,21 +19,20 @@ same process is traced by another thread.
 import mmap
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 from stepping.errors import TraceeGoneError
+from stepping.ring_batch import CallPlan, RingBatch
 from stepping.ring_clock import TscClock
-from stepping.ring_copies import CopiedArg, copies_of
+from stepping.ring_copies import copies_of
 from stepping.ring_inject import DEFAULT_BUFFER_BYTES, DEFAULT_SLOTS, Installed, install, remove
 from stepping.ring_layout import (
     HEAD_OFFSET,
     LIMIT_OFFSET,
     LOST_OFFSET,
-    RECORD,
     RECORD_BYTES,
     RECORDS_OFFSET,
-    STACK,
 )
 from stepping.ring_site import RingSite, find_site
 from stepping.syscalls.marshal import Args
@@ -42,14 +41,10 @@ from stepping.tracee_group import TraceeGroup
 
 #: How long an unfinished record may hold up the others.
 STUCK_S = 2.0
-#: How many records `read` takes at most at once.
-BATCH = 8192
+#: How many records are taken at most at once.
+BATCH = 2048
 
-_MAX_ERRNO = 4095
 _WORDS = RECORD_BYTES // 8
-_NO_BYTES: dict[int, bytes] = {}
-
-_T = TypeVar("_T", bound=tuple[Any, ...])
 
 
 class RingCall(NamedTuple):
@@ -58,7 +53,7 @@ class RingCall(NamedTuple):
     start_ns: by CLOCK_MONOTONIC; args: the six registers; ins, outs: by argument index, the first bytes of what
     was read and filled. value: the result (signed), -1 if it failed with *errno*. unfinished: never. goid: the
     goroutine, None for the scheduler's own (g0). frames: return addresses in the program's memory, innermost
-    (into the caller of Syscall6) first; or what the reader's *frames* function made of them.
+    (into the caller of Syscall6) first.
     """
 
     start_ns: int
@@ -98,8 +93,8 @@ class Ring:
         self._skipped = 0
         self._stuck_since: float | None = None
         #: By number, what the records of a call are named, and which arguments their data belong to.
-        self._plans: dict[int, tuple[str, tuple[CopiedArg, ...]]] = {
-            row.numbers["amd64"]: (row.name, tuple(copied for copied, _ in copies_of(row)))
+        self._plans: dict[int, CallPlan] = {
+            row.numbers["amd64"]: CallPlan(row, tuple(copied for copied, _ in copies_of(row)))
             for row in rows
             if "amd64" in row.numbers
         }
@@ -148,16 +143,29 @@ class Ring:
         self._map.close()
         self.clock.close()
 
-    def read_raw(self, *, final: bool = False) -> list[tuple[Any, ...]]:
-        """Return the next complete records, at most `BATCH`, as `RECORD` has them; frees their slots.
+    def read_batch(self, *, final: bool = False) -> RingBatch | None:
+        """Return the next complete records, at most `BATCH`, None if there are none; frees their slots.
 
         final: the program is gone, so what is incomplete now remains so and is counted as lost.
         """
+        raw = self._take(final=final)
+        if not raw:
+            return None
+        self.clock.calibrate()
+        base_ns, rate = self.clock.monotonic_ns(0), self.clock.ns_per_count
+        return RingBatch(raw, self.pid, self._plans, base_ns, rate).only_known()
+
+    def read(self, *, final: bool = False) -> list[RingCall]:
+        """Return the next calls, at most `BATCH`; empty if there are none now. *final* as in `read_batch`."""
+        batch = self.read_batch(final=final)
+        return batch.tuples(RingCall, unpack_stack) if batch is not None else []
+
+    def _take(self, *, final: bool) -> bytes:
         words = self._words
         taken = words[HEAD_OFFSET // 8] - self._tail
         self.lost = words[LOST_OFFSET // 8] + self._skipped
         if not 0 < taken <= self._slots:
-            return []
+            return b""
         slot = self._tail & self._mask
         count = min(taken, BATCH, self._slots - slot)
         first = RECORDS_OFFSET // 8 + slot * _WORDS
@@ -169,63 +177,12 @@ class Ring:
             )
         if not count:
             self._give_up_stuck(final=final)
-            return []
+            return b""
         self._stuck_since = None
         start = RECORDS_OFFSET + slot * RECORD_BYTES
-        records = list(RECORD.iter_unpack(self._bytes[start : start + count * RECORD_BYTES]))
+        raw = bytes(self._bytes[start : start + count * RECORD_BYTES])
         self._advance(count)
-        return records
-
-    def read(self, *, final: bool = False) -> list[RingCall]:
-        """Return the next calls, at most `BATCH`; empty if there are none now. *final* as in `read_raw`."""
-        return self.read_as(RingCall, _identity, final=final)
-
-    def read_as(
-        self,
-        made_type: type[_T],
-        name_frames: Callable[[tuple[int, ...]], tuple[Any, ...]] | None,
-        *,
-        final: bool = False,
-    ) -> list[_T]:
-        """As `read`, but makes tuples of another type directly, which saves half of the time.
-
-        made_type: a NamedTuple with as many fields as `RingCall`, of the same meaning and order.
-        name_frames: makes the last field of the return addresses; without it that is empty.
-        """
-        raw = self.read_raw(final=final)
-        if not raw:
-            return []
-        self.clock.calibrate()
-        base, rate = self.clock.monotonic_ns(0), self.clock.ns_per_count
-        pid, plans, unpack, new = self.pid, self._plans, STACK.unpack, tuple.__new__
-        frames: tuple[Any, ...] = ()
-        made: list[_T] = []
-        append = made.append
-        for _, start, end, nr, depth, n0, n1, a0, a1, a2, a3, a4, a5, value, goid, _, tid, words, data in raw:
-            plan = plans.get(nr)
-            if plan is None:
-                continue  # nobody asked for it: the program wrote it itself
-            name, copied = plan
-            ins = outs = _NO_BYTES
-            if n0 and not n1 and copied:
-                if copied[0].filled:
-                    outs = {copied[0].arg: data[:n0]}
-                else:
-                    ins = {copied[0].arg: data[:n0]}
-            elif n1:
-                ins, outs = _split(copied, n0, n1, data)
-            errno = 0
-            if value < 0 and value >= -_MAX_ERRNO:
-                value, errno = -1, -value
-            if name_frames is not None:
-                frames = name_frames(unpack(words)[:depth])
-            start_ns, duration_ns = base + int(start * rate), int((end - start) * rate)
-            args = (a0, a1, a2, a3, a4, a5)
-            fields = (
-                start_ns, duration_ns, pid, tid, name, args, ins, outs, value, errno, False, goid or None, frames
-            )  # fmt: skip
-            append(new(made_type, fields))
-        return made
+        return raw
 
     def _advance(self, count: int) -> None:
         self._tail += count
@@ -241,18 +198,6 @@ class Ring:
             self._advance(1)
 
 
-def _split(
-    copied: tuple[CopiedArg, ...], n0: int, n1: int, data: bytes
-) -> tuple[dict[int, bytes], dict[int, bytes]]:
-    """Return what was read and what was filled, by argument; the lengths are the program's and may be anything."""
-    ins: dict[int, bytes] = {}
-    outs: dict[int, bytes] = {}
-    begin = 0
-    for copy, length in zip(copied, (n0, n1), strict=False):
-        (outs if copy.filled else ins)[copy.arg] = data[begin : begin + length]
-        begin += length
-    return ins, outs
-
-
-def _identity(frames: tuple[int, ...]) -> tuple[int, ...]:
-    return frames
+def unpack_stack(stack: bytes) -> tuple[int, ...]:
+    """Return the return addresses that an item of `RingBatch.stacks` holds."""
+    return tuple(memoryview(stack).cast("Q"))

@@ -166,7 +166,8 @@ class AttachSource:
             return False
         take, calls, outer = self._meter.accounts.take_call, self._calls, self._numbers.outer
         while True:
-            events = ring.read_as(SyscallEvent, None, final=final)
+            batch = ring.read_batch(final=final)
+            events = batch.tuples(SyscallEvent) if batch is not None else []
             for event in events:
                 take(event if not self._numbers else event._replace(tid=outer(event.tid)))
                 numbers = calls.get(event.name)
@@ -175,7 +176,7 @@ class AttachSource:
                 numbers[0] += 1
                 numbers[1] += event.errno != 0
                 numbers[2] += event.duration_ns or 0
-            if not (final and events):
+            if not (final and batch):
                 return len(events) >= BATCH // 2
 
     def _top(self, interval_ns: int, stacks: "_Stacks") -> Iterator[GoroutineUse]:

@@ -9,6 +9,7 @@ import click
 from ptserver.trace_options import TraceOptions
 
 if TYPE_CHECKING:
+    from ptserver.tracelog.selection import Selection
     from ptserver.tracelog.sinks import Form
 
 _SOURCES = ("auto", "ring", "stops")
@@ -19,6 +20,8 @@ _KEYS = ("syscall", "goroutine", "site", "function")
 _FORMATS = ("text", "json", "perfetto", "pprof")
 
 _NAMES = ("filters", "output", "count", "by", "json", "form", "stacks", "strings", "time", "source", "quiet")
+#: Which calls are shown; see `tracelog.selection`.
+_SELECTING = ("goids", "function", "paths", "duration", "errors")
 #: Those without which a log is the same as with their defaults, so that they prove no wish for one.
 _HARMLESS = frozenset({"strings", "time", "source", "quiet"})
 
@@ -55,7 +58,7 @@ def log_arguments(command: Command) -> Command:
 
     @wraps(command)
     def with_log(*args: Any, **options: Any) -> Any:
-        words = {name: options.pop(name) for name in _NAMES}
+        words = {name: options.pop(name) for name in (*_NAMES, *_SELECTING)}
         return command(*args, log=_options(words), **options)
 
     return _with_options(with_log, _LOG_OPTIONS)
@@ -67,9 +70,9 @@ def trace_arguments(command: Command) -> Command:
     @wraps(command)
     def with_trace(*args: Any, **options: Any) -> Any:
         wanted = options.pop("trace")
-        words = {name: options.pop(name) for name in _NAMES}
-        if not wanted and any(words[name] for name in _NAMES if name not in _HARMLESS):
-            raise click.UsageError("-e, -o, -c, -k, --json and --format belong to --trace")
+        words = {name: options.pop(name) for name in (*_NAMES, *_SELECTING)}
+        if not wanted and any(value for name, value in words.items() if name not in _HARMLESS):
+            raise click.UsageError("options of the log, such as -e, -o, -c and --errors, belong to --trace")
         return command(*args, trace=_options(words) if wanted else None, **options)
 
     trace = click.option("--trace", is_flag=True, help="Log the program's calls; --trace=FILE to a file.")
@@ -85,6 +88,24 @@ _LOG_OPTIONS = (
         help="Which calls: names, %sets (%file, %desc, %network, ...), /REGEXP, !LIST for all others. "
         "By default all that reach outside the program.",
     ),
+    click.option(
+        "--goid", "goids", metavar="N", multiple=True, type=int, help="Only this goroutine's calls."
+    ),
+    click.option(
+        "--func",
+        "function",
+        metavar="REGEXP",
+        help="Only calls with a matching function on the goroutine's stack.",
+    ),
+    click.option(
+        "--path",
+        "paths",
+        metavar="PATTERN",
+        multiple=True,
+        help="Only calls on files so named (`/etc/*`), or on descriptors opened by such a name.",
+    ),
+    click.option("--duration", metavar="TEST", help="Only calls that took so long: '>1ms', '<=20us'."),
+    click.option("--errors", is_flag=True, help="Only calls that failed."),
     click.option("-o", "output", metavar="FILE", help="Write the log to FILE, `-` for standard output."),
     click.option("-c", "count", is_flag=True, help="Print a summary at the end, instead of the log."),
     click.option(
@@ -129,16 +150,33 @@ def _options(words: dict[str, Any]) -> TraceOptions:
     form = _form(words)
     if words["by"] and not words["count"]:
         raise click.UsageError("--by belongs to -c")
+    selection, source = _selection(words), words["source"]
+    if selection and selection.needs_goroutines:
+        if source == "stops":
+            raise click.UsageError("--goid and --func need goroutines, which --source stops does not know")
+        source = "ring"
+    by_function = words["by"] == "function" or (selection is not None and selection.function is not None)
     return TraceOptions(
         filters=words["filters"],
         output=words["output"],
         form=form,
         by=words["by"] or "syscall",
         text=text,
-        source=words["source"],
-        stacks=words["stacks"] or form == "pprof" or words["by"] == "function",  # which are taken from stacks
+        source=source,
+        stacks=words["stacks"] or form == "pprof" or by_function,  # which are taken from stacks
         quiet=words["quiet"],
+        selection=selection,
     )
+
+
+def _selection(words: dict[str, Any]) -> "Selection | None":
+    """Return what the options select, None if they select nothing."""
+    chosen = {name: words[name] for name in _SELECTING}
+    if not any(chosen.values()):
+        return None
+    from ptserver.tracelog.selection import Selection
+
+    return Selection.parse(**chosen)
 
 
 def _form(words: dict[str, Any]) -> "Form":

@@ -6,9 +6,12 @@ Times are nanoseconds of CLOCK_MONOTONIC. `tid` and `pid` mean what they mean to
 import time
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import NamedTuple, Protocol, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
 
 from stepping.syscalls import SYSCALLS, Arch, Arg, ArgKind, ResultKind, Syscall, SyscallClass
+
+if TYPE_CHECKING:
+    from ptserver.tracelog.batch import CallBatch
 
 _NOTHING: Mapping[int, bytes] = {}
 
@@ -135,6 +138,9 @@ class TraceSink(Protocol):
 
     def event(self, event: Event) -> None:
         """Take an event. May keep its output back until `flush`."""
+
+    def calls(self, batch: "CallBatch") -> None:
+        """Take many calls at once. The same as an `event` for each of `batch.events()`, and quicker."""
 
     def flush(self) -> None:
         """Write what was kept back; the source calls it when nothing happens for some milliseconds."""

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from ptserver.goroutine_meter import Meter
 from ptserver.goroutine_stats import NO_GOROUTINE, Account, Accounts, SiteTotals, Totals
+from ptserver.tracelog.batch import CallBatch
 from ptserver.tracelog.events import Event, ExitEvent, SyscallEvent
 from ptserver.tracelog.output import LineWriter
 
@@ -45,6 +46,14 @@ class GoroutineSummarySink:
             self._meter.accounts.take_call(event)
         elif type(event) is ExitEvent:
             self._ended = True
+        self.flush()
+
+    def calls(self, batch: CallBatch) -> None:
+        """Count many calls; take a sample, if it is time."""
+        if self._meter is None:
+            self._meter = Meter(batch.records.pid)
+        for event in batch.events():
+            self._meter.accounts.take_call(event)
         self.flush()
 
     def flush(self) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from ptserver.tracelog.batch import LINES_AT_ONCE, CallBatch
 from ptserver.tracelog.errors import TraceFormatError
 from ptserver.tracelog.events import (
     Event,
@@ -27,6 +28,7 @@ from ptserver.tracelog.events import (
     TraceStart,
     row_of,
 )
+from ptserver.tracelog.jsonl_batch import JsonBatches
 from ptserver.tracelog.output import LineWriter
 from stepping.syscalls.decode import DEFAULT_LIMIT, decode_call
 from stepping.syscalls.decode_buffers import find_buffer
@@ -149,6 +151,7 @@ class JsonLinesSink:
         self._arch = start.arch
         self._limit = limit
         self._encode = msgspec.json.Encoder().encode
+        self._batches = JsonBatches(start.arch, limit, lambda stack: self._encode(tuple(map(_frame, stack))))
         self._write(
             StartLine(
                 version=TRACE_VERSION,
@@ -163,6 +166,12 @@ class JsonLinesSink:
     def event(self, event: Event) -> None:
         """Write an event."""
         self._write(self._syscall(event) if type(event) is SyscallEvent else self._other(event))
+
+    def calls(self, batch: CallBatch) -> None:
+        """Write many calls."""
+        write, lines = self._writer.write, self._batches.lines(batch)
+        for start in range(0, len(lines), LINES_AT_ONCE):
+            write("".join(lines[start : start + LINES_AT_ONCE]).encode())
 
     def flush(self) -> None:
         """Write what was kept back."""

@@ -19,6 +19,7 @@ Source: proto/profile.proto in github.com/google/pprof
 import gzip
 from collections.abc import Iterator
 
+from ptserver.tracelog.batch import CallBatch
 from ptserver.tracelog.events import Event, Frame, LossEvent, SyscallEvent, TraceStart
 from ptserver.tracelog.output import LineWriter
 from ptserver.tracelog.protobuf import bytes_field, number_field, packed_field, text_field
@@ -53,6 +54,11 @@ class PprofSink:
             self._add(event)
         elif isinstance(event, LossEvent):
             self._lost += event.lost
+
+    def calls(self, batch: CallBatch) -> None:
+        """Count many calls."""
+        for event in batch.events():
+            self._add(event)
 
     def flush(self) -> None:
         """Nothing is written before the end."""

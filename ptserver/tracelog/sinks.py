@@ -8,6 +8,7 @@ from ptserver.tracelog.output import LineWriter, wants_colour
 from ptserver.tracelog.text import TextOptions, TextSink
 
 if TYPE_CHECKING:
+    from ptserver.tracelog.batch import CallBatch
     from ptserver.tracelog.goroutine_summary import GoroutineKey
     from ptserver.tracelog.summary import Key
 
@@ -75,6 +76,11 @@ class Tee:
         """Give an event to all."""
         for sink in self._sinks:
             sink.event(event)
+
+    def calls(self, batch: "CallBatch") -> None:
+        """Give many calls to all."""
+        for sink in self._sinks:
+            sink.calls(batch)
 
     def flush(self) -> None:
         """Flush all."""

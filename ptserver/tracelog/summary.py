@@ -14,6 +14,7 @@ import json
 from collections.abc import Callable
 from typing import Any, Literal
 
+from ptserver.tracelog.batch import CallBatch
 from ptserver.tracelog.events import Event, SyscallEvent
 from ptserver.tracelog.output import LineWriter
 
@@ -22,6 +23,7 @@ Key = Literal["syscall", "goroutine", "function"]
 #: What rows are ordered by, largest first; `name` in alphabetical order.
 Order = Literal["time", "calls", "errors", "name"]
 
+_MAX_ERRNO = 4095
 _RULE = "------ ----------- ----------- --------- --------- ----------------"
 
 
@@ -68,6 +70,20 @@ class SummarySink:
             if row is None:
                 row = self._rows[name] = Counts()
             row.add(event)
+
+    def calls(self, batch: CallBatch) -> None:
+        """Count many calls."""
+        if self._by != "syscall":
+            for event in batch.events():
+                self.event(event)
+            return
+        for group in batch.records.groups():
+            row = self._rows.setdefault(group.row.name, Counts())
+            durations = group.pick(batch.records.duration_ns)
+            row.calls += len(durations)
+            row.total_ns += sum(durations)
+            row.longest_ns = max(row.longest_ns, *durations)
+            row.errors += sum(-_MAX_ERRNO <= value < 0 for value in group.values)
 
     def flush(self) -> None:
         """Nothing is written before the end."""

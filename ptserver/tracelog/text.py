@@ -12,6 +12,7 @@ text is made for people and may change; programs read JSON lines.
 import time
 from typing import Literal, NamedTuple
 
+from ptserver.tracelog.batch import LINES_AT_ONCE, CallBatch
 from ptserver.tracelog.events import (
     Event,
     ExitEvent,
@@ -25,6 +26,7 @@ from ptserver.tracelog.events import (
     row_of,
 )
 from ptserver.tracelog.output import LineWriter
+from ptserver.tracelog.text_batch import TextBatches
 from stepping.syscalls.decode import DEFAULT_LIMIT, format_arguments, format_result
 from stepping.syscalls.decode_buffers import find_buffer
 from stepping.syscalls.decode_scalars import signal_name
@@ -79,10 +81,30 @@ class TextSink:
         self._first_tid: int | None = None
         self._several_threads = False
         self._last_ns: int | None = None
+        self._batches = TextBatches(
+            start.arch,
+            options.limit,
+            who=lambda who: self._who(who[0], who[1] or None),
+            call=self._call_text,
+            result=self._result_text,
+            duration=self._duration_text,
+            stack=self._stack_text,
+        )
 
     def event(self, event: Event) -> None:
         """Write an event."""
         self._writer.write(f"{self._line(event)}\n".encode(errors="backslashreplace"))
+
+    def calls(self, batch: CallBatch) -> None:
+        """Write many calls."""
+        if self._options.time != "none" or not self._several_threads:
+            for event in batch.events():
+                self.event(event)
+            return
+        lines = self._batches.lines(batch)
+        for start in range(0, len(lines), LINES_AT_ONCE):
+            text = "".join(lines[start : start + LINES_AT_ONCE])
+            self._writer.write(text.encode(errors="backslashreplace"))
 
     def flush(self) -> None:
         """Write what was kept back."""
@@ -100,9 +122,12 @@ class TextSink:
             self._several_threads = tid != self._first_tid
         if tid is None or not (self._several_threads or goid is not None):
             return text
+        return text + self._who(tid, goid)
+
+    def _who(self, tid: int, goid: int | None) -> str:
         palette = self._palette
         goroutine = "" if goid is None else f" g{goid}"
-        return f"{text}{palette.thread}[{tid}{goroutine}]{palette.end} "
+        return f"{palette.thread}[{tid}{goroutine}]{palette.end} "
 
     def _time(self, now_ns: int) -> str:
         match self._options.time:
@@ -121,24 +146,33 @@ class TextSink:
         return f"{self._palette.quiet}{text}{self._palette.end} "
 
     def _call(self, event: SyscallEvent) -> str:
-        options, palette = self._options, self._palette
+        options = self._options
         row = row_of(event.name)
         arguments = format_arguments(
             row, event.args, event.ins, event.outs, event.value, event.errno,
             limit=options.limit, arch=self._start.arch,
         )  # fmt: skip
         result = format_result(row, event.args, event.value, event.errno)
-        end = " <unfinished ...>" if event.unfinished else ")"
-        text = f"{palette.name}{event.name}{palette.end}({arguments}{end}"
-        padding = " " * (options.column - 2 - len(event.name) - len(arguments) - len(end))
-        if event.errno and palette.error:
-            result = f"{palette.error}{result}{palette.end}"
-        line = f"{text}{padding} = {result}"
-        if options.durations and event.duration_ns is not None:
-            line = f"{line} {palette.quiet}<{_seconds(event.duration_ns)}>{palette.end}"
-        if options.stacks and event.stack:
-            line += "".join(f"\n > {_frame_text(frame)}" for frame in event.stack)
-        return line
+        text = self._call_text(event.name, arguments, " <unfinished ...>" if event.unfinished else ")")
+        duration = "" if event.duration_ns is None else self._duration_text(event.duration_ns)
+        return f"{text}{self._result_text(result, event.errno != 0)}{duration}{self._stack_text(event.stack)}"
+
+    def _call_text(self, name: str, arguments: str, end: str = ")") -> str:
+        palette = self._palette
+        padding = " " * (self._options.column - 2 - len(name) - len(arguments) - len(end))
+        return f"{palette.name}{name}{palette.end}({arguments}{end}{padding}"
+
+    def _result_text(self, result: str, is_error: bool) -> str:
+        palette = self._palette
+        return f" = {palette.error}{result}{palette.end}" if is_error and palette.error else f" = {result}"
+
+    def _duration_text(self, duration_ns: int) -> str:
+        if not self._options.durations:
+            return ""
+        return f" {self._palette.quiet}<{_seconds(duration_ns)}>{self._palette.end}"
+
+    def _stack_text(self, stack: tuple[Frame, ...]) -> str:
+        return "".join(f"\n > {_frame_text(frame)}" for frame in stack) if self._options.stacks else ""
 
     def _line(self, event: Event) -> str:
         match event:

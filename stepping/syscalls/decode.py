@@ -47,10 +47,10 @@ DEFAULT_LIMIT = 32
 _AT_FDCWD = -100
 
 #: Decodes one argument of a call from its registers, ins, outs, value and errno.
-_Getter = Callable[[Sequence[int], Mapping[int, bytes], Mapping[int, bytes], int | None, int], Node]
+Getter = Callable[[Sequence[int], Mapping[int, bytes], Mapping[int, bytes], int | None, int], Node]
 
 #: Returned instead of a node for an argument that this call does not have.
-_ABSENT = object()
+ABSENT = object()
 
 
 def format_call(
@@ -86,7 +86,7 @@ def format_arguments(
         node = getter(args, ins, outs, value, errno)
         if type(node) is int:  # the most frequent, the cheapest way
             shown.append(str(node))
-        elif node is not _ABSENT:
+        elif node is not ABSENT:
             shown.append(to_text(node, limit))
     return ", ".join(shown)
 
@@ -130,7 +130,7 @@ def decode_call(
         node = getter(args, ins, outs, value, errno)
         if type(node) is int:
             decoded[name] = node
-        elif node is not _ABSENT:
+        elif node is not ABSENT:
             decoded[name] = to_plain(node, limit)
     result: dict[str, Any] = {"args": decoded, "value": value}
     if errno:
@@ -139,19 +139,24 @@ def decode_call(
     return result
 
 
-_plans: dict[Arch, dict[str, tuple[tuple[str, _Getter], ...]]] = {"amd64": {}, "arm64": {}}
+def argument_getters(row: Syscall, arch: Arch = "amd64") -> tuple[Getter, ...]:
+    """Return what decodes each argument of a call: of args, ins, outs, value and errno, to a node or `ABSENT`."""
+    return tuple(getter for _, getter in _plans[arch].get(row.name) or _plan(row, arch))
 
 
-def _plan(row: Syscall, arch: Arch) -> tuple[tuple[str, _Getter], ...]:
+_plans: dict[Arch, dict[str, tuple[tuple[str, Getter], ...]]] = {"amd64": {}, "arm64": {}}
+
+
+def _plan(row: Syscall, arch: Arch) -> tuple[tuple[str, Getter], ...]:
     plan = tuple((arg.name, _make_getter(row, index, arg, arch)) for index, arg in enumerate(row.args))
     if row.numbers:  # calls that the table lacks have as many names as a program likes
         _plans[arch][row.name] = plan
     return plan
 
 
-def _make_getter(row: Syscall, index: int, arg: Arg, arch: Arch) -> _Getter:
+def _make_getter(row: Syscall, index: int, arg: Arg, arch: Arch) -> Getter:
     if arg.decoder == "ignored":
-        return lambda args, ins, outs, value, errno: _ABSENT
+        return lambda args, ins, outs, value, errno: ABSENT
     special = SPECIAL_ARGUMENTS.get(arg.decoder)
     if special is not None:
         return _special_getter(row, index, special, arch)
@@ -190,13 +195,13 @@ _ONLY_AFTER = frozenset({"pollfds", "timex"})
 _BITS = {ArgKind.LONG: 64, ArgKind.SIZE: 64, ArgKind.PTR: 64}
 
 
-def _special_getter(row: Syscall, index: int, special: SpecialArgument, arch: Arch) -> _Getter:
+def _special_getter(row: Syscall, index: int, special: SpecialArgument, arch: Arch) -> Getter:
     return lambda args, ins, outs, value, errno: special(
-        Call(row, args, ins, outs, value, errno, arch), index, _ABSENT
+        Call(row, args, ins, outs, value, errno, arch), index, ABSENT
     )
 
 
-def _number_getter(index: int, arg: Arg, arch: Arch) -> _Getter:
+def _number_getter(index: int, arg: Arg, arch: Arch) -> Getter:
     bits = _BITS.get(arg.kind, 32)
     scalar = find_scalar(arg.decoder, bits, arch) if arg.decoder else None
     if scalar is not None:
@@ -216,11 +221,11 @@ def _number_getter(index: int, arg: Arg, arch: Arch) -> _Getter:
             return lambda args, ins, outs, value, errno: signed(args[index], 32)
 
 
-def _scalar_getter(index: int, scalar: Scalar, mask: int) -> _Getter:
+def _scalar_getter(index: int, scalar: Scalar, mask: int) -> Getter:
     return lambda args, ins, outs, value, errno: scalar(args[index] & mask)
 
 
-def _directory_getter(index: int) -> _Getter:
+def _directory_getter(index: int) -> Getter:
     def get(
         args: Sequence[int],
         ins: Mapping[int, bytes],
@@ -234,7 +239,7 @@ def _directory_getter(index: int) -> _Getter:
     return get
 
 
-def _string_getter(index: int, whole: bool) -> _Getter:
+def _string_getter(index: int, whole: bool) -> Getter:
     def get(
         args: Sequence[int],
         ins: Mapping[int, bytes],
@@ -250,7 +255,7 @@ def _string_getter(index: int, whole: bool) -> _Getter:
     return get
 
 
-def _strings_getter(index: int, count_only: bool) -> _Getter:
+def _strings_getter(index: int, count_only: bool) -> Getter:
     def get(
         args: Sequence[int],
         ins: Mapping[int, bytes],
@@ -269,7 +274,7 @@ def _strings_getter(index: int, count_only: bool) -> _Getter:
     return get
 
 
-def _vector_getter(index: int, arg: Arg) -> _Getter:
+def _vector_getter(index: int, arg: Arg) -> Getter:
     is_out = arg.kind is ArgKind.IOV_OUT
     count_index = arg.length.arg if arg.length and arg.length.arg is not None else index
 
@@ -290,7 +295,7 @@ def _vector_getter(index: int, arg: Arg) -> _Getter:
     return get
 
 
-def _in_getter(row: Syscall, index: int, arg: Arg, arch: Arch) -> _Getter:
+def _in_getter(row: Syscall, index: int, arg: Arg, arch: Arch) -> Getter:
     decode = _buffer_decoder(arg, arch)
     length = arg.length if arg.length and arg.length.arg is not None and not arg.length.indirect else None
     mask = _register_mask(row, length)
@@ -320,7 +325,7 @@ def _register_mask(row: Syscall, length: Length | None) -> int:
     return (1 << 32) - 1
 
 
-def _out_getter(index: int, arg: Arg, arch: Arch) -> _Getter:
+def _out_getter(index: int, arg: Arg, arch: Arch) -> Getter:
     decode = _buffer_decoder(arg, arch)
     valid = arg.valid if arg.valid and arg.valid.arg == RESULT else None
 
@@ -348,7 +353,7 @@ def _out_getter(index: int, arg: Arg, arch: Arch) -> _Getter:
     return get
 
 
-def _inout_getter(index: int, arg: Arg, arch: Arch) -> _Getter:
+def _inout_getter(index: int, arg: Arg, arch: Arch) -> Getter:
     decode = _buffer_decoder(arg, arch) or _plain_data
     only_after = arg.decoder in _ONLY_AFTER
 

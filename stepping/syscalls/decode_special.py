@@ -158,6 +158,22 @@ SPECIAL_ARGUMENTS: dict[str, SpecialArgument] = {
 }
 
 
+#: By decoder name, the registers on which such an argument depends, counted from its own. Others depend on more.
+_REGISTERS: dict[str, tuple[int, ...]] = {
+    "fcntl_cmd": (0,),
+    "ioctl_request": (0,),
+    "prctl_option": (0,),
+    "ipc_cmd": (0,),
+    "futex_op": (0,),
+    "open_mode": (-1, 0),
+}
+
+
+def special_registers(row: Syscall, index: int) -> tuple[int, ...]:
+    """Return the registers that alone decide what the special argument at *index* is; none if more does."""
+    return tuple(index + offset for offset in _REGISTERS.get(row.args[index].decoder, ()))
+
+
 def _waited(args: Sequence[int], value: int) -> str | None:
     return None if value else "0 (Timeout)"
 

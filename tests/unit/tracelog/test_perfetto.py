@@ -15,7 +15,7 @@ from perfetto.protos.perfetto.trace.perfetto_trace_pb2 import (  # type: ignore[
     TrackEvent,
 )
 
-from ptserver.tracelog import perfetto
+from ptserver.tracelog import perfetto_packets
 from ptserver.tracelog.errors import TraceFormatError
 from ptserver.tracelog.events import (
     Event,
@@ -265,14 +265,14 @@ def test_events_are_in_the_file_before_the_end(path: Path) -> None:
 def test_memory_is_bounded_and_what_was_forgotten_is_written_anew(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(perfetto, "_MAX_TRACKS", 10)
-    monkeypatch.setattr(perfetto, "_MAX_INTERNED", 20)
+    monkeypatch.setattr(perfetto_packets, "_MAX_TRACKS", 10)
+    monkeypatch.setattr(perfetto_packets, "_MAX_INTERNED", 20)
     sink = PerfettoSink(LineWriter.open(str(path)), START)
     for number in range(300):
         stack = (Frame(f"main.f{number % 50}"),)
         sink.event(call(number, 1, f"syscall_{number % 70}", goid=number % 40, stack=stack))
-        assert len(sink._tracks) <= 10
-        assert len(sink._iids) + len(sink._stacks) <= 20 + 10
+        assert len(sink._packets._tracks) <= 10
+        assert len(sink._packets._iids) + len(sink._packets._stacks) <= 20 + 10
     sink.close()
     viewer = Viewer()
     events = [
