@@ -18,6 +18,7 @@ _COMMANDS = {
     "stack": "ptserver.commands.stack:stack_command",
     "dump": "ptserver.commands.dump:dump_command",
     "blocks": "ptserver.commands.blocks:blocks_command",
+    "step": "ptserver.commands.step:step_command",
     "serve": "ptserver.commands.serve:serve_command",
     "keys": "ptserver.commands.keys:keys_command",
     "remote": "ptserver.commands.remote:remote_command",

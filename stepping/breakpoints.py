@@ -116,6 +116,35 @@ class Breakpoints:
         """
         return self.unmask(address, self._memory.read(address, size))
 
+    def write(self, address: int, data: bytes) -> None:
+        """Put *data* into memory, under the breakpoints that are there.
+
+        Raises:
+            MemoryFaultError: not all of it can be written.
+        """
+        self._memory.write(address, data)
+        for at, original in self._originals.items():
+            kept = bytearray(original)
+            for index in range(len(kept)):
+                if 0 <= at + index - address < len(data):
+                    kept[index] = data[at + index - address]
+            if bytes(kept) != original or address <= at < address + len(data):
+                self._originals[at] = bytes(kept)
+                self._memory.write(at, self._layout.breakpoint_instruction)
+
+    def remove_from_copy(self, memory: TraceeMemory) -> None:
+        """Put back all instructions in *memory*, a copy of this memory that fork(2) has made.
+
+        Nothing changes if it is no copy but this memory itself (vfork).
+        """
+        instruction = self._layout.breakpoint_instruction
+        for address, original in self._originals.items():
+            if memory.read(address, len(original)) == instruction:
+                memory.write(address, original)
+                if self._memory.read(address, len(original)) != instruction:
+                    self._memory.write(address, instruction)
+                    return
+
     def unmask(self, address: int, data: bytes) -> bytes:
         """Return *data*, which was read from memory at *address*, as the program has it: without breakpoints."""
         size = len(self._layout.breakpoint_instruction)

@@ -145,6 +145,7 @@ class Processor:
         self._fault_address: ctypes.c_uint64 | None = None
         self._table = mmap.mmap(-1, ADDRESS_LIMIT >> _PAGE_BITS, flags=_TABLE_FLAGS)
         self._table_at = ctypes.addressof(ctypes.c_char.from_buffer(self._table))
+        self._without_checks = ctypes.c_ubyte(0)
         self._host_code = self._leave_out_checks()
         # No address ends a run: Unicorn would look up the one given to uc_emu_start, and find it inaccessible.
         control(self.engine, unicorn_const.UC_CTL_UC_USE_EXITS, ctypes.c_int(1))
@@ -167,10 +168,11 @@ class Processor:
         error = API.uc_context_alloc(self.engine, ctypes.byref(context))
         check(error, "make room for a thread's registers")
 
-    def run(self, pc: int, budget_bytes: int = 0) -> Stop:
+    def run(self, pc: int, budget_bytes: int = 0, *, once: bool = False) -> Stop:
         """Execute from *pc* on, and say why it ended.
 
         budget_bytes: how many bytes of code to execute, more or less, if the processor is `budgeted`.
+        once: execute one instruction.
 
         Raises:
             Whatever `on_syscall` raised.
@@ -178,7 +180,7 @@ class Processor:
         self._trap = None
         if budget_bytes:
             self._budget.value = budget_bytes
-        error = LONG_API.uc_emu_start(self.engine, pc, 0, 0, 0)
+        error = self._run_once(pc) if once else LONG_API.uc_emu_start(self.engine, pc, 0, 0, 0)
         self.pc_lags_bytes = 0
         self._in_hook = False
         failure = self._failures.raised
@@ -194,6 +196,16 @@ class Processor:
         if error == unicorn_const.UC_ERR_INSN_INVALID:
             return Trap(TrapKind.INSTRUCTION, detail=error)
         raise EmulatorError(f"the emulator cannot run code at {pc:#x}: {reason(error)}")
+
+    def _run_once(self, pc: int) -> int:
+        """Execute one instruction, which is translated anew: with what counts it, and looks whether to stop."""
+        self.forget_code(pc, 1)
+        checks = self._without_checks.value
+        self._without_checks.value = 0
+        error: int = LONG_API.uc_emu_start(self.engine, pc, 0, 0, 1)
+        self._without_checks.value = checks
+        self.forget_code(pc, 1)
+        return error
 
     def stop(self) -> None:
         """Make `run` return soon; does nothing if it does not run. Any thread may call it."""
@@ -226,14 +238,18 @@ class Processor:
             protection |= READ
         ctypes.memset(self._table_at + (start >> _PAGE_BITS), protection, size >> _PAGE_BITS)
 
+    def forget_code(self, start: int, size: int) -> None:
+        """Translate the code in *size* bytes at *start* anew: somebody else has changed it."""
+        ends = ctypes.c_uint64(start), ctypes.c_uint64(start + size)
+        control(self.engine, unicorn_const.UC_CTL_TB_REMOVE_CACHE, *ends)
+
     def forbid(self, start: int, size: int) -> None:
         """Do not let the program touch *size* bytes at *start* any more."""
         pages = self._table_at + (start >> _PAGE_BITS)
         had_code = EXEC & ctypes.string_at(pages, 1)[0]
         ctypes.memset(pages, 0, size >> _PAGE_BITS)
         if had_code:
-            ends = ctypes.c_uint64(start), ctypes.c_uint64(start + size)
-            control(self.engine, unicorn_const.UC_CTL_TB_REMOVE_CACHE, *ends)
+            self.forget_code(start, size)
         control(self.engine, unicorn_const.UC_CTL_TLB_FLUSH)
 
     def resize_cache(self) -> None:
@@ -291,7 +307,8 @@ class Processor:
         engine = self.engine.value
         if offset is None or engine is None or ctypes.string_at(engine + offset, 1) != b"\0":
             return None
-        ctypes.memset(engine + offset, 1, 1)
+        self._without_checks = ctypes.c_ubyte.from_address(engine + offset)
+        self._without_checks.value = 1
         return HostCode()
 
     def _hook(self, kind: int, function: Any, *more: ctypes.c_int, data: Any = None) -> None:

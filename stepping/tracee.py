@@ -19,7 +19,7 @@ from stepping import ptrace_api
 from stepping.errors import SteppingError, TraceeGoneError
 from stepping.ptrace_api import Option
 from stepping.registers import NATIVE, RegisterLayout, Registers
-from stepping.wait_status import Event, WaitKind, WaitStatus, decode_wait_status
+from stepping.wait_status import WaitKind, WaitStatus, decode_wait_status
 
 
 class Resume(Enum):
@@ -43,15 +43,13 @@ class Tracee:
     layout: its general registers. status: why it is stopped, or None while it runs.
     """
 
-    __slots__ = ("_dropped", "_held", "interrupted", "layout", "pid", "status", "tid")
+    __slots__ = ("_dropped", "_held", "layout", "pid", "status", "tid")
 
     def __init__(self, tid: int, pid: int, layout: RegisterLayout | None = None) -> None:
         self.tid = tid
         self.pid = pid
         self.layout = layout or NATIVE[os.uname().machine]
         self.status: WaitStatus | None = None
-        #: Whether an `interrupt` is still to be reported.
-        self.interrupted = False
         self._held: tuple[int, bytes] | None = None
         self._dropped = False
 
@@ -75,10 +73,11 @@ class Tracee:
         return self.status is not None and self.status.is_stop
 
     def interrupt(self) -> None:
-        """Ask it to stop; the stop, or another that came first, is reported by `wait`."""
-        if not self.interrupted:
-            ptrace_api.interrupt(self.tid)
-            self.interrupted = True
+        """Ask it to stop; the stop, or another that came first, is reported by `wait`.
+
+        If another came first, the kernel may have forgotten about this one, so asking again is right.
+        """
+        ptrace_api.interrupt(self.tid)
 
     def wait(self, *, block: bool = True) -> WaitStatus | None:
         """Wait for its next report and return it; None if it has none and *block* is false."""
@@ -90,9 +89,7 @@ class Tracee:
         status = decode_wait_status(raw)
         self.status = status
         self._dropped = False
-        if status.kind is WaitKind.GROUP or status.event is Event.STOP:
-            self.interrupted = False  # both are the stop that an interrupt asks for
-        elif self._held is not None and status.kind is WaitKind.SIGNAL_DELIVERY:
+        if self._held is not None and status.kind is WaitKind.SIGNAL_DELIVERY:
             signo, siginfo = self._held
             if signo == status.signo:
                 ptrace_api.setsiginfo(self.tid, siginfo)

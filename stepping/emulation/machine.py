@@ -132,6 +132,11 @@ class Machine:
         self.current: Thread | None = None
         self.on_disposition: Callable[[int, int], None] | None = None
         self.on_stop: Callable[[int], None] | None = None
+        #: For debuggers: asked at a trap, and before a syscall is made, whether they take it; the thread has not
+        #: gone on then.
+        self.on_trap: Callable[[Thread, Trap], bool] | None = None
+        self.on_call: Callable[[Thread, list[int]], bool] | None = None
+        self._paused = False
         self._next_tid = pid
         self._slices = 0
         self._ticker: _Ticker | None = None
@@ -155,18 +160,54 @@ class Machine:
 
     def run(self) -> int:
         """Run the program until it is gone; return its wait status, as waitpid(2) gives it."""
+        self.run_until_paused()
+        assert self.status is not None
+        return self.status
+
+    def run_until_paused(self) -> None:
+        """Run the program until it is gone (`status`), or `pause` was called."""
         self._ticker = None if self.seed is not None else _Ticker(self.processor)
         try:
-            while self.status is None:
-                if not self.scheduler.ready:
-                    self.scheduler.poll(may_sleep=True)
-                    continue
-                self._run_slice()
-                self.scheduler.poll(may_sleep=False)
+            while self.status is None and not self._paused:
+                self._advance()
         finally:
+            self._paused = False
             if self._ticker is not None:
                 self._ticker.close()
-        return self.status
+
+    def pause(self) -> None:
+        """Make `run_until_paused` return soon. For the machine's thread and signal handlers that run in it."""
+        self._paused = True
+        self.scheduler.complete(lambda: None)
+        self.processor.stop()
+
+    def step(self, thread: Thread) -> None:
+        """Execute one instruction of *thread*; others run only if it waits in a syscall.
+
+        It may be gone afterwards, or still waiting if `pause` was called.
+        """
+        self._paused = False
+        if not self._run_until_ready(thread):
+            return
+        self.scheduler.ready.remove(thread)
+        self.scheduler.ready.appendleft(thread)
+        self._run_slice(once=True)
+        if self._run_until_ready(thread) and not self._paused:
+            self._prepare(thread)  # the result of its call, a signal's handler
+
+    def _run_until_ready(self, thread: Thread) -> bool:
+        while self.status is None and thread.tid in self.threads and not self._paused:
+            if thread.wait is None:
+                return True
+            self._advance()
+        return False
+
+    def _advance(self) -> None:
+        if not self.scheduler.ready:
+            self.scheduler.poll(may_sleep=True)
+            return
+        self._run_slice()
+        self.scheduler.poll(may_sleep=False)
 
     def close(self) -> None:
         """Give everything up."""
@@ -235,12 +276,13 @@ class Machine:
 
     # Running.
 
-    def _run_slice(self) -> None:
+    def _run_slice(self, *, once: bool = False) -> None:
         """Run the thread that is next, and whichever follow it, until a slice is over or no thread is ready."""
         if not self._load_next():
             return
         assert self.current is not None
-        stop = self.processor.run(self.current.context.pc, 0 if self.seed is None else SLICE_BYTES)
+        budget = 0 if self.seed is None else SLICE_BYTES
+        stop = self.processor.run(self.current.context.pc, budget, once=once)
         thread, self.current = self.current, None
         if self.seed is not None:
             self.clock.ran(SLICE_BYTES)
@@ -281,6 +323,9 @@ class Machine:
         number, *args = call = self.processor.read_call()
         thread = self.current
         assert thread is not None
+        if self.on_call is not None and self.on_call(thread, call):
+            self._take_back(thread)
+            return
         if self.observer is None:
             handler = self._handlers.get(number)
             result = (
@@ -303,6 +348,14 @@ class Machine:
         if not self._load_next():
             self.processor.stop()
 
+    def _take_back(self, thread: Thread) -> None:
+        """Let *thread* be in front of the syscall that it is making, and stop."""
+        thread.context.save()
+        thread.context.pc -= self.abi.syscall_bytes
+        self.scheduler.ready.appendleft(thread)
+        self.current = None
+        self.processor.stop()
+
     def _observed(self, thread: Thread, number: int, args: list[int]) -> Result:
         assert self.observer is not None
         row = self._rows.get(Sysno(number))
@@ -324,6 +377,9 @@ class Machine:
 
     def _on_trap(self, thread: Thread, trap: Trap) -> None:
         """Turn what the processor could not do into the signal that a kernel would send."""
+        if self.on_trap is not None and self.on_trap(thread, trap):
+            self.scheduler.ready.appendleft(thread)
+            return
         match trap.kind:
             case TrapKind.MEMORY:
                 code = _SEGV_ACCERR if self.space.find(trap.address) is not None else _SEGV_MAPERR

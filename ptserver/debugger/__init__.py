@@ -1,0 +1,1 @@
+"""The debugger behind `ptserver step`: a program that can be stopped, looked at and stepped, native or emulated."""
