@@ -8,7 +8,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export GOTOOLCHAIN := local
 
 # What tests and the demo use of the system, as Debian calls it; installed when missing, where that is possible.
-PACKAGES  := binutils gcc gdb iproute2 libc6-dev procps python3-venv qemu-user strace
+PACKAGES  := binutils gcc gdb gdb-multiarch iproute2 libc6-dev procps python3-venv qemu-user strace
 PYTEST    := $(BIN)/python -m pytest
 
 .PHONY: demo test lint bench test-go-matrix test-slow venv clean
