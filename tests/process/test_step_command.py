@@ -213,7 +213,7 @@ IMPOSSIBLE = [
 
 def test_what_cannot_be_done() -> None:
     commands = "".join(f"{command}\n" for command, _ in IMPOSSIBLE)
-    status, out, err = ptserver("step", build("hello"), stdin=b"si 5\n" + commands.encode())
+    status, out, err = ptserver("step", build("hello"), stdin=b"si 9\n" + commands.encode())
     assert (status, err) == (0, "")
     errors = [line for line in out.splitlines() if line.startswith("error: ")]
     assert len(errors) == len(IMPOSSIBLE)
