@@ -6,6 +6,7 @@ A program that nobody serves or traces is only executed, so nothing more than th
 import os
 from dataclasses import dataclass
 
+from ptserver.machine import native_arch
 from ptserver.program import find_program
 from ptserver.stub.marker import find_stub_marker
 from ptserver.trace_options import TraceOptions
@@ -22,7 +23,8 @@ class RunOptions:
     address of the host that is to execute the program, this one if None. keepalive_seconds: how long the other side
     may be silent, 0 for ever; on_lost: ``panic`` or ``kill``, what becomes of a program whose server is lost;
     spread: the hosts that are to execute it together with this one; place: the name of the policy by which its
-    threads move.
+    threads move. engine: what executes it, unless it is *emulated*: ``native``, ``step``, or ``auto``, which emulates
+    programs of other architectures.
     """
 
     program: str
@@ -40,6 +42,12 @@ class RunOptions:
     on_lost: str = "panic"
     spread: tuple[str, ...] = ()
     place: str = "idle"
+    engine: str = "native"
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the program is only to be executed here: nobody serves or traces it, no other host is involved."""
+        return self.server == "passthrough" and self.trace is None and self.on is None and not self.spread
 
     @property
     def argv(self) -> list[bytes]:
@@ -54,8 +62,9 @@ def run(options: RunOptions) -> int:
         PtServerError, SteppingError: it cannot be run; one line says why.
     """
     streams = _reserve_streams()
-    path, header = find_program(options.program, emulated=options.emulated)
-    if options.emulated:
+    foreign = options.emulated or (options.engine == "auto" and options.is_plain)
+    path, header = find_program(options.program, emulated=foreign)
+    if options.emulated or header.arch != native_arch():
         from ptserver.run_here import run_emulated
 
         return run_emulated(options, path)
@@ -68,6 +77,10 @@ def run(options: RunOptions) -> int:
         from ptserver.spread.start import start_spread
 
         return start_spread(options, path, header)
+    if options.engine == "step":
+        from ptserver.run_stepped import run_stepped
+
+        return run_stepped(options, path)
     if options.server == "passthrough" and stub is None and options.trace is None:
         restore_ignored_signals()
         os.execve(path, options.argv, os.environb)

@@ -82,16 +82,10 @@ class StepExecutor:
         """Execute one instruction; None if nothing else happened."""
         if self._observe is not None:
             self._observe(tracee, pc)
-        if _is_in_call(tracee):
+        if is_in_call(tracee) or (flow is Flow.SYSCALL and not tracee.pending_signal):
             return self._finish_call(tracee)
-        if flow is Flow.SYSCALL and not tracee.pending_signal:
-            return self._finish_call(tracee)
-        if tracee.pending_signal:
-            self._restore_mask(tracee)  # it is saved in the handler's frame
-        else:
-            self._unblock_trap(tracee)
         with self._breakpoints.lifted(pc):
-            tracee.resume(Resume.STEP)
+            self.begin(tracee)
             status = self._group.wait_for(tracee)
         if is_step_trap(tracee, status):
             tracee.drop_signal()
@@ -99,15 +93,34 @@ class StepExecutor:
         self._unmasked.discard(tracee.tid)
         return result_of_stop(tracee, status, self._breakpoints)
 
+    def begin(self, tracee: Tracee) -> None:
+        """Let the thread execute one instruction, which is no syscall, or enter the handler of its signal.
+
+        For those who step several threads at once: its next report is to be looked at by `stop_results`.
+        """
+        if tracee.pending_signal:
+            self._restore_mask(tracee)  # it is saved in the handler's frame
+        else:
+            self._unblock_trap(tracee)
+        tracee.resume(Resume.STEP)
+
+    def begin_call(self, tracee: Tracee) -> None:
+        """Let the thread go on with the syscall that it is in or in front of, up to its entry or exit."""
+        self._restore_mask(tracee)
+        tracee.resume(Resume.SYSCALL)
+
+    def is_at_call(self, tracee: Tracee, pc: int) -> bool:
+        """Whether the thread, at *pc*, is in a syscall or in front of one."""
+        return is_in_call(tracee) or (self._flow_at(tracee, pc) is Flow.SYSCALL and not tracee.pending_signal)
+
     def _finish_call(self, tracee: Tracee) -> RunResult | None:
         """Let the thread make the syscall that it is in or in front of, up to its end."""
-        self._restore_mask(tracee)
         with self._breakpoints.lifted(tracee.read_registers().pc):
             while True:
-                tracee.resume(Resume.SYSCALL)
+                self.begin_call(tracee)
                 status = self._group.wait_for(tracee)
                 if status.kind is WaitKind.SYSCALL:
-                    if not _is_in_call(tracee):
+                    if not is_in_call(tracee):
                         return None
                     continue
                 result = result_of_stop(tracee, status, self._breakpoints)
@@ -139,7 +152,7 @@ class StepExecutor:
             ptrace_api.setsigmask(tracee.tid, mask)
 
 
-def _is_in_call(tracee: Tracee) -> bool:
+def is_in_call(tracee: Tracee) -> bool:
     """Whether the thread is stopped somewhere between the entry to a syscall and its exit-stop."""
     status = tracee.status
     if status is None or status.kind not in (WaitKind.EVENT, WaitKind.SYSCALL):

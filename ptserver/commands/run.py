@@ -67,10 +67,11 @@ from ptserver.trace_options import TraceOptions
 @click.option("--stub", is_flag=True, hidden=True, help="The program's own stub calls: report as it would.")
 @click.option(
     "--engine",
-    type=click.Choice(["native", "emulate"]),
-    default="native",
+    type=click.Choice(["auto", "native", "step", "emulate"]),
+    default="auto",
     show_default=True,
-    help="What executes the program: the processor, or an emulated one, of the program's own architecture.",
+    help="What executes the program: the processor (native), the processor one instruction at a time (step), or an "
+    "emulated one, of the program's own architecture. auto: the processor, or an emulated one if it must be.",
 )
 @click.option(
     "--seed", type=int, help="Make an emulated run repeatable: clocks, randomness, order of threads."
@@ -121,7 +122,8 @@ def run_command(
     ptserver run --trace -e trace=openat,%network ./main
     ptserver run --trace=calls.jsonl --json ./main
     ptserver run --trace -c ./main
-    ptserver run --engine=emulate ./main-arm64
+    ptserver run ./main-arm64
+    ptserver run --engine=emulate --seed 7 ./main
     """
     from ptserver.run import RunOptions, run
 
@@ -129,6 +131,8 @@ def run_command(
         raise click.UsageError("--seed belongs to --engine=emulate")
     if spread and (on is not None or engine == "emulate" or trace is not None or server != "passthrough"):
         raise click.UsageError("--spread goes with none of --on, --server, --engine=emulate and --trace")
+    if engine == "step" and (server != "passthrough" or on is not None or spread or trace is not None):
+        raise click.UsageError("--engine=step goes with none of --server, --on, --spread and --trace")
     if on is not None and (engine == "emulate" or trace is not None):
         raise click.UsageError("--on goes with neither --engine=emulate nor --trace")
     ctx.exit(
@@ -149,6 +153,7 @@ def run_command(
                 on_lost,
                 tuple(spread.split(",")) if spread else (),
                 place,
+                engine,
             )
         )
     )

@@ -14,6 +14,7 @@ def ptserver(
     env: Mapping[str, str] | None = None,
     stdin: bytes = b"",
     prefix: tuple[str, ...] = (),
+    timeout: float = 60,
 ) -> tuple[int, str, str]:
     """Return exit status (minus the signal), standard output and error of `ptserver WORDS`; no process is left."""
     with none_left():
@@ -24,7 +25,7 @@ def ptserver(
             input=stdin,
             capture_output=True,
             check=False,
-            timeout=60,
+            timeout=timeout,
         )
     return done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace")
 

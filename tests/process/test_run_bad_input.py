@@ -82,7 +82,7 @@ def test_a_named_pipe_is_not_waited_for(tmp_path: Path) -> None:
 def test_another_architecture(server: tuple[str, ...]) -> None:
     path = build("hello", arch="arm64")
     line = f"{path} is a program for arm64, this machine is amd64; --engine=emulate runs it"
-    assert refusal("run", *server, path) == (126, line)
+    assert refusal("run", "--engine=native", *server, path) == (126, line)
 
 
 @pytest.fixture(scope="module")

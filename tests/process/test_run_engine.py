@@ -1,7 +1,8 @@
-"""`--engine=emulate` from the command line."""
+"""`--engine` from the command line: the same program on each engine does the same."""
 
 import pytest
 
+from tests.cfixtures import build_c
 from tests.gofixtures import build
 from tests.process.commands import ptserver, refusal
 
@@ -16,12 +17,50 @@ def test_its_exit_status_is_the_program_s() -> None:
     assert ptserver("run", "--engine=emulate", build("exit3", arch="arm64"))[0] == 3
 
 
+ENGINES = ["auto", "native", "step", "emulate"]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_small_program_on_each_engine(engine: str) -> None:
+    """It handles a signal, runs two threads that count together, and exits with a status of its own."""
+    program = build_c("tiny_c", flags=("-nostdlib", "-static", "-no-pie"))
+    assert ptserver("run", f"--engine={engine}", program) == (7, "handled\ncounted\n", "")
+
+
+@pytest.mark.parametrize("engine", ["auto", "native"])
+@pytest.mark.parametrize("name", ["hello", "goroutines"])
+def test_go_programs(engine: str, name: str) -> None:
+    assert ptserver("run", f"--engine={engine}", build(name)) == ptserver("run", build(name))
+
+
+def test_a_program_of_another_architecture_is_emulated_if_it_may() -> None:
+    program = build("hello", arch="arm64")
+    assert ptserver("run", program, "a") == (0, "hello, world\narg 1: a\n", "")
+    status, line = refusal("run", "--engine=native", program)
+    assert (status, line.partition("; ")[2]) == (126, "--engine=emulate runs it")
+    assert refusal("run", "--engine=step", program)[0] == 126
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", ["hello", "exit3", "panics", "pipes", "goroutines"])
+def test_go_programs_by_single_steps(name: str) -> None:
+    arguments = {"panics": ["nil"], "hello": ["a", "b"]}.get(name, [])
+    program = build(name)
+    native = ptserver("run", "--engine=native", program, *arguments)
+    stepped = ptserver("run", "--engine=step", program, *arguments, timeout=800)
+    assert stepped[:2] == native[:2]
+    assert stepped[2].splitlines()[:2] == native[2].splitlines()[:2]
+
+
 @pytest.mark.parametrize(
     ("words", "status", "line"),
     [
         (("--seed", "1"), 64, "--seed belongs to --engine=emulate"),
         (("--engine=emulate", "--server", "127.0.0.1:1"), 126, "cannot have a server at an address yet"),
         (("--engine=emulate", "--trace"), 126, "cannot be traced yet"),
+        (("--engine=step", "--trace"), 64, "--engine=step goes with none of"),
+        (("--engine=step", "--server", "127.0.0.1:1"), 64, "--engine=step goes with none of"),
     ],
 )
 def test_what_does_not_go_together(words: tuple[str, ...], status: int, line: str) -> None:

@@ -1,0 +1,84 @@
+"""Runs a whole program by single steps: all its threads, each instruction by itself, until it is gone.
+
+The threads run at the same time, as they do natively, only some ten thousand times slower. Children that the program
+forks run natively. Signals, group-stops and the exit status remain the program's own.
+
+An observer sees each instruction before it is executed. On amd64 an instruction is stepped over whole, so no thread
+is ever left in the middle of an atomic one; string instructions are seen once for each repetition.
+"""
+
+import contextlib
+from collections.abc import Callable
+
+from stepping.breakpoints import Breakpoints
+from stepping.errors import TraceeGoneError
+from stepping.registers import Registers
+from stepping.singlestep import StepExecutor, is_in_call
+from stepping.stop_results import is_step_trap
+from stepping.tracee import Tracee
+from stepping.tracee_group import TraceeGroup
+from stepping.tracee_memory import TraceeMemory
+from stepping.wait_status import Event, WaitKind, WaitStatus
+
+#: Is told of an instruction that is about to be executed: the thread, and its registers.
+Observer = Callable[[int, Registers], None]
+
+
+class SteppedRun:
+    """The run of the stopped program of *group*."""
+
+    def __init__(self, group: TraceeGroup, observe: Observer | None = None) -> None:
+        self._group = group
+        self._observe = observe
+        leader = group.leader
+        assert leader is not None
+        self._memory = TraceeMemory(group.pid)
+        self._stepper = StepExecutor(group, Breakpoints(self._memory, leader.layout))
+        #: Instructions that were executed.
+        self.count = 0
+
+    def run(self) -> WaitStatus:
+        """Run the program until it is gone; return how it ended."""
+        for tracee in self._group:
+            self._go_on(tracee)
+        with contextlib.suppress(TraceeGoneError):
+            while len(self._group):
+                report = self._group.wait()
+                assert report is not None
+                with contextlib.suppress(TraceeGoneError):
+                    self._handle(*report)
+        self._memory.close()
+        if self._group.exit is None:
+            raise TraceeGoneError(self._group.pid)
+        return self._group.exit
+
+    def _handle(self, tracee: Tracee, status: WaitStatus) -> None:
+        if not status.is_stop:
+            return
+        if tracee.pid != self._group.pid:
+            tracee.detach()
+            self._group.tracees.pop(tracee.tid, None)
+            return
+        if status.event is Event.EXEC:
+            self._memory.close()
+            self._memory = TraceeMemory(self._group.pid)
+            self._stepper = StepExecutor(self._group, Breakpoints(self._memory, tracee.layout))
+        elif status.kind is WaitKind.GROUP:
+            tracee.resume()
+            return
+        elif is_step_trap(tracee, status):
+            tracee.drop_signal()
+        self._go_on(tracee)
+
+    def _go_on(self, tracee: Tracee) -> None:
+        registers = tracee.read_registers()
+        if is_in_call(tracee):
+            self._stepper.begin_call(tracee)
+            return
+        if self._observe is not None and not tracee.pending_signal:
+            self._observe(tracee.tid, registers)
+        self.count += 1
+        if self._stepper.is_at_call(tracee, registers.pc):
+            self._stepper.begin_call(tracee)
+        else:
+            self._stepper.begin(tracee)
