@@ -327,9 +327,12 @@ class SpreadHost:
             self.instance.signal(thread.tracee.tid, message.signo)
 
     def _end(self, message: End) -> None:
+        """Forget a thread. It runs only if the whole program ends; it is not stopped then, and never used again."""
         thread = self._by_tid.get(message.tid)
         if thread is not None:
             self._release(thread)
+            if not thread.tracee.is_stopped:
+                self._idle.remove(thread)
 
     def _quit(self, _message: Quit) -> None:
         self.ended = True
@@ -369,6 +372,8 @@ class SpreadHost:
         status = thread.tracee.note(raw)
         if not status.is_stop:
             self._gone(thread, status)
+        elif thread.doing is _Doing.IDLE:
+            pass  # the program ends, and this thread of it has nothing to do any more
         elif status.event is Event.SECCOMP:
             self._called(thread)
         elif status.kind is WaitKind.SIGNAL_DELIVERY:
