@@ -38,6 +38,7 @@ from stepping.syscalls.marshal import BadArgumentError, gather, scatter
 if TYPE_CHECKING:
     from ptserver.goids import GoroutineIds
     from ptserver.host_trace import HostTrace
+    from ptserver.remote_tracer import RemoteTracer
     from ptserver.tracelog.events import TraceSink
 
 ThreadChange = Literal["created", "exited"]
@@ -46,7 +47,8 @@ ThreadChange = Literal["created", "exited"]
 class Host:
     """Runs the session of one launched program; see the module's text. Subclasses answer.
 
-    stub: answers the hypercalls of a program with the stub. trace: hears of every call, if set.
+    stub: answers the hypercalls of a program with the stub. trace: hears of every call, if set. tracees: of a program
+    that is traced, its one thread, which has not run yet.
     """
 
     def __init__(
@@ -60,6 +62,8 @@ class Host:
         self.stub = StubCalls()
         self.trace: HostTrace | None = None
         self._goids: GoroutineIds | None = None
+        self.tracees = launched.tracees
+        self._tracer: RemoteTracer | None = None
         self.pid = launched.pid
         self._pidfd = launched.pidfd
         self._listener: Listener = launched.listener
@@ -79,6 +83,8 @@ class Host:
 
     def run(self) -> int:
         """Serve the program until it is gone; return its wait status, as waitpid(2) gives it."""
+        if self._tracer is not None:
+            self._tracer.start()
         while self._wait_status is None:
             self._round()
         if self.trace is not None:
@@ -100,6 +106,16 @@ class Host:
 
         self.trace = HostTrace(sink, names, self._loop)
 
+    def start_tracer(self, tracer: "RemoteTracer") -> None:
+        """Serve the remote variables of the program, which is traced and stopped, by *tracer*; `run` lets it run."""
+        self._tracer = tracer
+        tracer.on_group_stop = self._program_stopped
+        tracer.find_goroutines(self._goids)
+
+    def takes(self, name: str) -> bool:
+        """Whether the server wants the syscall *name*, by name or by its class."""
+        return name in self._served
+
     def has_processes(self) -> bool:
         """Whether a process of the program is left that could make a call."""
         poll = select.poll()
@@ -108,10 +124,15 @@ class Host:
 
     def close(self) -> None:
         """Kill the program if it still runs, and give up every descriptor."""
-        if self._wait_status is None:
+        if self._wait_status is None and not (self._tracer is not None and self._tracer.left_stopped):
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
-            os.waitpid(self.pid, 0)
+            if self.tracees is None:
+                os.waitpid(self.pid, 0)
+            else:
+                self.tracees.wait_for_end()
+        if self._tracer is not None:
+            self._tracer.close()
         self._listener.close()
         os.close(self._pidfd)
         for process in {self._main, *self._processes.values()}:
@@ -289,14 +310,27 @@ class Host:
     # Everything else that happens.
 
     def _on_exit(self) -> None:
+        if self._tracer is not None:
+            self._take_reports(self._tracer)
+            return
         pid, status = os.waitpid(self.pid, os.WNOHANG)
         if pid:
             self._wait_status = status
             self._loop.unwatch(self._pidfd)
 
+    def _take_reports(self, tracer: "RemoteTracer") -> None:
+        """Serve the threads that have stopped; the next access may come at once."""
+        if tracer.take_reports():
+            self._loop.expect()
+        if tracer.exit is not None and self._wait_status is None:
+            self._wait_status = tracer.exit.raw_end
+            self._loop.unwatch(self._pidfd)
+
     def _on_signal(self) -> None:
         for signo, from_kernel in self._signals.receive():
-            if signo == signal.SIGCHLD:
+            if signo == signal.SIGCHLD and self._tracer is not None:
+                self._take_reports(self._tracer)
+            elif signo == signal.SIGCHLD:
                 self._follow_stop()
             elif signo == signal.SIGWINCH:
                 self._on_window_size()

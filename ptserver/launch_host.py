@@ -32,11 +32,12 @@ def launch_host(
     *,
     stoppable: bool = False,
     keepalive_seconds: float = DEFAULT_SECONDS,
+    traced: bool = False,
 ) -> _Host:
     """Start the program as *welcome* wants it; return its host, which has not yet answered anything.
 
     streams: those that are carried; stoppable: stop signals stop the program, though no shell of this machine
-    knows it; keepalive_seconds: how long the server may be silent, 0 for ever.
+    knows it; keepalive_seconds: how long the server may be silent, 0 for ever; traced: trace its threads.
 
     Raises:
         SteppingError: the kernel refuses.
@@ -59,6 +60,7 @@ def launch_host(
             new_group=stoppable,
             without_vdso=serves_time(welcome.interest),
             blocked=signals.original_mask,
+            traced=traced,
         )
     )
     for fd in (null, *needed):

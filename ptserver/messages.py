@@ -19,6 +19,7 @@ from typing import Annotated, Literal, Self
 import msgspec
 from msgspec import Meta
 
+from stepping.remote_memory import AtomicOperation
 from stepping.syscalls import marshal
 
 #: The version of the protocol that this module describes. Peers must agree on it.
@@ -54,6 +55,10 @@ ShortText = Annotated[str, Meta(max_length=255)]
 LongText = Annotated[str, Meta(max_length=4096)]
 Blob = Annotated[bytes, Meta(max_length=MAX_TRANSFER_BYTES)]
 Sha256 = Annotated[str, Meta(min_length=64, max_length=64, pattern="^[0-9a-f]*$")]
+VariableName = Annotated[str, Meta(min_length=1, max_length=255)]
+VariableSize = Annotated[int, Meta(ge=0, le=1 << 20)]
+VariableBytes = Annotated[bytes, Meta(max_length=1 << 20)]
+AtomicOperand = Annotated[bytes, Meta(max_length=16)]
 Registers = tuple[U64, U64, U64, U64, U64, U64]
 Strings = Annotated[
     tuple[Annotated[bytes, Meta(max_length=MAX_ENVIRONMENT_ENTRY_BYTES)], ...],
@@ -186,7 +191,7 @@ class Welcome(Message, frozen=True):
     touch resources. environment: the program's, as ``NAME=VALUE``, or null for the host's own. goroutines:
     whether the server wants to know which goroutine makes each call. argv: the program's arguments, if the server
     has offered it, else null. pid: the process id that the program has at the server and is told, or 0 if it keeps
-    that of its process at the host.
+    that of its process at the host. memory: whether the server keeps remote variables (`MemoryDeclare`).
     """
 
     version: Annotated[int, Meta(ge=1, le=65535)]
@@ -203,6 +208,7 @@ class Welcome(Message, frozen=True):
     goroutines: bool = False
     argv: Strings | None = None
     pid: ThreadId = 0
+    memory: bool = False
 
 
 class Refused(Message, frozen=True):
@@ -279,6 +285,73 @@ class Cancel(Message, frozen=True):
     """
 
     id: RequestId
+
+
+class MemoryDeclare(Message, frozen=True):
+    """Host to server, if the welcome has `memory`: the program has a remote variable; it waits for `MemoryResult`.
+
+    name: what it is called by all sessions of the server that share it; initial: its value in this program. The
+    first session's is the variable's; later ones take over what it has by then, which the result brings. Errors:
+    EEXIST if it has another size, EINVAL for a name or size that the server does not take, ENOSPC.
+    id, here and below: unique among the memory messages in flight.
+    """
+
+    id: RequestId
+    name: VariableName
+    initial: VariableBytes
+
+
+class MemoryGet(Message, frozen=True):
+    """Host to server: a thread reads *size* bytes of a remote variable; it waits for `MemoryResult`.
+
+    What is aligned and of up to 8 bytes is of one moment. tid: the thread; goid: its goroutine, if the welcome asks
+    for it and it is known, else 0. Errors: ENOENT for a variable that no session has declared, ERANGE for bytes that
+    it does not have.
+    """
+
+    id: RequestId
+    name: VariableName
+    offset: VariableSize
+    size: VariableSize
+    tid: ThreadId = 0
+    goid: U64 = 0
+
+
+class MemorySet(Message, frozen=True):
+    """Host to server: a thread writes *data* into a remote variable; it waits for `MemoryResult`. See `MemoryGet`."""
+
+    id: RequestId
+    name: VariableName
+    offset: VariableSize
+    data: VariableBytes
+    tid: ThreadId = 0
+    goid: U64 = 0
+
+
+class MemoryAtomic(Message, frozen=True):
+    """Host to server: an atomic operation on a remote variable; the result's data is what was there before.
+
+    operand: 1, 2, 4, 8 or 16 bytes, little-endian; so many are operated on. operation: ``add`` wraps around;
+    ``compare_exchange`` writes *operand* only if *expected*, as many bytes, was there. Errors: see `MemoryGet`, and
+    EINVAL for other sizes. The operation is made exactly once, or not at all if the session ends before.
+    """
+
+    id: RequestId
+    name: VariableName
+    offset: VariableSize
+    operation: AtomicOperation
+    operand: AtomicOperand
+    expected: AtomicOperand = b""
+    tid: ThreadId = 0
+    goid: U64 = 0
+
+
+class MemoryResult(Message, frozen=True):
+    """Server to host: the answer to a memory message: *data*, or an *error* by its name (``ERANGE``)."""
+
+    id: RequestId
+    data: VariableBytes = b""
+    error: ShortText = ""
 
 
 class StreamData(Message, frozen=True):
@@ -444,6 +517,10 @@ ToServer = (
     | Syscall
     | Observed
     | Cancel
+    | MemoryDeclare
+    | MemoryGet
+    | MemorySet
+    | MemoryAtomic
     | StreamData
     | StreamCredit
     | StreamEnd
@@ -466,6 +543,7 @@ ToHost = (
     | Welcome
     | Refused
     | Result
+    | MemoryResult
     | StreamData
     | StreamCredit
     | StreamEnd

@@ -37,6 +37,16 @@ def read_load_bias(binary: GoBinary, pid: int) -> int:
         TraceeGoneError: there is no such process.
         RuntimeDataError: it is ending, and has no program any more.
     """
+    return binary.elf.load_bias(read_entry(pid))
+
+
+def read_entry(pid: int) -> int:
+    """Return where the program of process *pid* began, as it was loaded (not its interpreter).
+
+    Raises:
+        TraceeGoneError: there is no such process.
+        RuntimeDataError: it is ending, and has no program any more.
+    """
     try:
         with open(f"/proc/{pid}/auxv", "rb") as file:
             raw = file.read()
@@ -44,5 +54,5 @@ def read_load_bias(binary: GoBinary, pid: int) -> int:
         raise TraceeGoneError(pid) from error
     for kind, value in _AUXV_ENTRY.iter_unpack(raw[: len(raw) - len(raw) % _AUXV_ENTRY.size]):
         if kind == _AT_ENTRY:
-            return binary.elf.load_bias(value)
+            return int(value)
     raise RuntimeDataError(f"the kernel does not say where process {pid} was loaded; it may be ending")

@@ -88,7 +88,7 @@ def _default(field: msgspec.inspect.Field) -> str:
     if field.required:
         return "required"
     value = field.default_factory() if field.default is msgspec.NODEFAULT else field.default
-    if value == {} or value == ():
+    if value in ({}, (), b""):
         return "empty"
     return f"`{json.dumps(value)}`"
 

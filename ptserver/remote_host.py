@@ -16,6 +16,7 @@ import errno
 import os
 import select
 import signal
+import time
 from collections.abc import Callable, Collection, Mapping
 from typing import ClassVar, TypeVar
 
@@ -26,11 +27,13 @@ from ptserver.file_mappings import Asked, FileMappings
 from ptserver.host import Host, ThreadChange
 from ptserver.host_signals import HostSignals
 from ptserver.keepalive import DEFAULT_SECONDS, KeepAlive
+from ptserver.memory_stores import StoreLostError
 from ptserver.messages import (
     Cancel,
     Executed,
     Exited,
     Goodbye,
+    MemoryResult,
     Message,
     Observed,
     Ping,
@@ -52,6 +55,7 @@ from ptserver.messages import (
 )
 from ptserver.pending_call import PendingCall, Process
 from ptserver.policy import FORKS, REACHES_SELF_ONLY, interest_in
+from ptserver.poll_loop import SPIN_SECONDS
 from ptserver.remote_processes import RemoteProcesses
 from ptserver.streams import IncomingStream, OutgoingStream
 from ptserver.terminal import user_terminal
@@ -66,6 +70,8 @@ _STDERR = 2
 _PANIC_SECONDS = 10.0
 #: How long the server may take to deliver the program's last output.
 _GOODBYE_SECONDS = 30.0
+#: How long an access to a remote variable may take where a server may be silent for ever.
+_FOREVER_SECONDS = 3600.0
 
 
 class RemoteHost(Host):
@@ -122,6 +128,8 @@ class RemoteHost(Host):
         )
         self._asked: dict[int, Callable[[Result], None]] = {}  # calls that are made for the host itself
         self._mappings = FileMappings(self._listener, self._ask, self._proceed, self._answer, _say)
+        self._held: list[ToHost] = []
+        self._patience_seconds = keepalive_seconds
         self._goodbye = False
         self._congested = False
         self._all_sent = True
@@ -232,6 +240,53 @@ class RemoteHost(Host):
             with contextlib.suppress(OSError):
                 os.write(_STDERR, call.gathered.ins.get(1, b""))
             self._answer(call, call.gathered.args[2], 0, {})
+
+    # Remote variables.
+
+    def ask(self, message: Message) -> MemoryResult:
+        """Send a memory message and return its answer. What else comes meanwhile is dealt with afterwards.
+
+        Raises:
+            StoreLostError: the server is lost.
+        """
+        if self.lost is None:
+            connection = self._connection
+            connection.send(message)
+            poll = select.poll()
+            poll.register(connection.fileno(), select.POLLIN)
+            patience = self._patience_seconds or _FOREVER_SECONDS
+            deadline = time.monotonic() + patience
+            try:
+                while True:
+                    connection.flush()
+                    answer = None
+                    for received in connection.receive():
+                        if type(received) is MemoryResult:
+                            answer = received
+                        else:
+                            self._held.append(received)
+                    if answer is not None:
+                        if self._held:
+                            self._loop.later(0, self._take_held)
+                        return answer
+                    left = deadline - time.monotonic()
+                    if left < 0:
+                        self._lose(f"the server said nothing for {patience:g} s")
+                        break
+                    if left < patience - SPIN_SECONDS:
+                        poll.poll(min(left, 1.0) * 1000)
+            except (ConnectionLostError, ProtocolError) as error:
+                self._lose(str(error))
+        raise StoreLostError(f"the server is lost: {self.lost}")
+
+    def _take_held(self) -> None:
+        held = self._held[:]
+        self._held.clear()
+        try:
+            for message in held:
+                self._take(message)
+        except ProtocolError as error:
+            self._lose(str(error))
 
     # Messages of the server.
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from ptserver.machine import native_arch
 from ptserver.program import find_program
+from ptserver.remote_options import Wanted
 from ptserver.stub.marker import find_stub_marker
 from ptserver.trace_options import TraceOptions
 from stepping.dispositions import restore_ignored_signals
@@ -24,7 +25,8 @@ class RunOptions:
     may be silent, 0 for ever; on_lost: ``panic`` or ``kill``, what becomes of a program whose server is lost;
     spread: the hosts that are to execute it together with this one; place: the name of the policy by which its
     threads move. engine: what executes it, unless it is *emulated*: ``native``, ``step``, or ``auto``, which emulates
-    programs of other architectures.
+    programs of other architectures. remote: the variables that are to be remote; remote_trace: the file for a log of
+    accesses to them, ``-`` for stderr.
     """
 
     program: str
@@ -43,11 +45,15 @@ class RunOptions:
     spread: tuple[str, ...] = ()
     place: str = "idle"
     engine: str = "native"
+    remote: Wanted | None = None
+    remote_trace: str | None = None
 
     @property
     def is_plain(self) -> bool:
         """Whether the program is only to be executed here: nobody serves or traces it, no other host is involved."""
-        return self.server == "passthrough" and self.trace is None and self.on is None and not self.spread
+        if self.remote or self.spread:
+            return False
+        return self.server == "passthrough" and self.trace is None and self.on is None
 
     @property
     def argv(self) -> list[bytes]:
@@ -81,10 +87,10 @@ def run(options: RunOptions) -> int:
         from ptserver.run_stepped import run_stepped
 
         return run_stepped(options, path)
-    if options.server == "passthrough" and stub is None and options.trace is None:
+    if options.server == "passthrough" and stub is None and options.trace is None and not options.remote:
         restore_ignored_signals()
         os.execve(path, options.argv, os.environb)
-    if options.server == "passthrough" and stub is None:
+    if options.server == "passthrough" and stub is None and not options.remote:
         from ptserver.run_here import run_traced
 
         return run_traced(options, path)

@@ -39,9 +39,13 @@ def host_here(
 ) -> int:
     """Run under *server_class*; a program that *has_stub* panics with *refusal*, if there is one."""
     from ptserver.local_host import LocalHost
+    from ptserver.memory_stores import ServedStore
+    from ptserver.remote_hosting import plan_remote, start_remote
+    from ptserver.shared_variables import SharedVariables
 
     interest = server_class.declared_interest()
     server = instance(server_class)
+    plan = plan_remote(path, options.remote)
     arch = native_arch()
     rules = [*filter_rules(interest, "ignore", arch), *hypercall_rules()]
     if server_class.thread_event is not RuntimeServer.thread_event:
@@ -55,6 +59,7 @@ def host_here(
             bpf=assemble(rules, arch),
             without_vdso=serves_time(interest),
             blocked=signals.original_mask,
+            traced=plan is not None,
         )
     )
     session = Session(
@@ -76,6 +81,9 @@ def host_here(
         "goosremote": server_class.abstraction,
     }
     with hosting(options, path, host, goroutines=server_class.goroutines):
+        if plan is not None:
+            store = ServedStore(server, session, SharedVariables())
+            start_remote(host, path, plan, store, options.remote_trace)
         status = host.run()
         host.serve_the_rest()
     return end_as(status)
@@ -130,7 +138,7 @@ def hosting(options: RunOptions, path: str, host: Host, *, goroutines: bool) -> 
             sink = options.trace.open(options.argv, host.pid)
             stack.callback(sink.close)
             host.start_trace(sink, options.trace.names())
-        if options.trace is not None or goroutines:
+        if options.trace is not None or options.remote_trace is not None or goroutines:
             host.find_goroutines(path)
         yield
 

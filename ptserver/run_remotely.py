@@ -20,6 +20,8 @@ from ptserver.messages import CODECS, PROTOCOL_VERSION, Hello, StreamId
 from ptserver.messages import Program as ProgramFacts
 from ptserver.reach import reach
 from ptserver.remote_host import RemoteHost
+from ptserver.remote_hosting import plan_remote, start_remote
+from ptserver.remote_store import RemoteStore
 from ptserver.run import RunOptions
 from ptserver.run_here import host_here, hosting
 from ptserver.servers import load
@@ -32,6 +34,7 @@ def run_remotely(
     options: RunOptions, path: str, header: ElfHeader, stub: StubInfo | None, present: tuple[int, ...]
 ) -> int:
     """Run under the server at an address; *present* are the standard streams that this process has."""
+    plan = plan_remote(path, options.remote)
     streams: tuple[StreamId, ...] = tuple(number for number in (0, 1, 2) if number in present)
     terminal = user_terminal()
     token = read_token(options.token_file)
@@ -57,6 +60,9 @@ def run_remotely(
         if options.stub:
             return host_here(options, path, load("passthrough"), True, f"remote: {error}")
         raise
+    if plan is not None and not welcome.memory:
+        connection.close()
+        raise RefusedError("memory", f"the server {welcome.server} keeps no remote variables")
     carried = welcome.resources == "server"
     host = launch_host(
         RemoteHost,
@@ -68,10 +74,13 @@ def run_remotely(
         streams if carried else (),
         stub is not None,
         keepalive_seconds=options.keepalive_seconds,
+        traced=plan is not None,
     )
     host.kills_when_lost = options.on_lost == "kill"
     raw = RawTerminal() if terminal is not None and carried else contextlib.nullcontext()
     with hosting(options, path, host, goroutines=welcome.goroutines), raw:
+        if plan is not None:
+            start_remote(host, path, plan, RemoteStore(host.ask), options.remote_trace)
         status = host.run()
     if host.lost is not None and exit_of(status)[1] == signal.SIGKILL:
         raise ConnectionLostError(f"lost connection to runtime server {options.server}: {host.lost}")

@@ -23,6 +23,7 @@ from ptserver.machine import version
 from ptserver.servers import load
 from ptserver.session_log import Log
 from ptserver.session_start import SessionConfig
+from ptserver.shared_variables import SharedVariables
 from ptserver.spawner import Spawner, start_spawner
 from ptserver.tls import MIN_TOKEN_CHARACTERS, Keys, listening_keys
 from ptserver.transport import close_listener, is_private, listen, local_address
@@ -76,6 +77,7 @@ def serve(options: ServeOptions) -> None:
             keys=keys,
             confinement=options.confinement,
             keepalive_seconds=options.keepalive_seconds,
+            variables=SharedVariables(),
         )
         spawner = start_spawner(config, listener)
         try:

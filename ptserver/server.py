@@ -19,6 +19,7 @@ from typing import Any, ClassVar, TypeVar
 
 from ptserver.call import Call
 from ptserver.errors import ServerLoadError
+from ptserver.memory_access import MemoryAccess
 from ptserver.messages import Interest
 from ptserver.outcomes import Delay, Done, Fail, OpenBytes, Outcome, Proceed, Return
 from ptserver.session import Session
@@ -33,6 +34,7 @@ __all__ = [
     "Done",
     "Fail",
     "Interest",
+    "MemoryAccess",
     "OpenBytes",
     "Outcome",
     "Proceed",
@@ -90,6 +92,15 @@ class RuntimeServer:
 
     def finished(self, call: Call, done: Done) -> None:
         """A served call got its answer. Costs nothing unless overridden."""
+
+    def memory_get(self, access: MemoryAccess) -> bytes | None:
+        """A remote variable is read: return what it reads (`access.size` bytes), or None for what is there."""
+
+    def memory_set(self, access: MemoryAccess) -> bytes | None:
+        """A remote variable is written: return what is to be there instead of `access.data`, or None for that."""
+
+    def memory_atomic(self, access: MemoryAccess) -> bytes | None:
+        """An atomic operation on a remote variable: None to have it done, or what it finds, and nothing is done."""
 
     @classmethod
     def declared_interest(cls) -> dict[str, Interest]:

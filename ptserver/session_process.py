@@ -32,6 +32,10 @@ from ptserver.messages import (
     Fetch,
     Goodbye,
     Hello,
+    MemoryAtomic,
+    MemoryDeclare,
+    MemoryGet,
+    MemorySet,
     Observed,
     Ping,
     Pong,
@@ -57,6 +61,7 @@ from ptserver.session_calls import Calls
 from ptserver.session_children import Children
 from ptserver.session_guard import end_others
 from ptserver.session_keeper import become_program, program_status
+from ptserver.session_memory import MemoryCalls
 from ptserver.session_stdio import OwnStdio, Stdio
 from ptserver.shadow import Shadow
 from ptserver.shadow_descriptors import Descriptors
@@ -65,6 +70,7 @@ from ptserver.shadow_process import ShadowState
 from ptserver.shadow_signals import ShadowSignals, signal_message
 from ptserver.shadow_waiting import Args
 from ptserver.shadow_workers import Workers
+from ptserver.shared_variables import SharedVariables
 
 _STOPPING = frozenset({signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU})
 #: How long calls that wait may take to return when the program is gone.
@@ -85,6 +91,7 @@ class SessionLoop:
         stdio: Stdio | OwnStdio,
         offered: OfferedFile | None = None,
         gate: Gate | None = None,
+        variables: SharedVariables | None = None,
         *,
         guard: socket.socket | None = None,
         keepalive_seconds: float = DEFAULT_SECONDS,
@@ -94,8 +101,9 @@ class SessionLoop:
         guard: the socket of the guard that is this process's parent, if it has one.
 
         offered: the program, if this process offered it to its host: what belongs to this process, its descriptors
-        and the signals that it is sent, is the program's then. gate: judges what its sockets do. keepalive_seconds:
-        how long the host may be silent, 0 for ever.
+        and the signals that it is sent, is the program's then. gate: judges what its sockets do. variables: the
+        remote ones of all sessions, if the welcome has `memory`. keepalive_seconds: how long the host may be silent,
+        0 for ever.
         """
         self._connection = connection
         self._send = connection.send
@@ -162,6 +170,12 @@ class SessionLoop:
             Ping: self._take_ping,
             Pong: lambda pong: None,
         }
+        if variables is not None:
+            memory = MemoryCalls(self.session, server, variables.adopt(descriptors.keep), connection.send)
+            self._takers[MemoryDeclare] = memory.take_declare
+            self._takers[MemoryGet] = memory.take_get
+            self._takers[MemorySet] = memory.take_set
+            self._takers[MemoryAtomic] = memory.take_atomic
         self._exited: Exited | None = None
         if offered is None:
             descriptors.close_programs(3)

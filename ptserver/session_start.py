@@ -40,6 +40,7 @@ from ptserver.session_log import Log
 from ptserver.session_process import ServerStopsError, SessionLoop
 from ptserver.session_stdio import Stdio
 from ptserver.shadow_descriptors import Descriptors
+from ptserver.shared_variables import SharedVariables
 from ptserver.tls import Keys, accept_tls
 from stepping.syscalls import SYSCALLS
 
@@ -53,7 +54,7 @@ class SessionConfig:
     software: what the server runs on, with its version; token: the secret that a hello must bring, if any;
     hello_seconds: how long it may take, after a TLS handshake that may take as long; keys: for TLS, which is
     spoken if there are any; confinement: of every session; keepalive_seconds: how long a host may be silent, 0 for
-    ever.
+    ever; variables: the remote ones that they share, if the server keeps any.
     """
 
     server: type[RuntimeServer]
@@ -64,6 +65,7 @@ class SessionConfig:
     keys: Keys | None = None
     confinement: Confinement = UNCONFINED
     keepalive_seconds: float = DEFAULT_SECONDS
+    variables: SharedVariables | None = None
 
     def run(self, sock: socket.socket, session_id: str, admission: socket.socket) -> NoReturn:
         """Serve one accepted connection, and end this process."""
@@ -113,6 +115,7 @@ def run_session(
             stdio,
             gate=gate,
             guard=guard,
+            variables=config.variables,
             keepalive_seconds=config.keepalive_seconds,
         )
         enter(config.confinement)
@@ -159,6 +162,7 @@ def welcome(hello: Hello, version: int, codec: str, session_id: str, config: Ses
         environment=_environment(hello.terminal, config.confinement),
         goroutines=server.goroutines,
         pid=os.getpid(),
+        memory=config.variables is not None,
     )
 
 

@@ -4,6 +4,8 @@ The child installs the filter on itself and then makes no call that a filter cou
 send the listener's descriptor: it leaves the number in a shared page, and the parent takes the descriptor with
 pidfd_getfd(2). A pipe that closes on exec tells the parent that the program runs.
 
+A program that is to be traced is seized before it does anything, and stopped where its exec returns.
+
 The program dies with the thread that launched it (PR_SET_PDEATHSIG): a program whose listener is gone would see
 its served calls fail, which no program expects. Launch from a thread that lives as long as the session.
 """
@@ -17,12 +19,15 @@ import signal
 import struct
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from stepping import seccomp
 from stepping.dispositions import restore_ignored_signals
 from stepping.errors import SeccompRefusedError, SteppingError
 from stepping.listener import Listener
+
+if TYPE_CHECKING:
+    from stepping.tracee_group import TraceeGroup
 
 _PR_SET_PDEATHSIG = 1
 _PTRACE_TRACEME = 0
@@ -48,8 +53,9 @@ class Program:
 
     path: the file; argv: its arguments with argv[0]; env: ``NAME=VALUE`` strings; bpf: a filter from
     `seccomp.assemble`, or None; stdio: descriptors to become 0, 1 and 2; new_session: call setsid(2); new_group: call
-    setpgid(2), so that the program can be stopped (an orphaned group cannot: setpgid(2));
-    without_vdso: make clock reads real syscalls; blocked: the signals that it starts with blocked.
+    setpgid(2), so that the program can be stopped (an orphaned group cannot: setpgid(2)); without_vdso: make clock
+    reads real syscalls; blocked: the signals that it starts with blocked; traced: trace its threads by the calling
+    thread.
     """
 
     path: str
@@ -61,15 +67,20 @@ class Program:
     new_group: bool = False
     without_vdso: bool = False
     blocked: Collection[int] = ()
+    traced: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Launched:
-    """A running program, a child of this process. pidfd: readable when it has exited."""
+    """A running program, a child of this process. pidfd: readable when it has exited.
+
+    tracees: if it is traced: its one thread, stopped before its first instruction.
+    """
 
     pid: int
     pidfd: int
     listener: Listener | None
+    tracees: "TraceeGroup | None" = None
 
 
 def launch(program: Program) -> Launched:
@@ -81,17 +92,26 @@ def launch(program: Program) -> Launched:
     """
     page = mmap.mmap(-1, _PAGE.size)
     exec_pipe, exec_pipe_child = os.pipe()
+    go, go_child = os.pipe() if program.traced else (-1, -1)
     pid = os.fork()
     if pid == 0:
-        _become(program, page)
+        if program.traced:
+            os.close(go_child)
+        _become(program, page, go)
     os.close(exec_pipe_child)
     pidfd = os.pidfd_open(pid)
     listener = None
+    tracees = None
     try:
+        if program.traced:
+            os.close(go)
+            tracees = _seize(pid, go_child)
         if program.bpf is not None:
             listener = Listener(_take_listener(page, pidfd))
         _await_exec(program, page, listener, pid, exec_pipe)
-        if program.without_vdso:
+        if tracees is not None:
+            _run_to_first_instruction(tracees, without_vdso=program.without_vdso)
+        elif program.without_vdso:
             from stepping.vdso import hide_vdso
 
             hide_vdso(pid)
@@ -105,7 +125,33 @@ def launch(program: Program) -> Launched:
     finally:
         os.close(exec_pipe)
         page.close()
-    return Launched(pid, pidfd, listener)
+    return Launched(pid, pidfd, listener, tracees)
+
+
+def _seize(pid: int, go: int) -> "TraceeGroup":
+    """Trace the child, which waits for it, and let it go on."""
+    from stepping.ptrace_api import FOLLOW_THREADS, Option
+    from stepping.tracee import Tracee
+    from stepping.tracee_group import TraceeGroup
+
+    try:
+        tracees = TraceeGroup(pid)
+        tracees.add(Tracee.seize(pid, pid, FOLLOW_THREADS | Option.EXITKILL))
+        os.write(go, b"g")
+    finally:
+        os.close(go)
+    return tracees
+
+
+def _run_to_first_instruction(tracees: "TraceeGroup", *, without_vdso: bool) -> None:
+    """Let the child, which executes the program, come back from its exec: there it can be made to call the kernel."""
+    from stepping.tracee_launch import run_to_first_instruction
+
+    run_to_first_instruction(tracees)
+    if without_vdso:
+        from stepping.vdso import take_vdso_out
+
+        take_vdso_out(tracees.pid)
 
 
 def _take_listener(page: mmap.mmap, pidfd: int) -> int:
@@ -146,9 +192,11 @@ def _await_exec(
         raise ExecError(program.path, number)
 
 
-def _become(program: Program, page: mmap.mmap) -> NoReturn:
-    """In the child: set it up and execute the program."""
+def _become(program: Program, page: mmap.mmap, go: int) -> NoReturn:
+    """In the child: wait at *go* to be seized, if it is to be, set it up and execute the program."""
     try:
+        if program.traced and os.read(go, 1) != b"g":
+            os._exit(127)
         restore_ignored_signals()
         _put_in_place(program.stdio)
         if program.new_session:
@@ -156,8 +204,9 @@ def _become(program: Program, page: mmap.mmap) -> NoReturn:
         if program.new_group:
             os.setpgid(0, 0)
         libc = ctypes.CDLL(None)
-        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        if program.without_vdso:
+        if not program.traced:  # then its tracer's end is its own (PTRACE_O_EXITKILL), unless that lets it go
+            libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if program.without_vdso and not program.traced:
             libc.ptrace(_PTRACE_TRACEME, 0, 0, 0)
         signal.pthread_sigmask(signal.SIG_SETMASK, program.blocked)
         if program.bpf is not None:

@@ -127,7 +127,7 @@ class Tracee:
 
     def hold_signal(self) -> int:
         """Return the signal that it is stopped for (else 0); when it is reported again, its sender is restored."""
-        if self.status is None or self.status.kind is not WaitKind.SIGNAL_DELIVERY:
+        if self.status is None or not self.pending_signal:
             return 0
         self._held = (self.status.signo, ptrace_api.getsiginfo(self.tid))
         return self.status.signo

@@ -15,6 +15,7 @@ Source: Intel SDM volume 1 (EFLAGS), volume 2 (FXSAVE).
 
 import ctypes
 from collections.abc import Callable
+from collections.abc import Set as AbstractSet
 from typing import Protocol
 
 from stepping.emulation.makes import MAKES
@@ -117,7 +118,8 @@ class TraceeEngine:
         self._number = ctypes.c_uint64()
         self._pages: dict[int, int] = {}
         self._code: dict[int, bytes] = {}
-        self._writes: list[tuple[int, bytes]] = []
+        self._writes: list[tuple[int, int]] = []
+        self._buffer = ctypes.create_string_buffer(64)
         self._before: Callable[[int], bool] | None = None
         self._fault: Fault | None = None
         self._hooks: list[object] = []
@@ -138,6 +140,14 @@ class TraceeEngine:
         for page in self._pages:
             API.uc_mem_unmap(self._engine, ctypes.c_uint64(page), ctypes.c_size_t(_PAGE_BYTES))
         self._pages.clear()
+        self._code.clear()
+
+    def release(self, kept: AbstractSet[int]) -> None:
+        """Ask anew what may be touched, but for the pages *kept* and for code."""
+        stale = [page for page, allowed in self._pages.items() if not allowed & EXEC and page not in kept]
+        for page in stale:
+            API.uc_mem_unmap(self._engine, ctypes.c_uint64(page), ctypes.c_size_t(_PAGE_BYTES))
+            del self._pages[page]
 
     def load(self, registers: Registers) -> None:
         """Take over the general registers."""
@@ -222,16 +232,25 @@ class TraceeEngine:
         if self._writes:
             writes = self._writes[:]
             self._writes.clear()
-            for address, data in writes:
-                self._memory.write(address, data)
+            for address, size in writes:
+                self._memory.write(address, self._read_own(address, size))
+
+    def _read_own(self, address: int, size: int) -> bytes:
+        """Return what an instruction has left in the engine's own memory."""
+        # The hook is told a value, too, but of movbe it is the wrong way round.
+        API.uc_mem_read(self._engine, ctypes.c_uint64(address), self._buffer, ctypes.c_uint64(size))
+        return self._buffer.raw[:size]
 
     def _put_code(self, pc: int, code: bytes) -> None:
         """Have *code*, an instruction, in the engine's memory at *pc*."""
         if self._code.get(pc) == code and pc & -_PAGE_BYTES in self._pages:
             return
+        if len(self._pages) > _MAX_PAGES // 2:
+            self.forget()
         for page in range(pc & -_PAGE_BYTES, pc + len(code), _PAGE_BYTES):
             if page not in self._pages:
                 self._map(page, READ | EXEC)
+                self._fill(page)
         API.uc_mem_write(self._engine, ctypes.c_uint64(pc), code, ctypes.c_uint64(len(code)))
         self._code[pc] = code
 
@@ -264,12 +283,15 @@ class TraceeEngine:
     def _on_read(self, _engine: int, _kind: int, address: int, size: int, _value: int, _data: int) -> None:
         with self._failures:
             if self._failures.raised is None and not self._pages.get(address & -_PAGE_BYTES, 0) & EXEC:
+                last = address + size - 1 & -_PAGE_BYTES
+                if last not in self._pages and not self._admit(last, READ):
+                    return  # the access itself will fault there
                 data = self._memory.read(address, size)
                 API.uc_mem_write(self._engine, ctypes.c_uint64(address), data, ctypes.c_uint64(size))
 
-    def _on_write(self, _engine: int, _kind: int, address: int, size: int, value: int, _data: int) -> None:
+    def _on_write(self, _engine: int, _kind: int, address: int, size: int, _value: int, _data: int) -> None:
         if self._failures.raised is None:
-            self._writes.append((address, (value & (1 << 8 * size) - 1).to_bytes(size, "little")))
+            self._writes.append((address, size))
 
     def _on_fault(self, _engine: int, kind: int, address: int, size: int, _value: int, _data: int) -> bool:
         """Map what is touched for the first time; return whether the access may be tried again."""
@@ -307,9 +329,13 @@ class TraceeEngine:
             )
             check(error, "protect memory")
             self._pages[page] = READ | EXEC
+        self._fill(page)
+        return True
+
+    def _fill(self, page: int) -> None:
+        """Fetch a page of code, which may hold constants too."""
         code = self._memory.read(page, _PAGE_BYTES)
         API.uc_mem_write(self._engine, ctypes.c_uint64(page), code, ctypes.c_uint64(_PAGE_BYTES))
-        return True
 
     def _on_interrupt(self, _engine: int, number: int, _data: int) -> None:
         self._fault = Fault(_EXCEPTIONS.get(number, f"it raises the processor's exception {number}"))

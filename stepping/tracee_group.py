@@ -108,6 +108,12 @@ class TraceeGroup:
             if status.event is Event.EXEC and tracee.tid not in self.tracees:
                 return status
 
+    def wait_for_end(self) -> None:
+        """Wait until the process, which was killed, is gone; it cannot go before all its traced threads have."""
+        with contextlib.suppress(TraceeGoneError):
+            while self.exit is None:
+                self.wait()
+
     def stop_all(self, timeout_s: float = STOP_TIMEOUT_S) -> None:
         """Stop every thread, those included that are created meanwhile.
 

@@ -127,15 +127,30 @@ def launch_stopped(program: Program, options: Option) -> TraceeGroup:
     pending = fork_tracee(program, options)
     group = TraceeGroup(pending.tracee.tid)
     group.add(pending.tracee)
+    try:
+        run_to_first_instruction(group)
+    except TraceeGoneError:
+        pending.raise_failure()
+    pending.close()
+    return group
+
+
+def run_to_first_instruction(group: TraceeGroup) -> None:
+    """Let the one thread of *group* execute its program and stop where it returns from its exec.
+
+    There it has run nothing of the program yet, and can be made to call the kernel.
+
+    Raises:
+        TraceeGoneError: it has exited instead.
+    """
     executed = False
     while True:
         report = group.wait()
         if group.exit is not None or report is None:
-            pending.raise_failure()
+            raise TraceeGoneError(group.pid)
         tracee, status = report
         if status.kind is WaitKind.SYSCALL and executed:
-            pending.close()
-            return group
+            return
         if status.event is Event.EXEC:
             executed = True
         tracee.resume(Resume.SYSCALL if executed else Resume.FREE)

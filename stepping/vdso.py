@@ -23,14 +23,18 @@ def hide_vdso(pid: int) -> None:
         TraceeGoneError: it was killed meanwhile.
     """
     _, status = os.waitpid(pid, 0)
-    if not os.WIFSTOPPED(status):
-        return
+    if os.WIFSTOPPED(status):
+        take_vdso_out(pid)
+        detach(pid)
+
+
+def take_vdso_out(pid: int) -> None:
+    """Take the vDSO out of the auxiliary vector of *pid*, which is stopped at its first instruction."""
     memory = TraceeMemory(pid)
     try:
         forget_vdso(memory, _stack_pointer(pid))
     finally:
         memory.close()
-    detach(pid)
 
 
 def forget_vdso(memory: TraceeMemory, stack_pointer: int) -> None:

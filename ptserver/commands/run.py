@@ -76,6 +76,24 @@ from ptserver.trace_options import TraceOptions
 @click.option(
     "--seed", type=int, help="Make an emulated run repeatable: clocks, randomness, order of threads."
 )
+@click.option(
+    "--remote-var",
+    "remote_variables",
+    metavar="NAME",
+    multiple=True,
+    help="A variable of the program, such as main.counter, that lives at the server: every access to it is served. "
+    "May be given several times.",
+)
+@click.option(
+    "--remote-range",
+    "remote_ranges",
+    metavar="[NAME=]START-END",
+    multiple=True,
+    help="As --remote-var, for addresses as the program was linked, in hexadecimal.",
+)
+@click.option(
+    "--remote-trace", metavar="FILE", help="Log the accesses to remote variables, to standard error for -."
+)
 @trace_arguments
 @click.argument("program")
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
@@ -94,6 +112,9 @@ def run_command(
     stub: bool,
     engine: str,
     seed: int | None,
+    remote_variables: tuple[str, ...],
+    remote_ranges: tuple[str, ...],
+    remote_trace: str | None,
     trace: TraceOptions | None,
     program: str,
     arguments: tuple[str, ...],
@@ -124,9 +145,12 @@ def run_command(
     ptserver run --trace -c ./main
     ptserver run ./main-arm64
     ptserver run --engine=emulate --seed 7 ./main
+    ptserver run --server db1:11235 --remote-var main.counter ./main
     """
+    from ptserver.remote_options import Wanted
     from ptserver.run import RunOptions, run
 
+    remote = Wanted(remote_variables, remote_ranges)
     if seed is not None and engine != "emulate":
         raise click.UsageError("--seed belongs to --engine=emulate")
     if spread and (on is not None or engine == "emulate" or trace is not None or server != "passthrough"):
@@ -135,6 +159,16 @@ def run_command(
         raise click.UsageError("--engine=step goes with none of --server, --on, --spread and --trace")
     if on is not None and (engine == "emulate" or trace is not None):
         raise click.UsageError("--on goes with neither --engine=emulate nor --trace")
+    if remote and (on is not None or engine in ("emulate", "step") or spread):
+        raise click.UsageError(
+            "--remote-var and --remote-range go with neither --on, --spread nor another engine"
+        )
+    if remote and trace is not None and server == "passthrough":
+        raise click.UsageError(
+            "--trace with remote variables needs a --server; --remote-trace logs the accesses"
+        )
+    if remote_trace is not None and not remote:
+        raise click.UsageError("--remote-trace belongs to --remote-var and --remote-range")
     ctx.exit(
         run(
             RunOptions(
@@ -154,6 +188,8 @@ def run_command(
                 tuple(spread.split(",")) if spread else (),
                 place,
                 engine,
+                remote,
+                remote_trace,
             )
         )
     )

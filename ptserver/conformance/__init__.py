@@ -5,6 +5,6 @@ needs nothing of the machine that it runs on. What it finds is by the protocol's
 a check that a server's welcome makes meaningless is skipped, and says why.
 
 `checks` holds what a check is, `client` and `caller` the stub host that it plays; the checks themselves are in
-`handshake`, `framing`, `calls`, `files` and `streams`. Nothing that the server sends is trusted; a server that
-does not answer costs a check its timeout.
+`handshake`, `framing`, `calls`, `files`, `streams` and `memory`. Nothing that the server sends is trusted; a server
+that does not answer costs a check its timeout.
 """

@@ -6,7 +6,7 @@ from collections import Counter
 
 import click
 
-from ptserver.conformance import calls, files, framing, handshake, streams
+from ptserver.conformance import calls, files, framing, handshake, memory, streams
 from ptserver.conformance.checks import Check, Finding, Server, run_checks
 from ptserver.errors import PtServerError
 
@@ -16,6 +16,7 @@ CHECKS: tuple[Check, ...] = (
     *calls.CHECKS,
     *files.CHECKS,
     *streams.CHECKS,
+    *memory.CHECKS,
 )
 _GROUPS = tuple(dict.fromkeys(check.group for check in CHECKS))
 

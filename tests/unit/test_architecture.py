@@ -25,6 +25,7 @@ SOLE_IMPORTERS = {
 #: Modules of more than 500 lines, with the reason.
 LONG_MODULES = {
     "stepping/syscalls/table.py": "data: one row per syscall",
+    "ptserver/messages.py": "data: one class per message, which are published together",
 }
 
 #: Handlers of every exception that neither pass it on nor turn it into an error of ours, with the reason.

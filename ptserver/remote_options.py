@@ -1,0 +1,14 @@
+"""What the command line says about remote variables; `ptserver.remote_variables` says what it means."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is to be remote: *variables* by name, and *ranges* as text."""
+
+    variables: tuple[str, ...] = ()
+    ranges: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.variables or self.ranges)

@@ -1,0 +1,186 @@
+"""Variables that several processes share by name: what a server keeps of the remote memory of its programs.
+
+They live in one anonymous shared mapping. Processes that are forked after it was made see the same variables, so two
+sessions that name the same variable have one value, atomic operations included.
+
+    file = directory, data
+    directory = entry*           one slot of 512 bytes each; the first free one has a name of length 0
+    entry = NAME_LENGTH:u16 name[256] pad SIZE:u32 OFFSET:u32
+
+Locks are record locks on the mapping's file: of one byte per variable, and one for the directory. The kernel drops
+them when a process dies, so a session that is killed leaves no lock behind. A variable lives as long as the mapping.
+
+One thread per process uses an object. Not trusted: names and sizes, which are bounded here.
+Source: fcntl(2), memfd_create(2).
+"""
+
+import mmap
+import os
+import struct
+from collections.abc import Callable
+from fcntl import LOCK_EX, LOCK_UN, lockf
+from typing import Self
+
+from ptserver.errors import PtServerError
+from stepping.remote_memory import AtomicOperation, apply_atomic
+
+#: Of one variable.
+MAX_NAME_BYTES, MAX_VARIABLE_BYTES = 255, 1 << 20
+#: Of all together.
+MAX_VARIABLES, MAX_TOTAL_BYTES = 4096, 64 << 20
+
+_SLOT_BYTES = 512
+_NAME = struct.Struct("<H256s")
+_PLACE = struct.Struct("<II")
+_PLACE_AT = 264
+_DIRECTORY_BYTES = MAX_VARIABLES * _SLOT_BYTES
+_ALIGNMENT = 64
+_DIRECTORY_LOCK = MAX_VARIABLES
+
+
+class VariableError(PtServerError):
+    """A variable cannot be shared, or not be accessed like that. `code`: an errno name that says it to a peer."""
+
+    exit_status = 64
+
+    def __init__(self, code: str, text: str) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+class SharedVariables:
+    """Variables by name. Offsets and sizes are in bytes."""
+
+    def __init__(self) -> None:
+        self._fd = os.memfd_create("ptserver-variables", os.MFD_CLOEXEC)
+        os.ftruncate(self._fd, _DIRECTORY_BYTES + MAX_TOTAL_BYTES)
+        self._data = mmap.mmap(self._fd, _DIRECTORY_BYTES + MAX_TOTAL_BYTES)
+        self._known: dict[str, tuple[int, int, int]] = {}  # slot, size, offset in the file
+
+    def adopt(self, keep: Callable[[int], int]) -> Self:
+        """Be those of a new process, which keeps its own descriptors by *keep*; return this."""
+        self._fd = keep(self._fd)
+        return self
+
+    def close(self) -> None:
+        """Give up the mapping."""
+        self._data.close()
+        os.close(self._fd)
+
+    def declare(self, name: str, initial: bytes) -> bytes:
+        """Have a variable *name* with the value *initial*, unless there is one; return the value that it has.
+
+        Raises:
+            VariableError: there is one of another size, no room for it, or its name or size is out of bounds.
+        """
+        raw = name.encode("utf-8", "surrogateescape")
+        if not 0 < len(raw) <= MAX_NAME_BYTES or not 0 < len(initial) <= MAX_VARIABLE_BYTES:
+            raise VariableError(
+                "EINVAL", f"a variable called {name[:40]!r} of {len(initial)} bytes is out of bounds"
+            )
+        lockf(self._fd, LOCK_EX, 1, _DIRECTORY_LOCK)
+        try:
+            place = self._find(name) or self._add(name, raw, initial)
+        finally:
+            lockf(self._fd, LOCK_UN, 1, _DIRECTORY_LOCK)
+        size = place[1]
+        if size != len(initial):
+            raise VariableError(
+                "EEXIST",
+                f"the variable {name} has {size} bytes in another program, and {len(initial)} in this one",
+            )
+        return self.get(name, 0, size)
+
+    def get(self, name: str, offset: int, size: int) -> bytes:
+        """Return *size* bytes.
+
+        Raises:
+            VariableError: there is no such variable, or not so much of it.
+        """
+        slot, start = self._place(name, offset, size)
+        lockf(self._fd, LOCK_EX, 1, slot)
+        try:
+            return self._data[start : start + size]
+        finally:
+            lockf(self._fd, LOCK_UN, 1, slot)
+
+    def set(self, name: str, offset: int, data: bytes) -> None:
+        """Put *data* there.
+
+        Raises:
+            VariableError: see `get`.
+        """
+        slot, start = self._place(name, offset, len(data))
+        lockf(self._fd, LOCK_EX, 1, slot)
+        try:
+            self._data[start : start + len(data)] = data
+        finally:
+            lockf(self._fd, LOCK_UN, 1, slot)
+
+    def atomic(
+        self, name: str, offset: int, operation: AtomicOperation, operand: bytes, expected: bytes = b""
+    ) -> bytes:
+        """Do *operation* and return what was there before; see `stepping.remote_memory.RemoteStore.atomic`.
+
+        Raises:
+            VariableError: see `get`; or the operands are of no size, or not of the same.
+        """
+        size = len(operand)
+        if size not in (1, 2, 4, 8, 16) or (operation == "compare_exchange" and len(expected) != size):
+            raise VariableError("EINVAL", f"an atomic operation on {size} bytes, expecting {len(expected)}")
+        slot, start = self._place(name, offset, size)
+        lockf(self._fd, LOCK_EX, 1, slot)
+        try:
+            old = self._data[start : start + size]
+            new = apply_atomic(operation, old, operand, expected)
+            if new is not None:
+                self._data[start : start + size] = new
+            return old
+        finally:
+            lockf(self._fd, LOCK_UN, 1, slot)
+
+    def _place(self, name: str, offset: int, size: int) -> tuple[int, int]:
+        """Return a variable's slot and where in the file *size* bytes at *offset* of it are."""
+        place = self._known.get(name)
+        if place is None:
+            lockf(self._fd, LOCK_EX, 1, _DIRECTORY_LOCK)
+            try:
+                place = self._find(name)
+            finally:
+                lockf(self._fd, LOCK_UN, 1, _DIRECTORY_LOCK)
+        if place is None:
+            raise VariableError("ENOENT", f"no variable {name[:40]!r} has been declared")
+        slot, whole, start = place
+        if offset < 0 or size < 1 or offset + size > whole:
+            raise VariableError("ERANGE", f"bytes {offset} to {offset + size} of {name}, which has {whole}")
+        return slot, start + offset
+
+    def _find(self, name: str) -> tuple[int, int, int] | None:
+        """Look the variable up; the directory is locked."""
+        raw = name.encode("utf-8", "surrogateescape")
+        for slot in range(len(self._known), MAX_VARIABLES):
+            length, other = _NAME.unpack_from(self._data, slot * _SLOT_BYTES)
+            if not length:
+                break
+            size, offset = _PLACE.unpack_from(self._data, slot * _SLOT_BYTES + _PLACE_AT)
+            self._known[other[:length].decode("utf-8", "surrogateescape")] = (
+                slot,
+                size,
+                _DIRECTORY_BYTES + offset,
+            )
+            if other[:length] == raw:
+                break
+        return self._known.get(name)
+
+    def _add(self, name: str, raw: bytes, initial: bytes) -> tuple[int, int, int]:
+        """Add a variable; the directory is locked and all of it is known."""
+        slot = len(self._known)
+        used = max((start + size for _, size, start in self._known.values()), default=_DIRECTORY_BYTES)
+        start = -(-used // _ALIGNMENT) * _ALIGNMENT
+        if slot >= MAX_VARIABLES or start + len(initial) > _DIRECTORY_BYTES + MAX_TOTAL_BYTES:
+            raise VariableError("ENOSPC", f"there is no room for another variable, {name}")
+        self._data[start : start + len(initial)] = initial
+        _PLACE.pack_into(self._data, slot * _SLOT_BYTES + _PLACE_AT, len(initial), start - _DIRECTORY_BYTES)
+        _NAME.pack_into(self._data, slot * _SLOT_BYTES, len(raw), raw)
+        self._known[name] = slot, len(initial), start
+        return self._known[name]
