@@ -178,6 +178,8 @@ CASES = (
     Case("children", go("children")),
     Case("network", go("network")),
     Case("sockets", go("sockets")),
+    Case("locks", go("locks")),
+    Case("filefeatures", go("filefeatures")),
     Case("mapped-file", go("mappedfile")),
     Case("mappings", go("mappings")),
     Case("dynamic-program", lambda stub: Path("/bin/ls"), ("-a", "/")),
