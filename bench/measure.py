@@ -40,7 +40,7 @@ def program(name: str) -> str:
 
 def seconds_per_call(prefix: Sequence[str], *words: str) -> float:
     """Return what one call took, by the program's own clock."""
-    result = json.loads(_output([*prefix, program("calls"), *words]))
+    result = json.loads(output([*prefix, program("calls"), *words]))
     return float(result["seconds"]) / int(result["count"])
 
 
@@ -48,7 +48,7 @@ def seconds_to_run(prefix: Sequence[str], name: str) -> float:
     """Return how long a program took from its start to its end, seen from outside."""
     command = [*prefix, program(name)]
     start = time.perf_counter()
-    _output(command)
+    output(command)
     return time.perf_counter() - start
 
 
@@ -98,13 +98,14 @@ def tool(name: str, *words: str) -> list[str] | None:
         return None
     prefix = [path, *words]
     try:
-        _output([*prefix, program("nothing")])
+        output([*prefix, program("nothing")])
     except BenchError:
         return None
     return prefix
 
 
-def _output(command: Sequence[str]) -> str:
+def output(command: Sequence[str]) -> str:
+    """Return what a command prints. Raises: BenchError, if it fails."""
     done = subprocess.run(
         command, env=_ENVIRONMENT, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
     )

@@ -25,6 +25,7 @@ from bench.measure import (
     serving,
     tool,
 )
+from bench.web import caddy, caddy_requests_per_second, requests_per_second
 
 _SCALES = {"ns": 1e9, "µs": 1e6, "ms": 1e3, "calls/s": 1.0, "MB": 1e-6}
 
@@ -83,6 +84,15 @@ def figures(tcp: str, unix: str, *, scale: float) -> list[Figure]:
         number = str(max(1, round(count * scale)))
         return lambda: 1 / seconds_per_call(prefix, "pread", number, "32")
 
+    def web(prefix: Sequence[str], count: float) -> Callable[[], float]:
+        return lambda: requests_per_second(prefix, round(count * scale))
+
+    def files(prefix: Sequence[str], count: float) -> Callable[[], float] | None:
+        executable = caddy()
+        if executable is None:
+            return None
+        return lambda: caddy_requests_per_second(prefix, executable, round(count * scale))
+
     def start(prefix: Sequence[str]) -> Callable[[], float]:
         return lambda: seconds_to_run(prefix, "nothing")
 
@@ -127,6 +137,16 @@ def figures(tcp: str, unix: str, *, scale: float) -> list[Figure]:
         Figure(
             "32 goroutines", "served over TCP", "calls/s", rate(remote, 40_000), Target(15_000, at_least=True)
         ),
+        Figure("HTTP requests", "native", "calls/s", web([], 40_000)),
+        Figure(
+            "HTTP requests",
+            "served over TCP",
+            "calls/s",
+            web(remote, 10_000),
+            Target(0.25, ratio=True, at_least=True),
+        ),
+        Figure("HTTP requests to caddy", "native", "calls/s", files([], 20_000)),
+        Figure("HTTP requests to caddy", "served over TCP", "calls/s", files(remote, 4_000)),
         Figure("start to end of nothing", "native", "ms", start([])),
         Figure("start to end of nothing", "ptserver run", "ms", start(run), Target(150)),
         Figure("start to end of nothing", "served in process", "ms", start(local)),
