@@ -30,6 +30,7 @@ test-go-matrix: $(STAMP)
 	$(PYTEST) -m goversions
 
 test-slow: $(STAMP)
+	@sh tools/system-packages caddy etcd-server hugo nats-server rclone
 	$(PYTEST) -m slow
 
 # Medians and ratios against native, strace and gVisor, side by side in one run.

@@ -10,10 +10,28 @@ from pathlib import Path
 
 from tests.gofixtures import CACHE, ROOT, environment, full_version, goroot, toolchain
 
-PACKAGES = ("io/fs", "path/filepath", "bufio", "os")
+PACKAGES = ("io/fs", "path/filepath", "bufio", "os", "io", "internal/poll", "log/syslog")
+
+#: Those that take longer, served.
+LONGER_PACKAGES = (
+    "archive/tar",
+    "archive/zip",
+    "compress/gzip",
+    "context",
+    "crypto/tls",
+    "database/sql",
+    "mime/multipart",
+    "net",
+    "net/http",
+    "net/rpc",
+    "sync",
+)
 
 #: Tests of package os that run the same code on thousands of combinations of names.
 COMBINATORIAL = "^TestRoot(Multi|Consistency)"
+
+#: A test of net/http that fails natively too, where the `go` command can download nothing.
+DOWNLOADS = "^TestCmdGoNoHTTPServer$"
 
 _RESULT = re.compile(r"^\s*--- (PASS|FAIL|SKIP): (\S+)", re.MULTILINE)
 _ROW = re.compile(r"^\| `([\w/]+)` \| `(\w+)` \| (.+) \|$", re.MULTILINE)

@@ -1,4 +1,4 @@
-"""Go's own tests of io/fs, path/filepath, bufio and os, served over TCP: they end as natively, but for a list.
+"""Go's own tests of packages that use the system, served over TCP: they end as natively, but for a list.
 
 The list with its reasons is in docs/differences.md, which is compared with what happens.
 """
@@ -10,6 +10,8 @@ import pytest
 
 from tests.conformance.go_tests import (
     COMBINATORIAL,
+    DOWNLOADS,
+    LONGER_PACKAGES,
     PACKAGES,
     Results,
     arguments,
@@ -56,11 +58,18 @@ def test_go_tests_end_as_natively_but_for_the_documented_ones(package: str, tmp_
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(2400)
+@pytest.mark.parametrize("package", LONGER_PACKAGES)
+def test_those_that_take_longer_too(package: str, tmp_path: Path) -> None:
+    compare(package, tmp_path, f"-test.skip={DOWNLOADS}")
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_the_combinatorial_ones_too(tmp_path: Path) -> None:
     compare("os", tmp_path, f"-test.run={COMBINATORIAL}")
 
 
-@pytest.mark.parametrize("package", PACKAGES)
+@pytest.mark.parametrize("package", PACKAGES + LONGER_PACKAGES)
 def test_every_documented_difference_has_a_reason(package: str) -> None:
     assert all(len(reason) > 10 for reason in documented(package).values())
