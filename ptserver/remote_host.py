@@ -186,10 +186,10 @@ class RemoteHost(Host):
     def _serve(self, call: PendingCall) -> None:
         row = call.row
         assert row is not None
-        if self.lost is not None:
-            self._serve_last_words(call)
-        elif self._children is not None and row.name not in self._served and self._children.serve(call):
+        if self._children is not None and row.name not in self._served and self._children.serve(call):
             pass
+        elif self.lost is not None:
+            self._serve_last_words(call)
         elif self._children is None and row.name in REACHES_SELF_ONLY and row.name not in self._served:
             self._serve_signal_to_self(call)
         elif row.name in self._observed:

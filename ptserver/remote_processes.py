@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING
 
 from ptserver.endings import exit_of
 from ptserver.messages import Message, ProcessExited, ProcessStopped, Signal, SignalState
+from ptserver.own_files import CONTENT, OPENING, host_content
 from ptserver.pending_call import PendingCall, Process
 from ptserver.policy import EXECS, FORKS
 from ptserver.poll_loop import PollLoop
@@ -119,6 +120,12 @@ class RemoteProcesses:
                     return True
                 if name in _DEPEND_ON_SIGNALS:
                     self._tell_signals(call)
+                elif name in OPENING and (path := call.gathered.ins.get(OPENING[name], b"")).startswith(
+                    b"/proc/"
+                ):
+                    content = host_content(path, process, self._by_id)
+                    if content is not None:
+                        call.gathered.ins[CONTENT] = content
                 return False
         return True
 

@@ -57,7 +57,7 @@ def run_elsewhere(
         )
     server_class = load(options.server)
     facts = ProgramFacts.shown(
-        path,
+        os.path.abspath(path),
         options.argv,
         abstraction=stub.goosremote if stub else DEFAULT_GOOSREMOTE,
         stub=stub is not None,

@@ -1,6 +1,7 @@
 """Runs a program here with the resources of the server at an address."""
 
 import contextlib
+import os
 import signal
 
 from goabi.elf_header import ElfHeader
@@ -46,7 +47,7 @@ def run_remotely(
             software=f"ptserver {version()}",
             machine=this_machine(),
             program=ProgramFacts.shown(
-                path,
+                os.path.abspath(path),
                 options.argv,
                 abstraction=stub.goosremote if stub else DEFAULT_GOOSREMOTE,
                 stub=stub is not None,

@@ -126,7 +126,9 @@ class SessionLoop:
         self._workers: Workers[int] = Workers(descriptors.keep)
         self._signals = ShadowSignals(descriptors.keep)
         log = log if offered is None else _unsaid
-        self._shadow = Shadow(descriptors, log, self._signals, self._workers.retire_idle)
+        self._shadow = Shadow(
+            descriptors, log, self._signals, self._workers.retire_idle, os.fsencode(hello.program.path)
+        )
         self._offered = offered
         self._stdio = stdio
         self._loop = PollLoop()

@@ -29,6 +29,7 @@ import os
 from collections.abc import Callable
 
 from ptserver.execute import Executed, execute
+from ptserver.own_files import CONTENT, OPENING, own_file, shadow_content
 from ptserver.shadow_descriptors import Descriptors
 from ptserver.shadow_events import Ask
 from ptserver.shadow_exec import execute_program
@@ -74,11 +75,16 @@ _BOUND_OPTIONS = frozenset(
 )
 
 
+_READS_LINKS = frozenset({"readlink", "readlinkat"})
+_LOOKS_AT_LINKS = frozenset({"lstat", "unlink", "lchown"})
+
+
 class Shadow:
     """Makes the calls of one process.
 
-    credentials_changed: called after a call that changed them. forgets: to be set to what is called with the first
-    and the last of the descriptors that are about to be closed, or to stand for something else.
+    program: the path of what it executes. credentials_changed: called after a call that changed them. forgets: to be
+    set to what is called with the first and the last of the descriptors that are about to be closed, or to stand for
+    something else.
     """
 
     def __init__(
@@ -87,7 +93,10 @@ class Shadow:
         log: Callable[[str], None],
         signals: ShadowSignals,
         credentials_changed: Callable[[], None],
+        program: bytes,
     ) -> None:
+        self._program = program
+        self._pid = os.getpid()
         self._descriptors = descriptors
         self._signals = signals
         self._limits = Limits(descriptors)
@@ -95,6 +104,7 @@ class Shadow:
         self._log = log
         self._credentials_changed = credentials_changed
         self._fd_indexes: dict[str, tuple[int, ...]] = {}
+        self._paths: dict[str, tuple[int, ...]] = {}
         self._refused: set[str] = set()
         self._mapped: set[int] = set()
         self.forgets: Callable[[int, int], None] = lambda first, last: None
@@ -102,6 +112,7 @@ class Shadow:
 
     def start_anew(self, signals: ShadowSignals, credentials_changed: Callable[[], None]) -> None:
         """Go on in a process that was forked: the state is the same, what serves it is new."""
+        self._pid = os.getpid()
         self._signals = signals
         self._credentials_changed = credentials_changed
 
@@ -109,6 +120,9 @@ class Shadow:
         """Become the program that the exec call *name* wants; return the errno if that fails."""
         if name == "execveat" and self._descriptors.program_limit <= args[0] & 0xFFFFFFFF < 1 << 31:
             return errno.EBADF
+        for index in self._path_indexes(SYSCALLS[name]):
+            if ins.get(index, b"").startswith(b"/proc/"):
+                ins = self._look_at_itself(name, args, ins, {}, index)[1]
         return execute_program(name, args, ins, self._limits, self._signals)
 
     def refuses(self, row: Syscall, *, quietly: bool = False) -> bool:
@@ -136,6 +150,11 @@ class Shadow:
             return 0, errno.EOPNOTSUPP, {}
         if name == "mmap":
             return self._keep_mapped(args[4] & 0xFFFFFFFF)
+        for index in self._path_indexes(row):
+            if ins.get(index, b"").startswith(b"/proc/"):
+                answer, ins = self._look_at_itself(name, args, ins, outs, index)
+                if answer is not None:
+                    return answer
         if name in _LIMITS:
             return self._limits.serve(name, args, ins, outs, pid)
         if name in _CHANGES_NUMBERS:
@@ -210,6 +229,31 @@ class Shadow:
         self._mapped.add(kept)
         return kept, 0, {}
 
+    def _path_indexes(self, row: Syscall) -> tuple[int, ...]:
+        indexes = self._paths.get(row.name)
+        if indexes is None:
+            indexes = tuple(i for i, arg in enumerate(row.args) if arg.kind is ArgKind.PATH)
+            self._paths[row.name] = indexes
+        return indexes
+
+    def _look_at_itself(
+        self, name: str, args: Args, ins: dict[int, bytes], outs: dict[int, int], index: int
+    ) -> tuple[Executed | None, dict[int, bytes]]:
+        """Answer a call on a file about the own process if it is not made; else return *ins* for it.
+
+        index: of the path, which is below /proc.
+        """
+        if CONTENT in ins and name in OPENING:
+            content = shadow_content(ins[index], self._pid, ins[CONTENT])
+            if content is not None:
+                return open_bytes(content, _flags(name, args, ins)), ins
+        if own_file(ins[index], self._pid) != (self._pid, b"exe") or name in _LOOKS_AT_LINKS:
+            return None, ins
+        if name in _READS_LINKS:
+            link = self._program[: outs.get(index + 1, 0)]
+            return (len(link), 0, {index + 1: link}), ins
+        return None, ins | {index: self._program}
+
     def _forget(self, name: str, args: Args) -> None:
         """Forget what the numbers stand for that this call changes, and let others forget."""
         first = last = args[name != "close"] & 0xFFFFFFFF
@@ -236,6 +280,13 @@ def _passed(run: bytes) -> list[int]:
         return list(passed_descriptors(run))
     except ValueError:
         return []  # the call will fail
+
+
+def _flags(name: str, args: Args, ins: dict[int, bytes]) -> int:
+    """Return the flags of a call that opens a file."""
+    if name == "openat2":
+        return int.from_bytes(ins.get(2, b"")[:8], "little")
+    return args[OPENING[name] + 1]
 
 
 def open_bytes(data: bytes, flags: int) -> Executed:
