@@ -54,6 +54,10 @@ class Messages:
             addresses = []
             for part, size in zip(message[6:], message[:3], strict=True):
                 memory[at : at + len(part)] = part
+                if (
+                    self._receives
+                ):  # the kernel leaves gaps in control data, which must not tell of other calls
+                    memory[at + len(part) : at + size] = bytes(size - len(part))
                 addresses.append(base + at)
                 at += size + 7 & ~7
             _IOVEC.pack_into(memory, at, addresses[2], message.data_size)
