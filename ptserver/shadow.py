@@ -26,7 +26,7 @@ Thread rules: one thread, but for what `work` returns.
 
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Set
 
 from ptserver.execute import Executed, execute
 from ptserver.own_files import CONTENT, OPENING, own_file, shadow_content
@@ -76,6 +76,8 @@ _BOUND_OPTIONS = frozenset(
 
 
 _READS_LINKS = frozenset({"readlink", "readlinkat"})
+_WAIT_OPTIONS = {"wait4": 2, "waitid": 3}
+_WCLONE, _WALL = 0x80000000, 0x40000000
 _LOOKS_AT_LINKS = frozenset({"lstat", "unlink", "lchown"})
 
 
@@ -109,6 +111,11 @@ class Shadow:
         self._mapped: set[int] = set()
         self.forgets: Callable[[int, int], None] = lambda first, last: None
         self.may_wait = self._waiting.may_wait
+
+    @property
+    def mapped(self) -> Set[int]:
+        """The descriptors of our own that the program's mappings need."""
+        return self._mapped
 
     def start_anew(self, signals: ShadowSignals, credentials_changed: Callable[[], None]) -> None:
         """Go on in a process that was forked: the state is the same, what serves it is new."""
@@ -193,6 +200,8 @@ class Shadow:
             return lambda: (0, errno.EBADF, {})
         if row.name in OPENS:
             return lambda: withhold_memory(execute(row, args, ins, outs))
+        if row.name in _WAIT_OPTIONS:
+            args = _for_any_child(args, _WAIT_OPTIONS[row.name])
         return lambda: execute(row, args, ins, outs)
 
     def raises_sigpipe(self, row: Syscall, args: Args) -> bool:
@@ -280,6 +289,19 @@ def _passed(run: bytes) -> list[int]:
         return list(passed_descriptors(run))
     except ValueError:
         return []  # the call will fail
+
+
+def _for_any_child(args: Args, index: int) -> Args:
+    """Return the arguments of a wait, for all children if it was for those that end without SIGCHLD.
+
+    A shadow always ends with SIGCHLD, as it was made by fork(2).
+    """
+    options = args[index] & 0xFFFFFFFF
+    if not options & _WCLONE:
+        return args
+    changed = [*args]
+    changed[index] = options & ~_WCLONE | _WALL
+    return (changed[0], changed[1], changed[2], changed[3], changed[4], changed[5])
 
 
 def _flags(name: str, args: Args, ins: dict[int, bytes]) -> int:

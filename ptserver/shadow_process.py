@@ -101,7 +101,7 @@ def _become(state: ShadowState, sock: socket.socket) -> NoReturn:
     """In the new process: be a shadow."""
     with _Ending(state.log):
         assert state.births is not None
-        kept = {sock.fileno(), state.births.fileno()}
+        kept = {sock.fileno(), state.births.fileno(), *state.shadow.mapped}
         if isinstance(state.log, Log):
             kept.add(state.log.fd)
         state.descriptors.close_own(kept)
