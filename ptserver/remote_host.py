@@ -111,6 +111,7 @@ class RemoteHost(Host):
             self._children = RemoteProcesses(
                 self._main,
                 self._processes,
+                self._pending,
                 self._loop,
                 self._listener,
                 self._answer,
@@ -357,6 +358,8 @@ class RemoteHost(Host):
             raise ProtocolError(
                 "the server sent a call back to the host, but has the program's resources itself"
             )
+        if self._children is not None:
+            self._children.deliver_deferred()
 
     @staticmethod
     def _stream(streams: Mapping[int, _Stream], number: int) -> _Stream:

@@ -22,7 +22,7 @@ import os
 import signal
 import struct
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ptserver.endings import exit_of
 from ptserver.messages import Message, ProcessExited, ProcessStopped, Signal, SignalState
@@ -32,7 +32,7 @@ from ptserver.policy import EXECS, FORKS
 from ptserver.poll_loop import PollLoop
 from stepping.errors import MemoryFaultError, SteppingError, TraceeGoneError
 from stepping.listener import Listener
-from stepping.signal_sets import read_signal_sets
+from stepping.signal_sets import has_one_thread, read_signal_sets
 
 if TYPE_CHECKING:
     from stepping.fork_call import ForkCall
@@ -45,6 +45,10 @@ _CLONE_PARENT_SETTID = 0x100000
 #: Namespaces of its own, descriptors or a folder shared with another process: no shadow has that.
 _CLONE_REFUSED = 0x00000200 | 0x00000400 | 0x7E020000 | 0x00000080
 _PARENT_TID = 2
+#: Nothing must hold these up.
+_ALWAYS_AT_ONCE = frozenset({signal.SIGKILL, signal.SIGCONT})
+#: How long a call that may wait may hold up a signal to its thread.
+_GRACE_SECONDS = 0.005
 _TERMINAL_STOPS = (signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
 _SHADOW_OPTIONS = frozenset({1, 2, 36, 37})  # PR_[GS]ET_PDEATHSIG, PR_[GS]ET_CHILD_SUBREAPER
 _NR_TGKILL = {"x86_64": 234, "aarch64": 131}[os.uname().machine]
@@ -57,8 +61,18 @@ _U32 = struct.Struct("=I")
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
+class _Deferred(NamedTuple):
+    """A signal that is delivered when these calls have been answered; *waiting* only for a moment."""
+
+    process: Process
+    message: Signal
+    quick: set[int]
+    waiting: set[int]
+
+
 class RemoteProcesses:
     """See the module's text. main: the first process. by_pid: every process by its number here, and by its threads'.
+    pending: the calls that wait for their answers, by thread.
 
     answer, proceed, forget: of the host, for calls; gone: hears of a process's end. send: to the server.
     first_can_stop: whether a terminal's signals stop the first process as they would natively.
@@ -68,6 +82,7 @@ class RemoteProcesses:
         self,
         main: Process,
         by_pid: dict[int, Process],
+        pending: dict[int, PendingCall],
         loop: PollLoop,
         listener: Listener,
         answer: Callable[[PendingCall, int, int, dict[int, bytes]], None],
@@ -81,6 +96,7 @@ class RemoteProcesses:
         self._first_can_stop = first_can_stop
         self._main = main
         self._by_pid = by_pid
+        self._pending = pending
         self._by_id = {main.id: main}
         self._loop = loop
         self._listener = listener
@@ -93,6 +109,7 @@ class RemoteProcesses:
         self._unborn: dict[int, int] = {}  # ids of shadows whose process does not exist yet, by call
         self._told: dict[int, SignalState] = {}
         self._stopping: dict[int, int] = {}
+        self._deferred: list[_Deferred] = []
 
     # Calls.
 
@@ -186,7 +203,7 @@ class RemoteProcesses:
             self.abandon(call)
             return
         call.answer = lambda: self.fork(call, shadow, outs)
-        self._forks[call.tid] = fork, call, shadow
+        self._forks[call.id] = fork, call, shadow
 
     def is_seized(self, tid: int) -> bool:
         """Whether thread *tid* is in a fork, or new and not yet free."""
@@ -194,19 +211,20 @@ class RemoteProcesses:
 
     def advance(self) -> None:
         """Go on with all forks; see which processes have stopped."""
-        for tid, (fork, call, shadow) in list(self._forks.items()):
+        for call_id, (fork, call, shadow) in list(self._forks.items()):
             fork.advance()
             if fork.child and call.id in self._unborn:
                 del self._unborn[call.id]
                 self._add(fork.child, shadow, call)
             if fork.is_over:
-                del self._forks[tid]
+                del self._forks[call_id]
                 if not fork.was_interrupted:
                     self._forget(call)
                     self.abandon(call)
         for process in self._by_id.values():
             if process is not self._main and not self.is_seized(process.pid):
                 self._look_for_stop(process)
+        self.deliver_deferred()
 
     def _add(self, pid: int, shadow: int, call: PendingCall) -> None:
         process = Process(pid, shadow)
@@ -260,10 +278,46 @@ class RemoteProcesses:
     # Signals.
 
     def deliver(self, message: Signal) -> None:
-        """Give a signal that has reached a shadow to its process."""
+        """Give a signal that has reached a shadow to its process, when no call is made that it must not interrupt.
+
+        A handler without SA_RESTART makes a call fail that waits for its answer, even one that natively never does.
+        So a signal waits for calls that do not wait, and, in a process of one thread, a moment for those that may.
+        """
         process = self._by_id.get(message.pid or self._main.id)
         if process is None or process.left:
             return
+        calls = [call for call in self._pending.values() if call.process is process and call.row is not None]
+        if not calls or message.signo in _ALWAYS_AT_ONCE:
+            self._deliver(process, message)
+            return
+        waiting = {call.id for call in calls if _may_wait(call)}
+        quick = {call.id for call in calls} - waiting
+        if waiting and has_one_thread(process.pid):
+            self._deferred.append(_Deferred(process, message, quick, waiting))
+            deferred = self._deferred[-1]
+            self._loop.later(_GRACE_SECONDS, lambda: self._end_grace(deferred))
+        elif quick:
+            self._deferred.append(_Deferred(process, message, quick, set()))
+        else:
+            self._deliver(process, message)
+
+    def _end_grace(self, deferred: "_Deferred") -> None:
+        deferred.waiting.clear()
+        self.deliver_deferred()
+
+    def deliver_deferred(self) -> None:
+        """Deliver the signals whose calls have been answered."""
+        if not self._deferred:
+            return
+        pending = {call.id for call in self._pending.values()}
+        deferred, self._deferred = self._deferred, []
+        for one in deferred:
+            if pending & one.quick or pending & one.waiting:
+                self._deferred.append(one)
+            elif not one.process.left and self._by_id.get(one.process.id) is one.process:
+                self._deliver(one.process, one.message)
+
+    def _deliver(self, process: Process, message: Signal) -> None:
         signo = message.signo
         is_stop = signo in _TERMINAL_STOPS and not (self._first_can_stop and process is self._main)
         if is_stop and _has_default_action(process, signo):
@@ -284,6 +338,10 @@ class RemoteProcesses:
         if found is not None:
             signo = self._stopping.pop(process.pid, found.si_status)
             self._send(ProcessStopped(process.id, signo))
+
+
+def _may_wait(call: PendingCall) -> bool:
+    return call.row is not None and call.row.may_wait and call.row.name not in FORKS
 
 
 def _has_default_action(process: Process, signo: int) -> bool:

@@ -1,5 +1,6 @@
 """How the threads of a running process treat signals, as the kernel tells it. Source: proc_pid_status(5)."""
 
+import os
 from typing import NamedTuple
 
 from stepping.errors import TraceeGoneError
@@ -25,3 +26,11 @@ def read_signal_sets(pid: int, tid: int) -> SignalSets:
     except (FileNotFoundError, ProcessLookupError) as error:
         raise TraceeGoneError(tid) from error
     return SignalSets(int(fields[b"SigBlk"], 16), int(fields[b"SigIgn"], 16), int(fields[b"SigCgt"], 16))
+
+
+def has_one_thread(pid: int) -> bool:
+    """Whether process *pid* has a single thread; false if it is gone."""
+    try:
+        return len(os.listdir(f"/proc/{pid}/task")) == 1
+    except OSError:
+        return False
