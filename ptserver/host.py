@@ -181,12 +181,7 @@ class Host:
                 return
             del self._pending[tid]
             self._abandon(earlier)
-        process = self._processes.get(tid)
-        if process is None:
-            if self._is_seized(tid):
-                self._let_go(notification.id)
-                return
-            process = self._find_process(tid)
+        process = self._processes.get(tid) or self._find_process(tid)
         number = notification.nr
         row = self._seen_rows.get(number)
         if row is None:

@@ -46,7 +46,7 @@ _CLONE_PARENT_SETTID = 0x100000
 _CLONE_REFUSED = 0x00000200 | 0x00000400 | 0x7E020000 | 0x00000080
 _PARENT_TID = 2
 #: Nothing must hold these up.
-_ALWAYS_AT_ONCE = frozenset({signal.SIGKILL, signal.SIGCONT})
+_AT_ONCE = frozenset({signal.SIGKILL, signal.SIGCONT, signal.SIGPIPE})
 #: How long a call that may wait may hold up a signal to its thread.
 _GRACE_SECONDS = 0.005
 _TERMINAL_STOPS = (signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
@@ -130,7 +130,7 @@ class RemoteProcesses:
                 self._signal_thread(call, process.id, args[0] & _MASK32, args[1] & _MASK32)
             case "kill" if args[0] & _MASK32 == process.id:
                 self._answer(call, 0, _kill(process, args[1] & _MASK32), {})
-            case "prctl" if args[0] & _MASK32 not in _SHADOW_OPTIONS:
+            case "prctl" if args[0] & _MASK32 not in _SHADOW_OPTIONS or self.is_seized(call.tid):
                 self._proceed(call)
             case name:
                 if name in FORKS and not self._can_fork(call):
@@ -287,7 +287,7 @@ class RemoteProcesses:
         if process is None or process.left:
             return
         calls = [call for call in self._pending.values() if call.process is process and call.row is not None]
-        if not calls or message.signo in _ALWAYS_AT_ONCE:
+        if not calls or message.signo in _AT_ONCE or _has_default_action(process, message.signo):
             self._deliver(process, message)
             return
         waiting = {call.id for call in calls if _may_wait(call)}

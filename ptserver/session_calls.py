@@ -30,6 +30,9 @@ from stepping.syscalls import Syscall as Row
 _MAX_WAITING = 16384
 
 
+_SIGNALLING = frozenset({"kill", "pidfd_send_signal", "rt_sigqueueinfo"})
+
+
 class OtherShadow(Protocol):
     """The shadow of another process than this one's."""
 
@@ -86,16 +89,19 @@ class Calls:
         *,
         fork: Callable[[dict[int, int]], Executed],
         become: Callable[[str, Args, dict[int, bytes]], int | None],
+        take_signals: Callable[[], None],
         elsewhere: "Elsewhere | None" = None,
         pid: int = 0,
     ) -> None:
         """Fork: makes another shadow; become: executes another program in this process, returns None in a copy.
 
+        take_signals: sends on the signals that have reached this process.
         pid: the process whose calls these are, 0 for the program's first.
         """
         self._pid = pid
         self._fork = fork
         self._become = become
+        self._take_signals = take_signals
         self._elsewhere: Elsewhere = {} if elsewhere is None else elsewhere
         self._session = session
         self._server = server
@@ -274,6 +280,8 @@ class Calls:
 
     def _made(self, row: Row, args: Args, executed: Executed) -> None:
         """Do what else a call does that was made here."""
+        if row.name in _SIGNALLING:
+            self._take_signals()  # it may have meant its own process, too, which must hear of that first
         if executed[1] == errno.EPIPE and row.may_wait and self._shadow.raises_sigpipe(row, args):
             self._send(Signal(signal.SIGPIPE, self._pid))  # this process ignores its own
 

@@ -147,6 +147,7 @@ class SessionLoop:
             gate,
             fork=self._children.fork,
             become=self._become,
+            take_signals=self._on_signal,
             elsewhere=self._children,
         )
         self._children.answer_to(self._calls)

@@ -149,6 +149,7 @@ class ForkedShadow:
             state.gate,
             fork=lambda outs: fork_shadow(state, outs),
             become=self._become,
+            take_signals=self._on_signal,
             pid=self._pid,
         )
         self._events = 0
