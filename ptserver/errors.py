@@ -85,6 +85,12 @@ class ConfinementError(PtServerError):
     exit_status = 64
 
 
+class RulesError(PtServerError):
+    """A rule of what is local and what is remote is wrong, or its file cannot be read."""
+
+    exit_status = 64
+
+
 class CannotConfineError(PtServerError):
     """Sessions cannot be confined as they should be, on this machine or by this user."""
 

@@ -128,7 +128,7 @@ class RemoteHost(Host):
             == "observe"
         )
         self._asked: dict[int, Callable[[Result], None]] = {}  # calls that are made for the host itself
-        self._mappings = FileMappings(self._listener, self._ask, self._proceed, self._answer, _say)
+        self._mappings = FileMappings(self._listener, self._ask, self._proceed, self._answer, say)
         self._held: list[ToHost] = []
         self._patience_seconds = keepalive_seconds
         self._goodbye = False
@@ -197,11 +197,17 @@ class RemoteHost(Host):
             args, ins, *_ = call.gathered
             self._connection.send(Observed(call.tid, call.process.id, row.name, args, ins, call.goid))
             self._proceed(call)
-        elif not self._mappings.serve(call):
+        else:
+            self._forward(call)
+
+    def _forward(self, call: PendingCall) -> None:
+        """Have the server make *call*."""
+        if not self._mappings.serve(call):
+            assert call.row is not None
             args, ins, outs, *_ = call.gathered
             self._in_flight[call.id] = call
             self._connection.send(
-                Syscall(call.id, call.tid, call.process.id, row.name, args, ins, outs, call.goid)
+                Syscall(call.id, call.tid, call.process.id, call.row.name, args, ins, outs, call.goid)
             )
 
     def _abandon(self, call: PendingCall) -> None:
@@ -481,6 +487,7 @@ class RemoteHost(Host):
         return handle
 
 
-def _say(line: str) -> None:
+def say(line: str) -> None:
+    """Tell the user a line, if somebody reads it."""
     with contextlib.suppress(OSError):
         os.write(_STDERR, f"ptserver: {line}\n".encode())

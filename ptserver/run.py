@@ -5,13 +5,18 @@ A program that nobody serves or traces is only executed, so nothing more than th
 
 import os
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+from ptserver.errors import RulesError
 from ptserver.machine import native_arch
 from ptserver.program import find_program
 from ptserver.remote_options import Wanted
 from ptserver.stub.marker import find_stub_marker
 from ptserver.trace_options import TraceOptions
 from stepping.dispositions import restore_ignored_signals
+
+if TYPE_CHECKING:
+    from ptserver.rules import Rules
 
 
 @dataclass(frozen=True)
@@ -26,7 +31,7 @@ class RunOptions:
     spread: the hosts that are to execute it together with this one; place: the name of the policy by which its
     threads move. engine: what executes it, unless it is *emulated*: ``native``, ``step``, or ``auto``, which emulates
     programs of other architectures. remote: the variables that are to be remote; remote_trace: the file for a log of
-    accesses to them, ``-`` for stderr.
+    accesses to them, ``-`` for stderr. rules: what is local though the server is at an address.
     """
 
     program: str
@@ -47,6 +52,7 @@ class RunOptions:
     engine: str = "native"
     remote: Wanted | None = None
     remote_trace: str | None = None
+    rules: "Rules | None" = None
 
     @property
     def is_plain(self) -> bool:
@@ -67,6 +73,8 @@ def run(options: RunOptions) -> int:
     Raises:
         PtServerError, SteppingError: it cannot be run; one line says why.
     """
+    if options.rules is not None:
+        _check_rules_apply(options)
     streams = _reserve_streams()
     foreign = options.emulated or (options.engine == "auto" and options.is_plain)
     path, header = find_program(options.program, emulated=foreign)
@@ -103,6 +111,15 @@ def run(options: RunOptions) -> int:
     from ptserver.run_here import run_here
 
     return run_here(options, path, stub)
+
+
+def _check_rules_apply(options: RunOptions) -> None:
+    from ptserver.transport import is_address
+
+    if options.emulated or options.on is not None or not is_address(options.server):
+        raise RulesError(
+            "--local, --remote and --rules say what of a program is not the server's: they belong to --server ADDR"
+        )
 
 
 def _reserve_streams() -> tuple[int, ...]:

@@ -4,6 +4,8 @@ import contextlib
 import os
 import signal
 
+import msgspec
+
 from goabi.elf_header import ElfHeader
 from ptserver.connection import client_handshake
 from ptserver.endings import end_as, exit_of
@@ -23,6 +25,7 @@ from ptserver.reach import reach
 from ptserver.remote_host import RemoteHost
 from ptserver.remote_hosting import plan_remote, start_remote
 from ptserver.remote_store import RemoteStore
+from ptserver.rules import Rules
 from ptserver.run import RunOptions
 from ptserver.run_here import host_here, hosting
 from ptserver.servers import load
@@ -38,6 +41,9 @@ def run_remotely(
     plan = plan_remote(path, options.remote)
     streams: tuple[StreamId, ...] = tuple(number for number in (0, 1, 2) if number in present)
     terminal = user_terminal()
+    rules = options.rules
+    if rules is not None and rules.stdio().side == "local":
+        streams, terminal = (), None
     token = read_token(options.token_file)
     try:
         stream, token_of_keys = reach(options.server, options.keys)
@@ -65,8 +71,10 @@ def run_remotely(
         connection.close()
         raise RefusedError("memory", f"the server {welcome.server} keeps no remote variables")
     carried = welcome.resources == "server"
+    if rules is not None:
+        welcome = msgspec.structs.replace(welcome, environment=mixed_environment(rules, welcome.environment))
     host = launch_host(
-        RemoteHost,
+        _host_class(rules, carried),
         path,
         header,
         options.argv,
@@ -86,6 +94,28 @@ def run_remotely(
     if host.lost is not None and exit_of(status)[1] == signal.SIGKILL:
         raise ConnectionLostError(f"lost connection to runtime server {options.server}: {host.lost}")
     return end_as(status)
+
+
+def _host_class(rules: Rules | None, carried: bool) -> type[RemoteHost]:
+    if rules is None or not rules.has_local or not carried:
+        return RemoteHost
+    from ptserver.rules_host import host_by
+
+    return host_by(rules)
+
+
+def mixed_environment(rules: Rules, of_server: tuple[bytes, ...] | None) -> tuple[bytes, ...] | None:
+    """Return the program's environment: the server's, with the names that *rules* say are local as they are here."""
+    if of_server is None:
+        return None
+    entries = {name: entry for entry in of_server if (name := entry.partition(b"=")[0])}
+    names = {*entries, *os.environb}
+    for name in names:
+        if rules.env(os.fsdecode(name)).side == "local":
+            entries.pop(name, None)
+            if name in os.environb:
+                entries[name] = name + b"=" + os.environb[name]
+    return tuple(entries.values())
 
 
 def read_token(path: str | None) -> str:

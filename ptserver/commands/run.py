@@ -63,6 +63,26 @@ from ptserver.trace_options import TraceOptions
     help="When the server is lost: a program with the stub panics, with the traces of its goroutines, and any other "
     "is killed; or all are killed.",
 )
+@click.option(
+    "--local",
+    metavar="RULE",
+    multiple=True,
+    help="With an address: this is of this machine all the same. RULE is a path (a file, or all below a folder), "
+    "env:GLOB, connect:PORTS, listen:PORTS or stdio. Repeat it.",
+)
+@click.option(
+    "--remote",
+    "remote_rules",
+    metavar="RULE",
+    multiple=True,
+    help="This is the server's, as all is that no rule says is local.",
+)
+@click.option("--rules", "rules_file", metavar="FILE", help="A TOML file with lists named local and remote.")
+@click.option(
+    "--explain",
+    metavar="PATH|env:NAME|...",
+    help="Say which rule decides on that, and who serves it; run nothing. With --json as an object.",
+)
 @click.option("--argv0", metavar="NAME", help="What the program finds in argv[0], instead of PROGRAM.")
 @click.option("--stub", is_flag=True, hidden=True, help="The program's own stub calls: report as it would.")
 @click.option(
@@ -95,7 +115,7 @@ from ptserver.trace_options import TraceOptions
     "--remote-trace", metavar="FILE", help="Log the accesses to remote variables, to standard error for -."
 )
 @trace_arguments
-@click.argument("program")
+@click.argument("program", required=False)
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 @click.pass_context
 def run_command(
@@ -108,6 +128,10 @@ def run_command(
     keys: str | None,
     keepalive_seconds: float,
     on_lost: str,
+    local: tuple[str, ...],
+    remote_rules: tuple[str, ...],
+    rules_file: str | None,
+    explain: str | None,
     argv0: str | None,
     stub: bool,
     engine: str,
@@ -116,8 +140,9 @@ def run_command(
     remote_ranges: tuple[str, ...],
     remote_trace: str | None,
     trace: TraceOptions | None,
-    program: str,
+    program: str | None,
     arguments: tuple[str, ...],
+    explain_in_json: bool = False,
 ) -> None:
     """Execute PROGRAM with ARGUMENTS.
 
@@ -130,6 +155,8 @@ def run_command(
 
     With --spread its threads, and so its goroutines, run on several hosts at once; its files, sockets and children
     are here. See docs/spread.md for which programs gain by it.
+
+    With --local some of it stays here: `--local /etc/ssl --local env:AWS_* --local connect:5432`; see docs/rules.md.
 
     With --trace every call that reaches outside the program is logged; under a server, those that it takes.
 
@@ -150,6 +177,16 @@ def run_command(
     from ptserver.remote_options import Wanted
     from ptserver.run import RunOptions, run
 
+    rules = None
+    if local or remote_rules or rules_file is not None or explain is not None:
+        from ptserver.rules import chosen_rules
+
+        rules = chosen_rules(rules_file, local, remote_rules)
+        if explain is not None:
+            click.echo(rules.explain(explain).as_json() if explain_in_json else rules.explain(explain).text)
+            return
+    if program is None:
+        raise click.UsageError("Missing argument 'PROGRAM'.")
     remote = Wanted(remote_variables, remote_ranges)
     if seed is not None and engine != "emulate":
         raise click.UsageError("--seed belongs to --engine=emulate")
@@ -190,6 +227,7 @@ def run_command(
                 engine,
                 remote,
                 remote_trace,
+                rules,
             )
         )
     )

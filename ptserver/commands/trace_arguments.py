@@ -71,6 +71,8 @@ def trace_arguments(command: Command) -> Command:
     def with_trace(*args: Any, **options: Any) -> Any:
         wanted = options.pop("trace")
         words = {name: options.pop(name) for name in (*_NAMES, *_SELECTING)}
+        if options.get("explain") is not None:
+            return command(*args, trace=None, explain_in_json=words["json"], **options)
         if not wanted and any(value for name, value in words.items() if name not in _HARMLESS):
             raise click.UsageError("options of the log, such as -e, -o, -c and --errors, belong to --trace")
         return command(*args, trace=_options(words) if wanted else None, **options)
