@@ -30,7 +30,7 @@ from stepping.syscalls.model import OnlyIf
 _CLONE_NEWNS, _CLONE_NEWUSER = 0x20000, 0x10000000
 _MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_BIND, _MS_REC, _MS_PRIVATE = 2, 4, 8, 4096, 16384, 1 << 18
 _MNT_DETACH = 2
-_PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 4, 38
+_PR_SET_PDEATHSIG, _PR_GET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 1, 2, 4, 38
 _CAPABILITY_VERSION = (0x20080522).to_bytes(4, "little") + bytes(4)
 
 _DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
@@ -76,11 +76,14 @@ def enter(confinement: Confinement) -> list[str]:
     Raises:
         CannotConfineError: something does not work; the process must end.
     """
+    signo = ctypes.c_int()
+    _libc.prctl(_PR_GET_PDEATHSIG, ctypes.byref(signo), 0, 0, 0)
     ways = list(_enter_files(confinement))
     if confinement.user is not None:
         _become(confinement.user)
         ways.append(f"user {confinement.user.uid}")
     protect_this_process()
+    _libc.prctl(_PR_SET_PDEATHSIG, signo.value, 0, 0, 0)  # the kernel forgets it when credentials change
     if os.geteuid() or confinement.is_strict:
         _check(_libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "set no_new_privs")
     try:

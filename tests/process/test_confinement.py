@@ -18,7 +18,9 @@ from ptserver.confine import check
 from ptserver.confinement import Confinement, parse_confinement
 from ptserver.errors import CannotConfineError
 from stepping import landlock
-from tests.process.session_client import AT_FDCWD, Client
+from tests.gofixtures import build
+from tests.process.commands import ptserver
+from tests.process.session_client import AT_FDCWD, Client, children
 from tests.process.test_serve import Server, run, serving
 from tests.unit.test_net_rules import four, six, unix
 
@@ -32,6 +34,11 @@ needs_landlock = pytest.mark.skipif(landlock.abi() < 6, reason="needs Landlock A
 def open_errno(client: Client, path: str | Path, flags: int = 0, mode: int = 0o644) -> int:
     """Return the errno with which an open fails, 0 if it does not."""
     return client.call("openat", AT_FDCWD, 1, flags, mode, ins={1: os.fsencode(path)}).errno
+
+
+def session_processes(server: Server) -> set[int]:
+    """Return the processes that make the calls of the server's sessions: the children of their guards."""
+    return {pid for guard in children(server.zygote) for pid in children(guard)}
 
 
 def path_errno(client: Client, name: str, path: str | Path, *args: int) -> int:
@@ -279,9 +286,7 @@ def test_a_session_cannot_open_its_own_memory(
     unconfined: Server, tmp_path: Path, path: str, how: str
 ) -> None:
     client = unconfined.open()
-    (pid,) = (word for word in os.listdir(f"/proc/{unconfined.zygote}/task"))
-    sessions = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    path = path.format(pid=sessions[-1])
+    path = path.format(pid=max(session_processes(unconfined)))
     lowest = client.open("/dev/null")
     client.call("close", lowest)
     for flags in (0, O_RDWR):
@@ -339,6 +344,35 @@ def test_nothing_that_a_session_starts_reaches_the_server() -> None:
         [sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=False
     )
     assert (done.stdout, done.stderr) == ("0\n", "")
+
+
+@pytest.mark.skipif(landlock.abi() < 6, reason="needs Landlock ABI 6 (Linux 6.12)")
+def test_what_a_session_executes_is_confined_as_it_is(tmp_path: Path) -> None:
+    tmp_path.chmod(0o777)
+
+    def command(server: Server, *words: str) -> str:
+        status, out, _ = ptserver("run", "--server", server.address, build("command"), *words)
+        assert status == 0
+        return out
+
+    with serving("passthrough", "--listen", "127.0.0.1:0") as server:
+        for pid in (server.process.pid, server.zygote):
+            assert "not permitted" in command(server, "/bin/sh", "-c", f"kill -9 {pid}")
+            assert "enied" in command(server, "/bin/cat", f"/proc/{pid}/mem")
+        assert command(server, "/bin/sh", "-c", "sleep 60 & kill $!; echo own") == "own\n<nil>\n"
+    if os.geteuid():
+        return
+    echo = os.path.realpath("/bin/echo")
+    with serving("passthrough", "--listen", "127.0.0.1:0", "--user", "nobody", "--exec", echo) as server:
+        assert command(server, echo, "listed") == "listed\n<nil>\n"
+        assert "permission denied" in command(server, "/bin/ls")
+        assert "permission denied" in command(server, "/bin/sh", "-c", "echo")
+    with serving("passthrough", "--listen", "127.0.0.1:0", "--user", "nobody", "--read-only") as server:
+        assert "ermission denied" in command(server, "/bin/sh", "-c", f"echo x > {tmp_path}/made")
+        assert command(server, "/bin/sh", "-c", "id -u > /dev/null") == "<nil>\n"
+        assert not (tmp_path / "made").exists()
+    with serving("passthrough", "--listen", "127.0.0.1:0", "--user", "nobody", "--connect", "none") as server:
+        assert "permission denied" in command(server, "/bin/echo")
 
 
 def test_who_cannot_be_confined_is_not_served(tmp_path: Path) -> None:

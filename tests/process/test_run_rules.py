@@ -124,6 +124,27 @@ def test_names_of_the_environment_may_be_of_this_machine(secluded: Server) -> No
     assert "USER=nobody" not in out  # local, and there is none here
 
 
+@needs_root
+def test_what_cannot_be_had_is_refused_and_told(folders: tuple[Path, Path, Path]) -> None:
+    here, _, _ = folders
+    program = here / "program"
+    program.write_bytes(build("hello").read_bytes())
+    program.chmod(0o755)
+    with serving("passthrough", "--listen", "127.0.0.1:0") as server:
+        run = ("run", "--server", server.address, "--local", str(here))
+        status, out, err = ptserver(*run, build("command"), str(program))
+        assert (status, "permission denied" in out) == (0, True)
+        assert (
+            err
+            == "ptserver: programs are executed at the server: neither they nor their folder may be local\n"
+        )
+        status, out, err = ptserver(*run, build("command"), "/bin/echo", "at the server")
+        assert (status, out, err) == (0, "at the server\n<nil>\n", "")
+        status, out, err = ptserver(*run, build("mixture"), str(here), "/", "mapping")
+        assert (status, out) == (0, "mapping: no such device\n")
+        assert err == "ptserver: a local file cannot be mapped into memory: make it remote, or read it\n"
+
+
 def test_rules_are_explained() -> None:
     rules = ("--local", "/etc/ssl", "--remote", "/etc/ssl/private", "--local", "env:AWS_*")
     status, out, err = ptserver("run", *rules, "--explain", "/etc/ssl/certs/../x")

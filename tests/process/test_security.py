@@ -39,7 +39,7 @@ from stepping.syscalls.socket_messages import MSGHDR
 from tests.gofixtures import ROOT, build
 from tests.process.commands import ptserver
 from tests.process.session_client import AT_FDCWD, Client, children, hello
-from tests.process.test_confinement import open_errno
+from tests.process.test_confinement import open_errno, session_processes
 from tests.process.test_serve import serving
 from tests.unit.test_marshal import BASE, Memory, args
 
@@ -186,7 +186,7 @@ def test_h4_a_session_has_its_own_descriptors_alone(tmp_path: Path) -> None:
             for name in ("read", "dup", "fstat") if number not in own else ():
                 result = second.call(name, number, 1, 100, outs={1: 144} if name != "dup" else {})
                 assert result.errno == errno.EBADF, (number, name)
-        for pid in children(server.zygote):
+        for pid in {*children(server.zygote), *session_processes(server)}:
             for path in (f"/proc/{pid}/fd/{fd}", f"/proc/{pid}/cwd/x", f"/proc/{pid}/environ"):
                 failure = open_errno(second, path)
                 text = second.read(second.open(path)) if not failure else b""
@@ -199,7 +199,7 @@ def test_h4_a_session_has_its_own_descriptors_alone(tmp_path: Path) -> None:
 def test_h5_no_memory_of_any_process_can_be_opened() -> None:
     with serving("passthrough", "--listen", "127.0.0.1:0") as server:
         first, second = server.open(), server.open()
-        pids = {server.process.pid, server.zygote, *children(server.zygote), os.getpid(), 1}
+        pids = {server.process.pid, server.zygote, *children(server.zygote), *session_processes(server), 1}
         for pid in pids:
             for name in ("mem", f"task/{pid}/mem"):
                 for flags in (os.O_RDONLY, os.O_RDWR):
@@ -245,7 +245,7 @@ def test_c5_a_session_has_a_users_rights_and_gains_none(tmp_path: Path) -> None:
         assert open_errno(client, "/etc/shadow") == errno.EACCES
         assert client.call("setuid", 0).errno == errno.EPERM
         assert b"HOME=" + nobody.pw_dir.encode() in (client.welcome.environment or ())
-        (pid,) = children(server.zygote)
+        (pid,) = session_processes(server)
         status = Path(f"/proc/{pid}/status").read_text()
         assert re.search(r"^NoNewPrivs:\s1$", status, re.M)
         assert re.search(r"^CapEff:\s0+$", status, re.M)
@@ -369,7 +369,7 @@ class Hostile:
 
 
 def _welcome(_: Hello, version: int, codec: str) -> Welcome:
-    return Welcome(version, codec, "hostile", "test", "1", "there", "server", {}, "serve")
+    return Welcome(version, codec, "hostile", "test", "1", "there", "server", {}, "serve", pid=4242)
 
 
 def test_s2_no_call_is_sent_back_to_the_host(tmp_path: Path) -> None:
@@ -381,17 +381,23 @@ def test_s2_no_call_is_sent_back_to_the_host(tmp_path: Path) -> None:
 
 
 def test_s3_no_process_but_the_program_is_signalled() -> None:
-    """The message names a signal, no process; the one that comes is the program's end, not its host's."""
-    assert SignalMessage.__struct_fields__ == ("signo",)
+    """A signal for a number that is none of the program's ids reaches nobody; one for the program ends it."""
+    reached: list[int] = []
+    before = signal.signal(signal.SIGUSR1, lambda signo, frame: reached.append(signo))
 
     def attack(connection: Connection[ToServer], call: Syscall) -> None:
+        connection.send(SignalMessage(signal.SIGUSR1, pid=os.getpid()))
         connection.send(SignalMessage(signal.SIGKILL))
         connection.send(Result(call.id, 0, errno.ENOSYS))
 
-    with Hostile(attack) as server:
-        status, _, _ = ptserver("run", "--server", server.address, build("hello"))
+    try:
+        with Hostile(attack) as server:
+            status, _, _ = ptserver("run", "--server", server.address, build("hello"))
+    finally:
+        signal.signal(signal.SIGUSR1, before)
     assert status == -signal.SIGKILL
     assert server.exited == Exited(None, signal.SIGKILL)
+    assert not reached
 
 
 GARBAGE: dict[str, Callable[[Connection[ToServer], Syscall], Any]] = {
@@ -488,11 +494,11 @@ def test_l2_what_is_secret_is_its_owners_alone(tmp_path: Path) -> None:
 
 @pytest.fixture
 def processes() -> Iterator[set[int]]:
-    """A server's acceptor and zygote, and the process of one session."""
+    """A server's acceptor and zygote, and the processes of one session."""
     with serving("passthrough", "--listen", "127.0.0.1:0") as server:
         client = server.open()
         client.call("getuid")
-        yield {server.process.pid, server.zygote, *children(server.zygote)}
+        yield {server.process.pid, server.zygote, *children(server.zygote), *session_processes(server)}
         client.exit()
 
 

@@ -302,8 +302,11 @@ def test_a_dead_zygote_ends_the_server_with_an_error() -> None:
         os.close(pidfd)
 
 
-def test_a_killed_server_takes_its_sessions_with_it() -> None:
-    with serving("passthrough", "--listen", "127.0.0.1:0") as server:
+@pytest.mark.parametrize("options", [(), ("--user", "nobody")], ids=["own user", "another user"])
+def test_a_killed_server_takes_its_sessions_with_it(options: tuple[str, ...]) -> None:
+    if options and os.geteuid():
+        pytest.skip("needs root, to serve as another user")
+    with serving("passthrough", "--listen", "127.0.0.1:0", *options) as server:
         client = server.open()
         client.call("getuid")
         zygote = server.zygote
