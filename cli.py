@@ -22,6 +22,7 @@ _COMMANDS = {
     "serve": "ptserver.commands.serve:serve_command",
     "keys": "ptserver.commands.keys:keys_command",
     "remote": "ptserver.commands.remote:remote_command",
+    "sessions": "ptserver.commands.sessions:sessions_command",
     "build": "ptserver.commands.build:build_command",
     "go": "ptserver.commands.go:go_command",
 }

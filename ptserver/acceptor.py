@@ -21,12 +21,13 @@ from collections.abc import AsyncIterator
 import trio
 
 from ptserver.session_log import Log
-from ptserver.session_start import ADMITTED
+from ptserver.session_start import ADMITTED, WATCHER
 from ptserver.spawner import Spawner
 
 _PROCESSES_OF_PEER = 16
 _MAX_UNHEARD_OF_PEER = 128
 _MAX_UNHEARD = 512
+_MAX_WATCHERS = 64
 _UCRED = struct.Struct("=iII")
 
 
@@ -44,6 +45,7 @@ class Acceptor:
         self._log = log
         self._processes: set[str] = set()
         self._sessions: set[str] = set()
+        self._watchers: set[str] = set()
         self._unheard = 0
         self._turns: dict[str, trio.CapacityLimiter] = {}
         self._prefix = secrets.token_hex(3)
@@ -78,6 +80,7 @@ class Acceptor:
             for ended in all_ended:
                 self._processes.discard(ended.session)
                 self._sessions.discard(ended.session)
+                self._watchers.discard(ended.session)
                 if os.WIFSIGNALED(ended.status):
                     self._log(f"session process {ended.pid} was killed by signal {os.WTERMSIG(ended.status)}")
 
@@ -131,11 +134,15 @@ class Acceptor:
     async def _answer(self, session: str, asking: trio.socket.SocketType) -> None:
         """Wait until *session* asks for room, or has ended."""
         try:
-            if not await asking.recv(1):
+            who = await asking.recv(1)
+            if not who:
                 return
-            has_room = len(self._sessions) < self._max_sessions and session in self._processes
+            counted, most = (
+                (self._watchers, _MAX_WATCHERS) if who == WATCHER else (self._sessions, self._max_sessions)
+            )
+            has_room = len(counted) < most and session in self._processes
             if has_room:
-                self._sessions.add(session)
+                counted.add(session)
             await asking.send(ADMITTED if has_room else b"-")
         except OSError:
             pass  # the process is gone; `count` hears of it

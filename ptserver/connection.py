@@ -30,7 +30,20 @@ from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 import msgspec
 
 from ptserver.errors import ConnectError, ConnectionLostError, ProtocolError, PtServerError, RefusedError
-from ptserver.messages import CODECS, PROTOCOL_VERSION, Hello, Message, Refused, ToHost, ToServer, Welcome
+from ptserver.messages import (
+    CODECS,
+    PROTOCOL_VERSION,
+    FromWatcher,
+    Hello,
+    Message,
+    Refused,
+    ToHost,
+    ToServer,
+    ToWatcher,
+    WatcherHello,
+    WatcherWelcome,
+    Welcome,
+)
 from ptserver.transport import RECEIVE_BYTES, tune
 from ptserver.wire import HEADER_BYTES, MAX_FRAME_BYTES, MAX_HELLO_BYTES, Codec, FrameDecoder, frame_size
 
@@ -231,23 +244,41 @@ def client_handshake(sock: Stream, hello: Hello, timeout: float = 10.0) -> tuple
         ConnectionLostError: it closes without an answer.
         ProtocolError: it answers something else, or welcomes with what was not offered.
     """
-    deadline = time.monotonic() + timeout
     with contextlib.ExitStack() as on_error:
         on_error.callback(sock.close)
-        try:
-            send_all(sock, _JSON.encode(hello), deadline)
-            answer = _JSON.decoder(Welcome | Refused)(read_frame(sock, MAX_FRAME_BYTES, deadline))
-        except TimeoutError as error:
-            raise ConnectError(f"the server said nothing for {timeout:g} s; is it a ptserver?") from error
-        if isinstance(answer, Refused):
-            raise RefusedError(answer.code, f"the server refuses: {answer.message}")
-        if answer.version not in hello.versions or answer.codec not in {*hello.codecs} & {*CODECS}:
-            raise ProtocolError(
-                f"the server chose version {answer.version} and codec {answer.codec!r}, which were not offered"
-            )
-        connection: Connection[ToHost] = Connection(sock, Codec(answer.codec), ToHost)
+        welcome: Welcome = _ask(sock, hello, Welcome, timeout)
+        connection: Connection[ToHost] = Connection(sock, Codec(welcome.codec), ToHost)
         on_error.pop_all()
-    return answer, connection
+    return welcome, connection
+
+
+def watcher_handshake(
+    sock: Stream, hello: WatcherHello, timeout: float = 10.0
+) -> tuple[WatcherWelcome, Connection[ToWatcher]]:
+    """Say a watcher's hello; returns and raises what `client_handshake` does."""
+    with contextlib.ExitStack() as on_error:
+        on_error.callback(sock.close)
+        welcome: WatcherWelcome = _ask(sock, hello, WatcherWelcome, timeout)
+        connection: Connection[ToWatcher] = Connection(sock, Codec(welcome.codec), ToWatcher)
+        on_error.pop_all()
+    return welcome, connection
+
+
+def _ask(sock: Stream, hello: Hello | WatcherHello, expected: Any, timeout: float) -> Any:
+    """Return the server's answer of the type *expected* to a hello, if it keeps to what was offered."""
+    deadline = time.monotonic() + timeout
+    try:
+        send_all(sock, _JSON.encode(hello), deadline)
+        answer = _JSON.decoder(expected | Refused)(read_frame(sock, MAX_FRAME_BYTES, deadline))
+    except TimeoutError as error:
+        raise ConnectError(f"the server said nothing for {timeout:g} s; is it a ptserver?") from error
+    if isinstance(answer, Refused):
+        raise RefusedError(answer.code, f"the server refuses: {answer.message}")
+    if answer.version not in hello.versions or answer.codec not in {*hello.codecs} & {*CODECS}:
+        raise ProtocolError(
+            f"the server chose version {answer.version} and codec {answer.codec!r}, which were not offered"
+        )
+    return answer
 
 
 def server_handshake(
@@ -264,13 +295,56 @@ def server_handshake(
         ProtocolError: no complete, well-formed hello came in time.
         ConnectionLostError: the peer closed.
     """
+    hello = receive_hello(sock, timeout)
+    if isinstance(hello, WatcherHello):
+        error = RefusedError("watch", "this is no server whose sessions can be watched")
+        refuse(sock, error)
+        raise error
+    return hello, *answer_hello(sock, hello, timeout, choose)
+
+
+def receive_hello(sock: Stream, timeout: float) -> Hello | WatcherHello:
+    """Read the hello of a host, or of a watcher, on an accepted socket.
+
+    Raises:
+        As `server_handshake`; the peer has been told why and the socket is closed.
+    """
     deadline = time.monotonic() + timeout
+    with _telling(sock, timeout):
+        return _decode_hello(read_frame(sock, MAX_HELLO_BYTES, deadline))
+    raise AssertionError("not reached")
+
+
+def answer_hello(
+    sock: Stream, hello: Hello, timeout: float, choose: Callable[[Hello, int, str], Welcome]
+) -> tuple[Welcome, Connection[ToServer]]:
+    """Answer a hello as `server_handshake` does; return the welcome and the open connection."""
+    with _telling(sock, timeout):
+        welcome = choose(hello, *negotiate(hello))
+        send_all(sock, _JSON.encode(welcome), time.monotonic() + timeout)
+    return welcome, Connection(sock, Codec(welcome.codec), ToServer)
+
+
+def answer_watcher(
+    sock: Stream,
+    hello: WatcherHello,
+    timeout: float,
+    choose: Callable[[WatcherHello, int, str], WatcherWelcome],
+) -> Connection[FromWatcher]:
+    """Answer the hello of a watcher; return the open connection. *choose* and errors: as `server_handshake`."""
+    with _telling(sock, timeout):
+        welcome = choose(hello, *negotiate(hello))
+        send_all(sock, _JSON.encode(welcome), time.monotonic() + timeout)
+    return Connection(sock, Codec(welcome.codec), FromWatcher)
+
+
+@contextlib.contextmanager
+def _telling(sock: Stream, timeout: float) -> Iterator[None]:
+    """Tell the peer of an error inside, and close the socket."""
     with contextlib.ExitStack() as on_error:
         on_error.callback(sock.close)
         try:
-            hello = _decode_hello(read_frame(sock, MAX_HELLO_BYTES, deadline))
-            welcome = choose(hello, *negotiate(hello))
-            send_all(sock, _JSON.encode(welcome), time.monotonic() + timeout)
+            yield
         except TimeoutError as error:
             slow = ProtocolError(f"the peer did not complete its hello within {timeout:g} s")
             refuse(sock, slow)
@@ -278,12 +352,10 @@ def server_handshake(
         except PtServerError as error:
             refuse(sock, error)
             raise
-        connection: Connection[ToServer] = Connection(sock, Codec(welcome.codec), ToServer)
         on_error.pop_all()
-    return hello, welcome, connection
 
 
-def negotiate(hello: Hello) -> tuple[int, str]:
+def negotiate(hello: Hello | WatcherHello) -> tuple[int, str]:
     """Return the version and the codec to use: the best that both sides speak, by the host's preference.
 
     Raises:
@@ -325,11 +397,15 @@ class _AnyHello(msgspec.Struct, tag_field="type", tag="hello"):
     versions: tuple[int, ...]
 
 
-def _decode_hello(payload: bytearray) -> Hello:
+class _AnyWatcherHello(_AnyHello, tag_field="type", tag="watcherhello"):
+    """What a watcher's hello of any version has."""
+
+
+def _decode_hello(payload: bytearray) -> Hello | WatcherHello:
     try:
-        hello: Hello | Refused = _JSON.decoder(Hello | Refused)(payload)
+        hello: Hello | WatcherHello | Refused = _JSON.decoder(Hello | WatcherHello | Refused)(payload)
     except ProtocolError:
-        any_hello: _AnyHello = _JSON.decoder(_AnyHello)(payload)
+        any_hello: _AnyHello = _JSON.decoder(_AnyHello | _AnyWatcherHello)(payload)
         check_versions(any_hello.versions)
         raise
     if isinstance(hello, Refused):

@@ -20,7 +20,7 @@ _SHARE = 0.05
 
 
 class Meter:
-    """The accounts of process *pid*; without a program of Go's, calls are all that is counted. To be closed.
+    """The accounts of process *pid*; of 0, or without a program of Go's, only calls are counted. To be closed.
 
     listings: whether to list goroutines, too. threads: how many there were in the last sample.
     """
@@ -28,7 +28,7 @@ class Meter:
     def __init__(self, pid: int, *, listings: bool = True) -> None:
         self.accounts = Accounts()
         self.threads = 0
-        self._sampler = Sampler.open(pid)
+        self._sampler = Sampler.open(pid) if pid else None
         self._listings = listings
         self._next_sample = self._next_listing = 0.0
         self._listing_seconds = _FIRST_LISTING_SECONDS

@@ -20,7 +20,7 @@ import os
 import select
 import signal
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Literal
 
 from ptserver.host_signals import HostSignals, is_passed_on
@@ -32,12 +32,14 @@ from ptserver.stub_calls import StubCalls
 from stepping.errors import NotificationGoneError
 from stepping.launch import Launched
 from stepping.listener import Listener
-from stepping.syscalls import Arch, Syscall, Sysno, by_number
+from stepping.syscalls import SYSCALLS, Arch, Syscall, Sysno, by_number
 from stepping.syscalls.marshal import BadArgumentError, gather, scatter
 
 if TYPE_CHECKING:
     from ptserver.goids import GoroutineIds
+    from ptserver.host_statistics import HostStatistics
     from ptserver.host_trace import HostTrace
+    from ptserver.messages import GoroutineStatistics
     from ptserver.remote_tracer import RemoteTracer
     from ptserver.tracelog.events import TraceSink
 
@@ -64,6 +66,7 @@ class Host:
         self._goids: GoroutineIds | None = None
         self.tracees = launched.tracees
         self._tracer: RemoteTracer | None = None
+        self._statistics: HostStatistics | None = None
         self.pid = launched.pid
         self._pidfd = launched.pidfd
         self._listener: Listener = launched.listener
@@ -98,13 +101,29 @@ class Host:
         """Have `PendingCall.goid` set from now on, if *path*, which the program executes, is a Go program."""
         from ptserver.goids import GoroutineIds
 
-        self._goids = GoroutineIds.find(path, self.pid, self._main.memory)
+        if self._goids is None:
+            self._goids = GoroutineIds.find(path, self.pid, self._main.memory)
 
     def start_trace(self, sink: "TraceSink", names: Collection[str]) -> None:
-        """Log the calls of *names* that are taken to *sink*."""
+        """Log the calls of *names* that are taken to *sink*, besides others."""
         from ptserver.host_trace import HostTrace
 
-        self.trace = HostTrace(sink, names, self._loop)
+        if self.trace is None:
+            self.trace = HostTrace(self._loop)
+        self.trace.add(sink, names)
+
+    def stop_trace(self, sink: "TraceSink") -> None:
+        """Log no more to *sink*."""
+        if self.trace is not None and not self.trace.remove(sink):
+            self.trace = None
+
+    def start_statistics(self, seconds: float, give: "Callable[[GoroutineStatistics], None]") -> None:
+        """Have *give* told every so many seconds what the program's goroutines have used."""
+        from ptserver.host_statistics import HostStatistics
+
+        self.find_goroutines(f"/proc/{self.pid}/exe")
+        self._statistics = HostStatistics(self.pid, self._loop, seconds, give)
+        self.start_trace(self._statistics, SYSCALLS)
 
     def start_tracer(self, tracer: "RemoteTracer") -> None:
         """Serve the remote variables of the program, which is traced and stopped, by *tracer*; `run` lets it run."""
@@ -124,6 +143,8 @@ class Host:
 
     def close(self) -> None:
         """Kill the program if it still runs, and give up every descriptor."""
+        if self._statistics is not None:
+            self._statistics.close()
         if self._wait_status is None and not (self._tracer is not None and self._tracer.left_stopped):
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)

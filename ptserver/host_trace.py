@@ -17,13 +17,21 @@ _FLUSH_SECONDS = 0.1
 
 
 class HostTrace:
-    """Gives *sink* an event for each answered call whose name is in *names*."""
+    """Gives several sinks events: each of the answered calls whose names it wants, and of all threads."""
 
-    def __init__(self, sink: TraceSink, names: Collection[str], loop: PollLoop) -> None:
-        self._sink = sink
-        self._names = names
+    def __init__(self, loop: PollLoop) -> None:
+        self._sinks: list[tuple[TraceSink, Collection[str]]] = []
         self._loop = loop
         self._flushes = False
+
+    def add(self, sink: TraceSink, names: Collection[str]) -> None:
+        """Log calls of *names* to *sink*, too."""
+        self._sinks.append((sink, names))
+
+    def remove(self, sink: TraceSink) -> bool:
+        """Log no more to *sink*; return whether there are others."""
+        self._sinks = [entry for entry in self._sinks if entry[0] is not sink]
+        return bool(self._sinks)
 
     def answered(self, call: PendingCall, value: int, error: int, outs: dict[int, bytes]) -> None:
         """Log *call*, which has returned."""
@@ -40,35 +48,45 @@ class HostTrace:
     def exited(self, pid: int, wait_status: int) -> None:
         """Log the end of the program."""
         self._give(ExitEvent(time.monotonic_ns(), pid, pid, *exit_of(wait_status)))
-        self._sink.flush()
+        for sink, _ in self._sinks:
+            sink.flush()
 
     def _log(self, call: PendingCall, value: int | None, error: int, outs: dict[int, bytes]) -> None:
         row = call.row
-        if row is None or row.name not in self._names:
+        if row is None or not call.started_ns:  # it began before anybody wanted to know
+            return
+        wanting = [sink for sink, names in self._sinks if row.name in names]
+        if not wanting:
             return
         args, ins, *_ = call.gathered
-        self._give(
-            SyscallEvent(
-                call.started_ns,
-                time.monotonic_ns() - call.started_ns if value is not None else None,
-                call.process.pid,
-                call.tid,
-                row.name,
-                args,
-                ins,
-                outs,
-                value,
-                error,
-                goid=call.goid or None,
-            )
+        event = SyscallEvent(
+            call.started_ns,
+            time.monotonic_ns() - call.started_ns if value is not None else None,
+            call.process.pid,
+            call.tid,
+            row.name,
+            args,
+            ins,
+            outs,
+            value,
+            error,
+            goid=call.goid or None,
         )
+        for sink in wanting:
+            sink.event(event)
+        self._flush_soon()
 
-    def _give(self, event: SyscallEvent | ThreadEvent | ExitEvent) -> None:
-        self._sink.event(event)
+    def _give(self, event: ThreadEvent | ExitEvent) -> None:
+        for sink, _ in self._sinks:
+            sink.event(event)
+        self._flush_soon()
+
+    def _flush_soon(self) -> None:
         if not self._flushes:
             self._flushes = True
             self._loop.later(_FLUSH_SECONDS, self._flush)
 
     def _flush(self) -> None:
         self._flushes = False
-        self._sink.flush()
+        for sink, _ in self._sinks:
+            sink.flush()

@@ -21,6 +21,7 @@ from ptserver.errors import PtServerError, ServerMistakeError
 from ptserver.execute import Executed
 from ptserver.host import Host, ThreadChange
 from ptserver.host_signals import HostSignals
+from ptserver.messages import GoroutineStatistics
 from ptserver.outcomes import Delay, Done, Fail, OpenBytes, Outcome, Proceed, Return
 from ptserver.pending_call import PendingCall
 from ptserver.proxy import Proxy, can_make, closes_on_exec
@@ -67,6 +68,8 @@ class LocalHost(Host):
         """
         with self._blaming("session_started"):
             self._server.session_started(self._session)
+        if self._server.statistics_seconds:
+            self.start_statistics(self._server.statistics_seconds, self._give_statistics)
         try:
             status = super().run()
             with self._blaming("exited"):
@@ -75,6 +78,10 @@ class LocalHost(Host):
             with self._blaming("session_ended"):
                 self._server.session_ended(self._session)
         return status
+
+    def _give_statistics(self, statistics: GoroutineStatistics) -> None:
+        with self._blaming("goroutine_statistics"):
+            self._server.goroutine_statistics(self._session, statistics)
 
     def _on_thread(self, tid: int, event: ThreadChange) -> None:
         with self._blaming("thread_event"):

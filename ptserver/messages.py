@@ -9,7 +9,8 @@ decoding enforces: a peer is not trusted.
 The order: the host sends `Hello` and the server answers `Welcome` or `Refused`, always in JSON; from then on
 both use the codec that the welcome names. After the welcome either side may send what `ToServer` and `ToHost`
 allow it, at any time, until the host has sent `Exited` and the server has answered `Goodbye`. A host that waits for
-a program says its hello when a server has sent it an `Offer`.
+a program says its hello when a server has sent it an `Offer`. A watcher begins with `WatcherHello`, which is answered
+by `WatcherWelcome`; then it may send what `FromWatcher` allows, and gets what `ToWatcher` does.
 """
 
 import os
@@ -36,6 +37,12 @@ MAX_ENVIRONMENT_ENTRIES, MAX_ENVIRONMENT_ENTRY_BYTES = 1 << 16, 128 << 10
 
 #: The most program arguments that a `Hello` shows, and how much of it they may fill, in bytes of JSON.
 MAX_SHOWN_ARGUMENTS, MAX_SHOWN_ARGUMENT_BYTES = 1024, 24 << 10
+
+#: The most goroutines of one `GoroutineStatistics`, sessions of a `WatcherWelcome`, and calls of a `WatchedCalls`.
+MAX_STATISTICS, MAX_LISTED_SESSIONS, MAX_WATCHED_CALLS = 1024, 1000, 1024
+
+#: The most bytes that a watcher is shown of a name or buffer.
+MAX_WATCHED_BYTES = 4096
 
 Interest = Literal["ignore", "observe", "serve"]
 StreamId = Literal[0, 1, 2]
@@ -66,6 +73,11 @@ Strings = Annotated[
 ]
 _ByIndex = Meta(max_length=6, extra_json_schema={"propertyNames": {"enum": ["0", "1", "2", "3", "4", "5"]}})
 Buffers = Annotated[dict[ArgumentIndex, Blob], _ByIndex]
+WatchedBuffers = Annotated[
+    dict[ArgumentIndex, Annotated[bytes, Meta(max_length=MAX_WATCHED_BYTES)]], _ByIndex
+]
+Nanoseconds = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
+Count = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
 Capacities = Annotated[dict[ArgumentIndex, Annotated[int, Meta(ge=0, le=MAX_TRANSFER_BYTES)]], _ByIndex]
 
 
@@ -162,6 +174,65 @@ class Offer(Message, frozen=True):
     purpose: ShortText = "run"
 
 
+class Use(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What goroutines have used, since they or the session began. Processor time and time blocked are estimates.
+
+    cpu_ns, cpu_error_ns: processor time, and its standard deviation at most; blocked_ns: time in which they waited
+    for something other than a call; calls: that were seen, errors: how many of them failed; call_ns: the time in
+    them; read_bytes, written_bytes: what they brought in and took out.
+    """
+
+    cpu_ns: Count = 0
+    cpu_error_ns: Count = 0
+    blocked_ns: Count = 0
+    calls: Count = 0
+    errors: Count = 0
+    call_ns: Count = 0
+    read_bytes: Count = 0
+    written_bytes: Count = 0
+
+
+class GoroutineUse(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What one goroutine has used. goid: 0 for what runs without one; site: where it was created, if known."""
+
+    goid: U64
+    use: Use
+    site: LongText = ""
+
+
+class SessionFacts(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A session. id: its name; program, hostname: what runs, and on which host.
+
+    started_ns: when it began, since 1970.
+    """
+
+    id: ShortText
+    program: LongText
+    hostname: ShortText
+    started_ns: Nanoseconds
+
+
+class WatchedCall(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A call that the host took and answered.
+
+    start_ns: by the host's monotonic clock; duration_ns, value: null if the thread made the call itself, for nobody
+    saw it end. tid, pid, name, args, goid: as in `Syscall`. ins, outs: the first bytes of what the call read and
+    filled. value: what it returned, -1 if it failed with errno.
+    """
+
+    start_ns: Nanoseconds
+    tid: ThreadId
+    pid: ThreadId
+    name: SyscallName
+    args: Registers
+    duration_ns: Nanoseconds | None = None
+    value: S64 | None = None
+    errno: Errno = 0
+    goid: U64 = 0
+    ins: WatchedBuffers = {}
+    outs: WatchedBuffers = {}
+
+
 class Hello(Message, frozen=True):
     """Host to server, first, in JSON: who asks for a session, for which program.
 
@@ -206,6 +277,7 @@ class Welcome(Message, frozen=True):
     abstraction: ShortText = "linux"
     environment: Strings | None = None
     goroutines: bool = False
+    statistics_ms: Annotated[int, Meta(ge=0, le=3_600_000)] = 0
     argv: Strings | None = None
     pid: ThreadId = 0
     memory: bool = False
@@ -496,6 +568,109 @@ class Stopped(Message, frozen=True):
     signo: Annotated[int, Meta(ge=1, le=64)]
 
 
+class GoroutineStatistics(Message, frozen=True):
+    """Host to server: what the program's goroutines have used, if the welcome asks for it.
+
+    monotonic_ns: when, by the host's clock. goroutines: those that used most since the last time, omitted: how many
+    others there are accounts of. Nobody waits: a message for which there is no room is left out.
+    """
+
+    monotonic_ns: Nanoseconds
+    goroutines: Annotated[tuple[GoroutineUse, ...], Meta(max_length=MAX_STATISTICS)] = ()
+    omitted: Count = 0
+
+
+class WatcherHello(Message, frozen=True):
+    """Watcher to server, first, in JSON, in place of a host's `Hello`: who wants to watch sessions, and run none.
+
+    versions, codecs, software: as in `Hello`. token: the server's, or the one that it has for watchers.
+    """
+
+    versions: Annotated[tuple[Annotated[int, Meta(ge=1, le=65535)], ...], Meta(min_length=1, max_length=64)]
+    codecs: Annotated[tuple[ShortText, ...], Meta(min_length=1, max_length=16)]
+    software: ShortText
+    token: LongText = ""
+
+
+class WatcherWelcome(Message, frozen=True):
+    """Server to watcher, in JSON: the sessions that there are now, the oldest first; omitted: how many more."""
+
+    version: Annotated[int, Meta(ge=1, le=65535)]
+    codec: ShortText
+    server: ShortText
+    software: ShortText
+    host: ShortText
+    sessions: Annotated[tuple[SessionFacts, ...], Meta(max_length=MAX_LISTED_SESSIONS)] = ()
+    omitted: Count = 0
+
+
+class Watch(Message, frozen=True):
+    """Server to host, and watcher to server: tell me of a session; the host answers until `Unwatch` or `WatchEnded`.
+
+    id: unique among the sender's watches that have not ended. session: whose, for the server. what:
+
+    - ``trace``: the calls that the host takes, `names` of them (none: all that reach outside), in `WatchedCalls`;
+    - ``goroutines``: the program's goroutines, once, in `WatchedRows` as docs/goroutines.schema.json describes them.
+      stacks, labels, system, states, function: as the options of `ptserver goroutines`;
+    - ``stack``: the same of goroutine `goid`;
+    - ``attach``: what happens, every `interval_ms`, in `WatchedRows` as docs/attach.schema.json describes it.
+    """
+
+    id: RequestId
+    what: Literal["trace", "goroutines", "stack", "attach"]
+    session: ShortText = ""
+    names: Annotated[tuple[SyscallName, ...], Meta(max_length=1024)] = ()
+    goid: U64 = 0
+    interval_ms: Annotated[int, Meta(ge=100, le=3_600_000)] = 1000
+    stacks: bool = False
+    labels: bool = False
+    system: bool = False
+    states: Annotated[tuple[ShortText, ...], Meta(max_length=64)] = ()
+    function: ShortText = ""
+
+
+class Unwatch(Message, frozen=True):
+    """Server to host, and watcher to server: enough of watch *id*; what is under way may still come."""
+
+    id: RequestId
+
+
+class WatchedCalls(Message, frozen=True):
+    """Host to server, and server to watcher: calls that have ended, in that order.
+
+    monotonic_ns and realtime_ns: the same moment on the host's two clocks. lost: how many came before these that
+    there was no room for: nobody waits for a watcher.
+    """
+
+    id: RequestId
+    monotonic_ns: Nanoseconds
+    realtime_ns: Nanoseconds
+    calls: Annotated[tuple[WatchedCall, ...], Meta(max_length=MAX_WATCHED_CALLS)] = ()
+    lost: Count = 0
+
+
+class WatchedRows(Message, frozen=True):
+    """Host to server, and server to watcher: JSON, one object each. lost: how many before these are missing."""
+
+    id: RequestId
+    rows: Annotated[tuple[Annotated[bytes, Meta(max_length=1 << 22)], ...], Meta(max_length=4096)] = ()
+    lost: Count = 0
+
+
+class WatchEnded(Message, frozen=True):
+    """Host to server, and server to watcher: nothing more comes of watch *id*.
+
+    problem: why it failed, in a line, or empty if it is complete, was told to end, or the program is gone.
+    gone: whether it is; then status and signo are as in `Exited`.
+    """
+
+    id: RequestId
+    problem: LongText = ""
+    gone: bool = False
+    status: Annotated[int, Meta(ge=0, le=255)] | None = None
+    signo: SignalNumber = 0
+
+
 class Goodbye(Message, frozen=True):
     """Server to host: answer to `Exited`, after the last stream data; both close."""
 
@@ -529,6 +704,10 @@ ToServer = (
     | Fetch
     | Obtained
     | Stopped
+    | GoroutineStatistics
+    | WatchedCalls
+    | WatchedRows
+    | WatchEnded
     | Exited
     | ProcessExited
     | ProcessStopped
@@ -551,6 +730,8 @@ ToHost = (
     | Executed
     | ProgramExited
     | Chunk
+    | Watch
+    | Unwatch
     | Goodbye
     | Ping
     | Pong
@@ -558,3 +739,5 @@ ToHost = (
 #: What a session's process sends to the shadow of a child process, and what that sends back.
 ToShadow = Syscall | Cancel | Signal | SignalState | ProcessExited | ProcessStopped
 FromShadow = Result | Signal | Executed
+ToWatcher = WatcherWelcome | WatchedCalls | WatchedRows | WatchEnded | Refused | Ping | Pong
+FromWatcher = WatcherHello | Watch | Unwatch | Ping | Pong

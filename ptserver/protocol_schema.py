@@ -15,30 +15,44 @@ from typing import Any
 import msgspec
 
 from ptserver import messages
-from ptserver.messages import Message, ToHost, ToServer
+from ptserver.messages import FromWatcher, Message, ToHost, ToServer, ToWatcher
 
 _REF = "#/$defs/{name}"
 _TO_SERVER: tuple[type[Message], ...] = typing.get_args(ToServer)
 _TO_HOST: tuple[type[Message], ...] = typing.get_args(ToHost)
+_OF_WATCHERS: tuple[type[Message], ...] = tuple(
+    dict.fromkeys((*typing.get_args(FromWatcher), *typing.get_args(ToWatcher)))
+)
 _PARTS: tuple[type[msgspec.Struct], ...] = (
     messages.Executable,
+    messages.GoroutineUse,
     messages.Machine,
     messages.Program,
+    messages.SessionFacts,
     messages.Terminal,
+    messages.Use,
+    messages.WatchedCall,
 )
 
 
 def schema() -> dict[str, Any]:
     """Return the JSON Schema (draft 2020-12): any message, and under `$defs` each one and the two directions."""
-    (to_server, to_host), definitions = msgspec.json.schema_components((ToServer, ToHost), ref_template=_REF)
+    directions = (ToServer, ToHost, FromWatcher, ToWatcher)
+    (to_server, to_host, from_watcher, to_watcher), definitions = msgspec.json.schema_components(
+        directions, ref_template=_REF
+    )
     described = {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": f"ptserver API, version {messages.PROTOCOL_VERSION}",
         "description": "One message between a stub host and a runtime server, in its JSON form.",
-        "anyOf": [{"$ref": _REF.format(name="ToServer")}, {"$ref": _REF.format(name="ToHost")}],
+        "anyOf": [
+            {"$ref": _REF.format(name=name)} for name in ("ToServer", "ToHost", "FromWatcher", "ToWatcher")
+        ],
         "$defs": {
             "ToServer": {"description": "What a host sends.", **to_server},
             "ToHost": {"description": "What a server sends.", **to_host},
+            "FromWatcher": {"description": "What a watcher sends.", **from_watcher},
+            "ToWatcher": {"description": "What a server sends a watcher.", **to_watcher},
             **{name: _tidied(definitions[name]) for name in sorted(definitions)},
         },
     }
@@ -58,6 +72,10 @@ def reference() -> str:
         ("From the host to the server", [cls for cls in _TO_SERVER if cls not in _TO_HOST]),
         ("From the server to the host", [cls for cls in _TO_HOST if cls not in _TO_SERVER]),
         ("Either way", [cls for cls in _TO_SERVER if cls in _TO_HOST]),
+        (
+            "Between a watcher and the server",
+            [cls for cls in _OF_WATCHERS if cls not in _TO_SERVER and cls not in _TO_HOST],
+        ),
         ("Parts of messages", _PARTS),
     )
     for title, chosen in groups:

@@ -10,8 +10,10 @@ Thread rules: trio's thread.
 """
 
 import os
+import shutil
 import signal
 import socket
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from ptserver.keepalive import DEFAULT_SECONDS
 from ptserver.machine import version
 from ptserver.servers import load
 from ptserver.session_log import Log
+from ptserver.session_registry import SessionRegistry
 from ptserver.session_start import SessionConfig
 from ptserver.shared_variables import SharedVariables
 from ptserver.spawner import Spawner, start_spawner
@@ -40,7 +43,8 @@ class ServeOptions:
     server: a name or ``module:Class``; address: where to listen; token_file: whose first line is the token; keys:
     the folder of keys for TLS, which also may hold the token; max_sessions: how many at once; keepalive_seconds: how
     long a host may be silent, 0 for ever; log_file: where the log goes, standard error if None; json: whether its
-    lines, and the announcement, are JSON; confinement: of sessions.
+    lines, and the announcement, are JSON; watch_token_file: as token_file, of a token with which one may watch
+    sessions and do nothing else; confinement: of sessions.
     """
 
     server: str
@@ -51,6 +55,7 @@ class ServeOptions:
     keepalive_seconds: float = DEFAULT_SECONDS
     log_file: str | None = None
     json: bool = False
+    watch_token_file: str | None = None
     confinement: Confinement = UNCONFINED
 
 
@@ -64,9 +69,11 @@ def serve(options: ServeOptions) -> None:
     log = Log(open_log(options.log_file), as_json=options.json)
     keys = listening_keys(options.keys) if options.keys is not None else None
     token = chosen_token(options.token_file, keys)
+    watch_token = read_token(options.watch_token_file) if options.watch_token_file is not None else None
     ways = check(options.confinement)
     protect_this_process()
     listener = listen(options.address)
+    folder = tempfile.mkdtemp(prefix="ptserver-sessions-")
     try:
         check_exposure(listener, keys, token)
         config = SessionConfig(
@@ -78,6 +85,8 @@ def serve(options: ServeOptions) -> None:
             confinement=options.confinement,
             keepalive_seconds=options.keepalive_seconds,
             variables=SharedVariables(),
+            registry=SessionRegistry(folder),
+            watch_token=watch_token,
         )
         spawner = start_spawner(config, listener)
         try:
@@ -89,6 +98,7 @@ def serve(options: ServeOptions) -> None:
             spawner.stop()
     finally:
         close_listener(listener)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def chosen_token(token_file: str | None, keys: Keys | None) -> str | None:

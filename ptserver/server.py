@@ -20,7 +20,7 @@ from typing import Any, ClassVar, TypeVar
 from ptserver.call import Call
 from ptserver.errors import ServerLoadError
 from ptserver.memory_access import MemoryAccess
-from ptserver.messages import Interest
+from ptserver.messages import GoroutineStatistics, Interest
 from ptserver.outcomes import Delay, Done, Fail, OpenBytes, Outcome, Proceed, Return
 from ptserver.session import Session
 from stepping.syscalls import SYSCALLS, SyscallClass
@@ -33,6 +33,7 @@ __all__ = [
     "Delay",
     "Done",
     "Fail",
+    "GoroutineStatistics",
     "Interest",
     "MemoryAccess",
     "OpenBytes",
@@ -68,11 +69,13 @@ class RuntimeServer:
     interests: what it wants of calls that it has no method for, by syscall name, or by class of syscalls as
     ``"%file"`` (see `stepping.syscalls.SyscallClass`); a name outweighs its class.
     goroutines: whether `Call.goid` is wanted; finding it costs some microseconds a call.
+    statistics_seconds: how often `goroutine_statistics` is wanted, 0 for never.
     """
 
     name: ClassVar[str] = ""
     abstraction: ClassVar[str] = "linux"
     goroutines: ClassVar[bool] = False
+    statistics_seconds: ClassVar[float] = 0
     interests: ClassVar[dict[str, Interest]] = {}
 
     def session_started(self, session: Session) -> None:
@@ -83,6 +86,9 @@ class RuntimeServer:
 
     def thread_event(self, session: Session, tid: int, event: str) -> None:
         """Thread *tid* of the program was ``created`` or has ``exited``."""
+
+    def goroutine_statistics(self, session: Session, statistics: GoroutineStatistics) -> None:
+        """The program's goroutines have used so much since it began; asked for by `statistics_seconds`."""
 
     def exited(self, session: Session, status: int | None, signo: int) -> None:
         """The program is gone: with exit *status*, or None if signal *signo* killed it."""

@@ -31,6 +31,7 @@ from ptserver.messages import (
     Exited,
     Fetch,
     Goodbye,
+    GoroutineStatistics,
     Hello,
     MemoryAtomic,
     MemoryDeclare,
@@ -52,6 +53,9 @@ from ptserver.messages import (
     Syscall,
     ThreadEvent,
     ToServer,
+    WatchedCalls,
+    WatchedRows,
+    WatchEnded,
     WindowSize,
 )
 from ptserver.poll_loop import PollLoop
@@ -63,6 +67,7 @@ from ptserver.session_guard import end_others
 from ptserver.session_keeper import become_program, program_status
 from ptserver.session_memory import MemoryCalls
 from ptserver.session_stdio import OwnStdio, Stdio
+from ptserver.session_watches import SessionWatches
 from ptserver.shadow import Shadow
 from ptserver.shadow_descriptors import Descriptors
 from ptserver.shadow_exec import reason_not_to_execute
@@ -90,6 +95,7 @@ class SessionLoop:
         log: Callable[[str], None],
         stdio: Stdio | OwnStdio,
         offered: OfferedFile | None = None,
+        watched_at: socket.socket | None = None,
         gate: Gate | None = None,
         variables: SharedVariables | None = None,
         *,
@@ -103,7 +109,7 @@ class SessionLoop:
         offered: the program, if this process offered it to its host: what belongs to this process, its descriptors
         and the signals that it is sent, is the program's then. gate: judges what its sockets do. variables: the
         remote ones of all sessions, if the welcome has `memory`. keepalive_seconds: how long the host may be silent,
-        0 for ever.
+        0 for ever. watched_at: the Unix socket at which it can be watched.
         """
         self._connection = connection
         self._send = connection.send
@@ -170,6 +176,7 @@ class SessionLoop:
             ProcessStopped: self._take_for_process,
             SignalState: self._take_for_process,
             Signal: self._take_signal,
+            GoroutineStatistics: self._take_statistics,
             Ping: self._take_ping,
             Pong: lambda pong: None,
         }
@@ -179,6 +186,11 @@ class SessionLoop:
             self._takers[MemoryGet] = memory.take_get
             self._takers[MemorySet] = memory.take_set
             self._takers[MemoryAtomic] = memory.take_atomic
+        self._watches: SessionWatches | None = None
+        if watched_at is not None:
+            self._watches = SessionWatches(watched_at, self._loop, connection.send, descriptors.keep)
+            take = self._watches.take
+            self._takers |= {WatchedCalls: take, WatchedRows: take, WatchEnded: take}
         self._exited: Exited | None = None
         if offered is None:
             descriptors.close_programs(3)
@@ -204,6 +216,8 @@ class SessionLoop:
                 self._round()
             self._finish()
         finally:
+            if self._watches is not None:
+                self._watches.finish()
             self._server.session_ended(self.session)
         self._send(Goodbye())
         assert self._exited is not None
@@ -214,6 +228,8 @@ class SessionLoop:
 
     def _before_waiting(self) -> None:
         """Send what is to be sent, and ask for the events that matter now."""
+        if self._watches is not None:
+            self._watches.before_waiting()
         connection = self._connection
         if connection.wants_write:
             self._loop.expect()  # the calls that follow these results
@@ -277,6 +293,9 @@ class SessionLoop:
 
     def _take_thread(self, message: ThreadEvent) -> None:
         self._server.thread_event(self.session, message.tid, message.event)
+
+    def _take_statistics(self, message: GoroutineStatistics) -> None:
+        self._server.goroutine_statistics(self.session, message)
 
     def _take_ping(self, message: Ping) -> None:
         self._send(Pong(message.id))

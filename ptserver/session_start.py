@@ -21,7 +21,7 @@ from typing import NoReturn
 
 from ptserver.confine import enter, limit
 from ptserver.confinement import UNCONFINED, Confinement
-from ptserver.connection import Connection, refused_for, server_handshake
+from ptserver.connection import Connection, Stream, answer_hello, receive_hello, refuse, refused_for
 from ptserver.errors import ConnectionLostError, ProtocolError, PtServerError, RefusedError, UntrustedError
 from ptserver.gate import Gate
 from ptserver.keepalive import DEFAULT_SECONDS
@@ -30,14 +30,17 @@ from ptserver.messages import (
     MAX_ENVIRONMENT_ENTRY_BYTES,
     Hello,
     Interest,
+    SessionFacts,
     Terminal,
     ToServer,
+    WatcherHello,
     Welcome,
 )
 from ptserver.server import RuntimeServer
 from ptserver.session_guard import guard_session
 from ptserver.session_log import Log
 from ptserver.session_process import ServerStopsError, SessionLoop
+from ptserver.session_registry import SessionRegistry
 from ptserver.session_stdio import Stdio
 from ptserver.shadow_descriptors import Descriptors
 from ptserver.shared_variables import SharedVariables
@@ -45,6 +48,8 @@ from ptserver.tls import Keys, accept_tls
 from stepping.syscalls import SYSCALLS
 
 ADMITTED = b"+"
+#: What a process asks by whose peer is a watcher.
+WATCHER = b"w"
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,8 @@ class SessionConfig:
     software: what the server runs on, with its version; token: the secret that a hello must bring, if any;
     hello_seconds: how long it may take, after a TLS handshake that may take as long; keys: for TLS, which is
     spoken if there are any; confinement: of every session; keepalive_seconds: how long a host may be silent, 0 for
-    ever; variables: the remote ones that they share, if the server keeps any.
+    ever; variables: the remote ones that they share, if the server keeps any. registry: where watchers find sessions,
+    if they may; watch_token: another secret than the token, with which one may watch and do nothing else.
     """
 
     server: type[RuntimeServer]
@@ -66,6 +72,8 @@ class SessionConfig:
     confinement: Confinement = UNCONFINED
     keepalive_seconds: float = DEFAULT_SECONDS
     variables: SharedVariables | None = None
+    registry: SessionRegistry | None = None
+    watch_token: str | None = None
 
     def run(self, sock: socket.socket, session_id: str, admission: socket.socket) -> NoReturn:
         """Serve one accepted connection, and end this process."""
@@ -83,7 +91,6 @@ def run_session(
 
     guard: the socket of the session's guard (`ptserver.session_guard`), which is this process's parent.
     """
-    started = time.monotonic()
     limit(config.confinement)
     descriptors = Descriptors()
     log = config.log.of_session(session_id, descriptors.keep(os.dup(config.log.fd)))
@@ -99,38 +106,94 @@ def run_session(
 
     with _Ending(log) as ending:
         stream = sock if config.keys is None else accept_tls(sock, config.keys, config.hello_seconds)
-        hello, _, connection = server_handshake(stream, config.hello_seconds, choose)
-        ending.connection = connection
-        program = hello.program
-        log(f"runs {program.path} {' '.join(program.argv[1:])}".rstrip() + f" for {hello.machine.hostname}")
-        stdio = Stdio(hello, descriptors, connection.send)
-        gate = Gate(config.confinement, log) if config.confinement.gates_sockets else None
-        loop = SessionLoop(
-            connection,
-            hello,
-            config.server(),
-            session_id,
-            descriptors,
-            log,
-            stdio,
-            gate=gate,
-            guard=guard,
-            variables=config.variables,
-            keepalive_seconds=config.keepalive_seconds,
-        )
-        enter(config.confinement)
-        loop.run()
-        log(f"ended after {time.monotonic() - started:.3f} s")
+        hello = receive_hello(stream, config.hello_seconds)
+        if isinstance(hello, WatcherHello):
+            _serve_watcher(stream, hello, config, admission, log)
+        else:
+            _, connection = answer_hello(stream, hello, config.hello_seconds, choose)
+            ending.connection = connection
+            _serve_host(connection, hello, config, session_id, descriptors, log, guard)
     raise AssertionError("not reached")
 
 
-def ask_for_room(admission: socket.socket) -> None:
-    """Ask whether there is room for one more session. Raises: RefusedError if there is none."""
+def ask_for_room(admission: socket.socket, who: bytes = b"?") -> None:
+    """Ask whether there is room for one more session, or watcher. Raises: RefusedError if there is none."""
     with admission:
-        admission.send(b"?")
+        admission.send(who)
         answer = admission.recv(1)
     if answer != ADMITTED:
-        raise RefusedError("limit", "the server has as many sessions already as it takes; try later")
+        what = "watchers" if who == WATCHER else "sessions"
+        raise RefusedError("limit", f"the server has as many {what} already as it takes; try later")
+
+
+def _serve_host(
+    connection: Connection[ToServer],
+    hello: Hello,
+    config: SessionConfig,
+    session_id: str,
+    descriptors: Descriptors,
+    log: Log,
+    guard: socket.socket,
+) -> None:
+    """Be the session of a host that was let in, to its end."""
+    started = time.monotonic()
+    watched_at = _make_watchable(session_id, hello, config, descriptors, log)
+    program = hello.program
+    log(f"runs {program.path} {' '.join(program.argv[1:])}".rstrip() + f" for {hello.machine.hostname}")
+    stdio = Stdio(hello, descriptors, connection.send)
+    gate = Gate(config.confinement, log) if config.confinement.gates_sockets else None
+    loop = SessionLoop(
+        connection,
+        hello,
+        config.server(),
+        session_id,
+        descriptors,
+        log,
+        stdio,
+        gate=gate,
+        watched_at=watched_at,
+        guard=guard,
+        variables=config.variables,
+        keepalive_seconds=config.keepalive_seconds,
+    )
+    enter(config.confinement)
+    loop.run()
+    log(f"ended after {time.monotonic() - started:.3f} s")
+
+
+def _serve_watcher(
+    stream: Stream, hello: WatcherHello, config: SessionConfig, admission: socket.socket, log: Log
+) -> None:
+    """Let a watcher in, if it may, and serve it until it goes."""
+    from ptserver.watch_relay import check_token, relay_watcher
+
+    try:
+        if config.registry is None:
+            raise RefusedError("watch", "this is no server whose sessions can be watched")
+        check_token(hello.token, config)
+        ask_for_room(admission, WATCHER)
+    except RefusedError as error:
+        refuse(stream, error)
+        raise
+    log("is watched")
+    relay_watcher(stream, hello, config, config.registry)
+
+
+def _make_watchable(
+    session_id: str, hello: Hello, config: SessionConfig, descriptors: Descriptors, log: Log
+) -> socket.socket | None:
+    """Return the socket at which the session can be watched; None if it cannot be, which is no reason to end it."""
+    if config.registry is None:
+        return None
+    try:
+        sock = config.registry.listen(session_id)
+        sock = socket.socket(fileno=descriptors.keep(sock.detach()))
+        program = hello.program.path
+        config.registry.describe(SessionFacts(session_id, program, hello.machine.hostname, time.time_ns()))
+    except OSError as error:
+        log(f"cannot be watched: {error.strerror}")
+        return None
+    return sock
 
 
 def welcome(hello: Hello, version: int, codec: str, session_id: str, config: SessionConfig) -> Welcome:
@@ -163,6 +226,7 @@ def welcome(hello: Hello, version: int, codec: str, session_id: str, config: Ses
         goroutines=server.goroutines,
         pid=os.getpid(),
         memory=config.variables is not None,
+        statistics_ms=round(server.statistics_seconds * 1000),
     )
 
 

@@ -43,8 +43,8 @@ class TraceOptions:
 
         return parse_filters(self.filters)
 
-    def open(self, argv: list[bytes], pid: int = 0) -> "TraceSink":
-        """Return the sink that the log goes to; the first line names *argv*.
+    def open(self, argv: list[bytes], pid: int = 0, *, here: bool = True) -> "TraceSink":
+        """Return the sink that the log goes to; the first line names *argv*. here: whether it runs on this machine.
 
         Raises:
             TraceOutputError: the file cannot be made.
@@ -53,7 +53,7 @@ class TraceOptions:
         from ptserver.tracelog.sinks import open_sink
 
         start = TraceStart.now([os.fsdecode(word) for word in argv], pid)
-        sink = open_sink(self.form, self.output, start, self.text, self.by)
+        sink = open_sink(self.form, self.output, start, self.text, self.by, here=here)
         if self.selection is None:
             return sink
         from ptserver.tracelog.selection import SelectingSink

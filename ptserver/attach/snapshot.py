@@ -12,21 +12,13 @@ from inspect import cleandoc
 
 import msgspec
 
+from ptserver import messages
 from ptserver.goroutine_list import FrameRow
 from ptserver.goroutine_stats import Totals
 
 
-class Use(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
-    """What was used. cpu_ns and blocked_ns are estimates, cpu_error_ns the standard deviation of the first."""
-
-    cpu_ns: int = 0
-    cpu_error_ns: int = 0
-    blocked_ns: int = 0
-    calls: int = 0
-    errors: int = 0
-    call_ns: int = 0
-    read_bytes: int = 0
-    written_bytes: int = 0
+class Use(messages.Use, frozen=True, omit_defaults=True, gc=False):
+    """What was used. cpu_ns and blocked_ns are estimates, cpu_error_ns is the standard deviation of the first."""
 
     @classmethod
     def of(cls, totals: Totals) -> "Use":

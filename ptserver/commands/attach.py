@@ -4,6 +4,7 @@ import sys
 
 import click
 
+from ptserver.commands.watch_arguments import Connect, process_number, server_arguments
 from ptserver.errors import PtServerError
 
 #: What `--once` prints where no terminal says how wide it is, and how many rows of each page.
@@ -46,9 +47,11 @@ class NoTerminalError(PtServerError):
 @click.option("-f", "--func", metavar="REGEXP", help="Only goroutines with such a function on their stacks.")
 @click.option("--system", is_flag=True, help="Show the runtime's own goroutines, too.")
 @click.option("--force", is_flag=True, help="Try Go versions that are not supported, by their DWARF.")
-@click.argument("pid", metavar="PID", type=click.IntRange(min=1))
+@server_arguments()
+@click.argument("target", metavar="PID|SESSION")
 def attach_command(
-    pid: int,
+    target: str,
+    connect: Connect | None,
     interval: float,
     filters: tuple[str, ...],
     states: tuple[str, ...],
@@ -59,7 +62,9 @@ def attach_command(
     system: bool,
     force: bool,
 ) -> None:
-    """Show what the running Go program PID does: its goroutines by state and by stack, what each uses, its calls.
+    """Show what a running Go program does: its goroutines by state and by stack, what each uses, its calls.
+
+    It is the process PID, or with --server what runs in SESSION of that server.
 
     On a terminal it is a live view; `h` tells the keys, `q` or Ctrl-C detaches, and the program goes on as it was.
     The program is stopped for a few milliseconds at a time, and for 2 per cent of the time at most.
@@ -68,10 +73,11 @@ def attach_command(
     ptserver attach 1234
     ptserver attach --once 1234
     ptserver attach --json -n 5 1234 >> log
+    ptserver attach --server localhost:11235 3f2a61-4
     """
     from ptserver.attach.snapshot import encoder
     from ptserver.attach.source import AttachSource
-    from ptserver.attach.watch import Watch, line_writer
+    from ptserver.attach.watch import Source, Watch, line_writer
     from ptserver.commands.inspect_arguments import compiled
     from ptserver.goroutine_list import Selection
     from ptserver.tracelog.filters import parse_filters
@@ -81,7 +87,15 @@ def attach_command(
     if live and not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise NoTerminalError("the live view needs a terminal: take --once or --json")
     names = parse_filters(filters)
-    watch = Watch(AttachSource(pid, names, selection, force=force), interval)
+    source: Source
+    if connect is None:
+        source = AttachSource(process_number(target), names, selection, force=force)
+    else:
+        from ptserver.attach.remote import RemoteSource
+
+        watcher = connect()
+        source = RemoteSource(watcher, watcher.find(target), selection, interval)
+    watch = Watch(source, interval)
     try:
         if live:
             watch.show()

@@ -5,9 +5,15 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+from ptserver.commands.watch_arguments import Connect
+
+if TYPE_CHECKING:
+    from ptserver.goroutine_list import GoroutineRow, SummaryRow
+    from ptserver.messages import Watch
 
 Command = Callable[..., Any]
 
@@ -15,7 +21,7 @@ Command = Callable[..., Any]
 def inspect_arguments(command: Command) -> Command:
     """Add the target and the options of `inspection.inspect_target` to *command*."""
     for decorate in (
-        click.argument("target", metavar="PID|CORE"),
+        click.argument("target", metavar="PID|CORE|SESSION"),
         click.option(
             "--exe", metavar="FILE", help="The program that a core is of, if it is not where it was."
         ),
@@ -40,6 +46,29 @@ def compiled(func: str | None) -> re.Pattern[str] | None:
         return re.compile(func) if func is not None else None
     except re.error as error:
         raise click.UsageError(f"--func {func!r} is no regular expression: {error}") from error
+
+
+def session_rows(connect: Connect, session: str, watch: "Watch") -> "Iterator[GoroutineRow | SummaryRow]":
+    """Yield what the host of a session says of its goroutines.
+
+    Raises:
+        NoSessionError: there is no such session, or the host cannot tell.
+    """
+    import msgspec
+
+    from ptserver.goroutine_list import GoroutineRow, SummaryRow, read_rows
+    from ptserver.watcher import NoSessionError
+
+    watcher = connect()
+    try:
+        watch = msgspec.structs.replace(watch, session=watcher.find(session).id)
+        for row in read_rows(watcher.rows(watch)):
+            if isinstance(row, GoroutineRow | SummaryRow):
+                yield row
+    except msgspec.DecodeError as error:
+        raise NoSessionError("the host is another version of ptserver, whose lists are not known") from error
+    finally:
+        watcher.close()
 
 
 @contextmanager

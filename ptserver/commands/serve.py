@@ -16,6 +16,11 @@ from ptserver.commands.common_options import keepalive_option
     help="Serve only hosts that know the secret in the first line of FILE.",
 )
 @click.option(
+    "--watch-token-file",
+    metavar="FILE",
+    help="Let those who know the secret in the first line of FILE watch sessions, and do nothing else.",
+)
+@click.option(
     "--keys",
     metavar="DIR",
     help="Speak TLS with the keys in DIR, which `ptserver keys` made. Required unless ADDR is loopback or unix.",
@@ -71,6 +76,7 @@ def serve_command(
     server: str,
     address: str,
     token_file: str | None,
+    watch_token_file: str | None,
     keys: str | None,
     max_sessions: int,
     root: str | None,
@@ -119,7 +125,16 @@ def serve_command(
     )
     serve(
         ServeOptions(
-            server, address, token_file, keys, max_sessions, keepalive_seconds, log_file, as_json, confinement
+            server,
+            address,
+            token_file,
+            keys,
+            max_sessions,
+            keepalive_seconds,
+            log_file,
+            as_json,
+            watch_token_file,
+            confinement,
         )
     )
     ctx.exit(0)

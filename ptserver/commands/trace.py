@@ -1,28 +1,44 @@
 """`ptserver trace`: log the system calls of a running process, or of a program."""
 
+import os
+
 import click
 
 from ptserver.commands.trace_arguments import log_arguments
+from ptserver.commands.watch_arguments import Connect, server_arguments
 from ptserver.trace_options import TraceOptions
 
 
 @click.command("trace", context_settings={"allow_interspersed_args": False}, no_args_is_help=True)
 @log_arguments
-@click.argument("target", metavar="PID|PROGRAM")
+@server_arguments()
+@click.argument("target", metavar="PID|PROGRAM|SESSION")
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 @click.pass_context
-def trace_command(ctx: click.Context, log: TraceOptions, target: str, arguments: tuple[str, ...]) -> None:
+def trace_command(
+    ctx: click.Context,
+    log: TraceOptions,
+    connect: Connect | None,
+    target: str,
+    arguments: tuple[str, ...],
+) -> None:
     """Log the system calls of the running process PID, or of PROGRAM started with ARGUMENTS.
 
     A Go program is seen through a ring in its own memory: it is stopped for a few milliseconds at the beginning
     and the end, and a call costs it some tenths of a microsecond. Any other program is stopped at each call.
     Ctrl-C ends the log of a running process, which goes on as it was.
 
+    With --server it is SESSION of that server whose calls are logged, as its host takes and answers them.
+
     \b
     ptserver trace 1234
     ptserver trace -e %network -k 1234
     ptserver trace -c ./main
+    ptserver trace --server localhost:11235 3f2a61-4
     """
+    if connect is not None:
+        _trace_session(connect, target, log)
+        return
     if not target.isdecimal():
         from ptserver.run import RunOptions, run
 
@@ -38,6 +54,25 @@ def trace_command(ctx: click.Context, log: TraceOptions, target: str, arguments:
         trace_process(pid, sink, log.names(), source=log.source, stacks=log.stacks, note=log.note)
     finally:
         sink.close()
+
+
+def _trace_session(connect: Connect, session: str, log: TraceOptions) -> None:
+    from ptserver.watched_trace import trace_session
+
+    if log.stacks:
+        raise click.UsageError(
+            "a session's host does not know where calls were made: -k, pprof and --by function need it"
+        )
+    watcher = connect()
+    try:
+        facts = watcher.find(session)
+        sink = log.open([os.fsencode(facts.program)], here=False)
+        try:
+            trace_session(watcher, facts.id, log.names(), sink)
+        finally:
+            sink.close()
+    finally:
+        watcher.close()
 
 
 def _command_line(pid: int) -> list[bytes]:

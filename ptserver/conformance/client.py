@@ -11,6 +11,7 @@ import socket
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import msgspec
 
@@ -83,12 +84,15 @@ class RawClient:
             ProtocolError: it is neither a welcome nor a refusal.
             ConnectError: nothing comes in time.
         """
+        answer: Welcome | Refused | None = self.answer_as(_MAX_WELCOME)
+        return answer
+
+    def answer_as(self, expected: Any) -> Any:
+        """As `answer`, for another type, or union of types, of messages in JSON."""
         header = self._read(HEADER_BYTES)
         if len(header) < HEADER_BYTES:
             return None
-        payload = self._read(frame_size(header, MAX_FRAME_BYTES))
-        answer: Welcome | Refused = Codec("json").decoder(_MAX_WELCOME)(payload)
-        return answer
+        return Codec("json").decoder(expected)(self._read(frame_size(header, MAX_FRAME_BYTES)))
 
     def _read(self, size: int) -> bytes:
         data = b""

@@ -5,7 +5,17 @@ import msgspec
 from ptserver.conformance.checks import Check, Server, check, fail, require, skip
 from ptserver.conformance.client import RawClient
 from ptserver.errors import RefusedError
-from ptserver.messages import CODECS, PROTOCOL_VERSION, Hello, Refused, Welcome
+from ptserver.messages import (
+    CODECS,
+    PROTOCOL_VERSION,
+    Hello,
+    Refused,
+    Watch,
+    WatchEnded,
+    WatcherHello,
+    WatcherWelcome,
+    Welcome,
+)
 from ptserver.wire import MAX_HELLO_BYTES
 
 _GROUP = "handshake"
@@ -182,6 +192,36 @@ def _truncated(server: Server) -> None:
         server.require_alive(bystander)
 
 
+@check(_GROUP, "a watcher is welcomed, or refused clearly")
+def _watcher(server: Server) -> None:
+    hello = WatcherHello((PROTOCOL_VERSION,), CODECS, "ptserver conformance", server.token)
+    with server.raw() as client:
+        client.send_frame(msgspec.json.encode(hello))
+        answer = client.answer_as(WatcherWelcome | Refused)
+        if isinstance(answer, Refused):
+            require(answer.message and "\n" not in answer.message, "the refusal's message is not one line")
+            skip("its sessions cannot be watched")
+        if not isinstance(answer, WatcherWelcome):
+            fail(f"expected a welcome or a refusal, got {answer}")
+        require(answer.codec in CODECS, f"the welcome names codec {answer.codec!r}")
+
+
+@check(_GROUP, "a watcher finds a session, and is told what there is not")
+def _watched_session(server: Server) -> None:
+    hello = WatcherHello((PROTOCOL_VERSION,), ("json",), "ptserver conformance", server.token)
+    with server.session() as session, server.raw() as client:
+        client.send_frame(msgspec.json.encode(hello))
+        answer = client.answer_as(WatcherWelcome | Refused)
+        if isinstance(answer, Refused):
+            skip("its sessions cannot be watched")
+        assert isinstance(answer, WatcherWelcome)
+        names = [facts.id for facts in answer.sessions]
+        require(session.welcome.session in names, f"the session is not among {names}")
+        client.send_frame(msgspec.json.encode(Watch(7, "trace", "no such session")))
+        ended = client.answer_as(WatchEnded | Refused)
+        require(isinstance(ended, WatchEnded) and ended.id == 7 and ended.problem, f"got {ended}")
+
+
 CHECKS: tuple[Check, ...] = (
     _welcome,
     _session_names,
@@ -194,6 +234,8 @@ CHECKS: tuple[Check, ...] = (
     _later_hello,
     _abstraction,
     _token,
+    _watcher,
+    _watched_session,
     _unknown_fields,
     *(_malformed(title, payload) for title, payload in _MALFORMED.items()),
     _oversize,

@@ -29,12 +29,18 @@ _HEADER = "    cpu s       +-  blocked s     calls   errors  in calls s   bytes 
 
 
 class GoroutineSummarySink:
-    """A `TraceSink` that writes a table when it is closed. pid: the process, 0 if its first event tells."""
+    """A `TraceSink` that writes a table when it is closed.
 
-    def __init__(self, writer: LineWriter, *, by: GoroutineKey, as_json: bool = False, pid: int = 0) -> None:
+    pid: the process, 0 if its first event tells. here: whether it is on this machine; if not, only calls are counted.
+    """
+
+    def __init__(
+        self, writer: LineWriter, *, by: GoroutineKey, as_json: bool = False, pid: int = 0, here: bool = True
+    ) -> None:
         self._writer = writer
         self._by: GoroutineKey = by
         self._as_json = as_json
+        self._here = here
         self._meter = Meter(pid) if pid else None
         self._ended = False
 
@@ -42,7 +48,7 @@ class GoroutineSummarySink:
         """Count an event, if it is a call; take a sample, if it is time."""
         if type(event) is SyscallEvent:
             if self._meter is None:
-                self._meter = Meter(event.pid)
+                self._meter = Meter(event.pid if self._here else 0)
             self._meter.accounts.take_call(event)
         elif type(event) is ExitEvent:
             self._ended = True

@@ -25,11 +25,13 @@ def open_sink(
     start: TraceStart,
     options: TextOptions | None = None,
     by: "Key | GoroutineKey" = "syscall",
+    *,
+    here: bool = True,
 ) -> TraceSink:
     """Return a sink that writes *form* to the file *path*, to standard error for None, to standard output for `-`.
 
     options: for text, how it looks (its colour is decided here, by where it goes); for JSON and Perfetto its limit
-    counts. by: what a summary counts by.
+    counts. by: what a summary counts by; here: whether the program runs on this machine, so that it can be sampled.
 
     Raises:
         TraceOutputError: the file cannot be made, or the form is binary and goes to a terminal or standard error.
@@ -60,7 +62,7 @@ def open_sink(
     if by == "goroutine" or by == "site":
         from ptserver.tracelog.goroutine_summary import GoroutineSummarySink
 
-        return GoroutineSummarySink(writer, by=by, as_json=as_json, pid=start.pid)
+        return GoroutineSummarySink(writer, by=by, as_json=as_json, pid=start.pid, here=here)
     from ptserver.tracelog.summary import SummarySink
 
     return SummarySink(writer, by=by, as_json=as_json)

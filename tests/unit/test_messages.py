@@ -6,11 +6,12 @@ import msgspec
 import pytest
 
 from ptserver import messages
-from ptserver.messages import Message, ToHost, ToServer
+from ptserver.messages import FromWatcher, Message, ToHost, ToServer, ToWatcher
 
 TO_SERVER: tuple[type[Message], ...] = typing.get_args(ToServer)
 TO_HOST: tuple[type[Message], ...] = typing.get_args(ToHost)
-ALL = sorted({*TO_SERVER, *TO_HOST}, key=lambda cls: cls.__name__)
+FROM_WATCHER: tuple[type[Message], ...] = typing.get_args(FromWatcher)
+ALL = sorted({*TO_SERVER, *TO_HOST, *FROM_WATCHER, *typing.get_args(ToWatcher)}, key=lambda cls: cls.__name__)
 
 
 def test_every_message_has_a_direction() -> None:
@@ -69,5 +70,9 @@ def test_every_message_says_who_sends_it(cls: type[Message]) -> None:
         else "Host to server"
         if cls in TO_SERVER
         else "Server to host"
+        if cls in TO_HOST
+        else "Watcher to server"
+        if cls in FROM_WATCHER
+        else "Server to watcher"
     )
     assert first == expected

@@ -1,0 +1,85 @@
+"""Where a server's sessions can be found by those who watch them: a folder that only this user can enter.
+
+Each session listens at a Unix socket ID.sock there, and says in ID.json what it is. A session that has ended, however
+it did, does not listen any more; what it left is removed by whoever comes across it.
+"""
+
+import contextlib
+import errno
+import os
+import re
+import socket
+from pathlib import Path
+
+import msgspec
+
+from ptserver.messages import MAX_LISTED_SESSIONS, SessionFacts
+
+#: How session ids look; nothing else is ever made a part of a path.
+_ID = re.compile(r"[0-9a-f]+-[0-9]+")
+
+
+class SessionRegistry:
+    """The sessions of one server, in *folder*."""
+
+    def __init__(self, folder: str) -> None:
+        self._folder = Path(folder)
+
+    def listen(self, session_id: str) -> socket.socket:
+        """Return a socket at which a session can be watched.
+
+        Raises:
+            OSError: it cannot be made.
+        """
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            sock.bind(os.fspath(self._path(session_id, "sock")))
+            sock.listen()
+        except OSError:
+            sock.close()
+            raise
+        return sock
+
+    def describe(self, facts: SessionFacts) -> None:
+        """Say what a session is; it is on the list from now on."""
+        path = self._path(facts.id, "json")
+        path.with_suffix(".new").write_bytes(msgspec.json.encode(facts))
+        path.with_suffix(".new").rename(path)
+
+    def sessions(self) -> tuple[list[SessionFacts], int]:
+        """Return what sessions there are, the oldest first, and how many more than can be told of."""
+        found = []
+        for path in self._folder.glob("*.json"):
+            try:
+                facts = msgspec.json.decode(path.read_bytes(), type=SessionFacts)
+            except (OSError, msgspec.DecodeError):
+                continue
+            probe = self.connect(facts.id)
+            if probe is not None:
+                probe.close()
+                found.append(facts)
+        found.sort(key=lambda facts: (facts.started_ns, facts.id))
+        return found[:MAX_LISTED_SESSIONS], max(0, len(found) - MAX_LISTED_SESSIONS)
+
+    def connect(self, session_id: str) -> socket.socket | None:
+        """Return a connection to a session, None if there is none of that name."""
+        if not _ID.fullmatch(session_id):
+            return None
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            sock.connect(os.fspath(self._path(session_id, "sock")))
+        except OSError as error:
+            sock.close()
+            if error.errno == errno.ECONNREFUSED:
+                self.remove(session_id)
+            return None
+        return sock
+
+    def remove(self, session_id: str) -> None:
+        """Take a session off the list."""
+        for suffix in ("json", "sock"):
+            with contextlib.suppress(OSError):  # gone already, or the session has given up the right to
+                self._path(session_id, suffix).unlink()
+
+    def _path(self, session_id: str, suffix: str) -> Path:
+        return self._folder / f"{session_id}.{suffix}"
