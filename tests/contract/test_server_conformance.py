@@ -24,7 +24,11 @@ MSGPACK = "MessagePack is spoken, or refused clearly"
 TERMINAL = "a user's terminal is a terminal to the program, with its size"
 
 #: What each server may skip; anything else that it skips is a failure.
-SKIPS = {"ptserver": {HAS_RESOURCES}, "goserver": {HAS_RESOURCES, MSGPACK, TERMINAL}}
+WATCHING = (
+    "a watcher is welcomed, or refused clearly",
+    "a watcher finds a session, and is told what there is not",
+)
+SKIPS = {"ptserver": {HAS_RESOURCES}, "goserver": {HAS_RESOURCES, MSGPACK, TERMINAL, *WATCHING}}
 
 
 def command(name: str, address: str, folder: Path) -> list[str]:
