@@ -12,6 +12,7 @@ from ptserver.goroutine_meter import Meter
 from ptserver.goroutine_stats import Account, Totals
 from ptserver.messages import MAX_STATISTICS, GoroutineStatistics, GoroutineUse, Use
 from ptserver.poll_loop import PollLoop
+from ptserver.tracelog.batch import CallBatch
 from ptserver.tracelog.events import Event, SyscallEvent
 
 _SAMPLE_SECONDS = 0.05
@@ -37,6 +38,11 @@ class HostStatistics:
         """Count a call."""
         if type(event) is SyscallEvent:
             self._meter.accounts.take_call(event)
+
+    def calls(self, batch: CallBatch) -> None:
+        """Take many calls; a host answers them one by one, so nobody hands in many."""
+        for event in batch.events():
+            self.event(event)
 
     def flush(self) -> None:
         """Nothing waits."""

@@ -40,6 +40,7 @@ from ptserver.messages import (
     WatchEnded,
 )
 from ptserver.poll_loop import PollLoop
+from ptserver.tracelog.batch import CallBatch
 from ptserver.tracelog.events import Event, SyscallEvent
 from ptserver.tracelog.filters import parse_filters
 from stepping.syscalls import SYSCALLS
@@ -172,6 +173,11 @@ class _Trace:
         self._calls.append(_watched(event))
         if len(self._calls) == MAX_WATCHED_CALLS:
             self.flush()
+
+    def calls(self, batch: CallBatch) -> None:
+        """Take many calls; a host answers them one by one, so nobody hands in many."""
+        for event in batch.events():
+            self.event(event)
 
     def flush(self) -> None:
         """Send what was kept, as far as there is room; the rest a little later."""

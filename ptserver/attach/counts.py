@@ -6,6 +6,7 @@ import msgspec
 
 from ptserver.attach.snapshot import CallUse, GoroutineUse, SiteUse, Snapshot, Use
 from ptserver.goroutine_stats import Accounts
+from ptserver.tracelog.batch import CallBatch
 from ptserver.tracelog.events import Event, SyscallEvent
 from ptserver.tracelog.summary import Counts
 
@@ -33,6 +34,11 @@ class CallCounts:
             if counts is None:
                 counts = self._names[event.name] = Counts()
             counts.add(event)
+
+    def calls(self, batch: CallBatch) -> None:
+        """Take many calls; a host answers them one by one, so nobody hands in many."""
+        for event in batch.events():
+            self.event(event)
 
     def flush(self) -> None:
         """Nothing waits."""
