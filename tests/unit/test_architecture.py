@@ -24,7 +24,6 @@ SOLE_IMPORTERS = {
 
 #: Modules of more than 500 lines, with the reason.
 LONG_MODULES = {
-    "ptserver/messages.py": "data: every message of the API",
     "stepping/syscalls/table.py": "data: one row per syscall",
     "ptserver/messages.py": "data: one class per message, which are published together",
 }
