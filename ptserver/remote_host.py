@@ -18,7 +18,7 @@ import select
 import signal
 import time
 from collections.abc import Callable, Collection, Mapping
-from typing import TYPE_CHECKING, ClassVar, TypeVar
+from typing import ClassVar, TypeVar
 
 from ptserver.connection import Connection
 from ptserver.endings import exit_of
@@ -26,6 +26,7 @@ from ptserver.errors import ConnectionLostError, ProtocolError
 from ptserver.file_mappings import Asked, FileMappings
 from ptserver.host import Host, ThreadChange
 from ptserver.host_signals import HostSignals
+from ptserver.host_telling import HostTelling
 from ptserver.keepalive import DEFAULT_SECONDS, KeepAlive
 from ptserver.memory_stores import StoreLostError
 from ptserver.messages import (
@@ -33,7 +34,6 @@ from ptserver.messages import (
     Executed,
     Exited,
     Goodbye,
-    GoroutineStatistics,
     MemoryResult,
     Message,
     Observed,
@@ -66,14 +66,9 @@ from stepping.launch import Launched
 from stepping.syscalls import Arch
 from stepping.wait_status import WAIT_ALL
 
-if TYPE_CHECKING:
-    from ptserver.host_watches import HostWatches
-
 _Stream = TypeVar("_Stream")
 
 _STDERR = 2
-#: How much may wait to be sent before watchers and statistics have to.
-_ROOM_BYTES = 256 << 10
 #: How long a program with the stub may take to print its goroutines after the connection was lost.
 _PANIC_SECONDS = 10.0
 #: How long the server may take to deliver the program's last output.
@@ -139,7 +134,7 @@ class RemoteHost(Host):
         self._mappings = FileMappings(self._listener, self._ask, self._proceed, self._answer, say)
         self._held: list[ToHost] = []
         self._patience_seconds = keepalive_seconds
-        self._watches: HostWatches | None = None
+        self._telling = HostTelling(self, self._loop, connection)
         self._goodbye = False
         self._congested = False
         self._all_sent = True
@@ -157,14 +152,12 @@ class RemoteHost(Host):
         """Serve the program until it is gone and its output is delivered; return its wait status."""
         if self._connection.has_received:
             self._on_ready()
-        if self._welcome.statistics_ms:
-            self.start_statistics(self._welcome.statistics_ms / 1000, self._send_statistics)
+        self._telling.start_statistics(self._welcome.statistics_ms)
         status = super().run()
         self._mappings.finish()
         while self.lost is None and self._mappings.is_working:
             self._round()
-        if self._watches is not None:
-            self._watches.program_ended(status)
+        self._telling.program_ended(status)
         if self.lost is None:
             self._connection.send(Exited(*exit_of(status)))
             self._loop.later(
@@ -178,8 +171,7 @@ class RemoteHost(Host):
 
     def close(self) -> None:
         """Kill the program if it still runs, and give up every descriptor."""
-        if self._watches is not None:
-            self._watches.close()
+        self._telling.close()
         self._connection.close()
         self._mappings.close()
         if self._children is not None:
@@ -350,10 +342,8 @@ class RemoteHost(Host):
                 raise ConnectionLostError(f"the server ended the session: {message.message}")
             case Pong():
                 pass
-            case Watch():
-                self._all_watches().take_watch(message)
-            case Unwatch():
-                self._all_watches().take_unwatch(message)
+            case Watch() | Unwatch():
+                self._telling.take(message)
             case _:
                 raise ProtocolError(f"the server sent {type(message).__name__} in mid-session")
 
@@ -386,21 +376,6 @@ class RemoteHost(Host):
         if self._children is not None:
             self._children.deliver_deferred()
 
-    def _all_watches(self) -> "HostWatches":
-        if self._watches is None:
-            from ptserver.host_watches import HostWatches  # few programs are watched
-
-            self._watches = HostWatches(self, self._loop, self._connection.send, self._has_room)
-        return self._watches
-
-    def _has_room(self) -> bool:
-        """Whether what may be left out can be sent now without keeping the program's calls waiting."""
-        return self.lost is None and self._connection.pending_bytes < _ROOM_BYTES
-
-    def _send_statistics(self, statistics: GoroutineStatistics) -> None:
-        if self._has_room():
-            self._connection.send(statistics)
-
     @staticmethod
     def _stream(streams: Mapping[int, _Stream], number: int) -> _Stream:
         if number not in streams:
@@ -412,6 +387,7 @@ class RemoteHost(Host):
         if self.lost is not None:
             return
         self.lost = reason
+        self._telling.fall_silent()
         self.keepalive.stop()
         self._loop.unwatch(self._connection.fileno())
         self._streams_changed = True
