@@ -4,6 +4,7 @@ Nothing of it is waited for: it is sent while the connection has room, so that t
 behind it. Thread rules: those of the host.
 """
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from ptserver.connection import Connection
@@ -19,14 +20,16 @@ _ROOM_BYTES = 256 << 10
 
 
 class HostTelling:
-    """Tells of *host* by *connection*."""
+    """Tells of *host* by *connection*, while *connected*."""
 
-    def __init__(self, host: Host, loop: PollLoop, connection: Connection[ToHost]) -> None:
+    def __init__(
+        self, host: Host, loop: PollLoop, connection: Connection[ToHost], connected: Callable[[], bool]
+    ) -> None:
         self._host = host
         self._loop = loop
         self._connection = connection
         self._watches: HostWatches | None = None
-        self._silent = False
+        self._connected = connected
 
     def start_statistics(self, interval_ms: int) -> None:
         """Send statistics every so many milliseconds; never for 0."""
@@ -53,17 +56,13 @@ class HostTelling:
         if self._watches is not None:
             self._watches.program_ended(wait_status)
 
-    def fall_silent(self) -> None:
-        """Tell nothing any more: the connection is lost."""
-        self._silent = True
-
     def close(self) -> None:
         """End what helps to tell."""
         if self._watches is not None:
             self._watches.close()
 
     def _has_room(self) -> bool:
-        return not self._silent and self._connection.pending_bytes < _ROOM_BYTES
+        return self._connected() and self._connection.pending_bytes < _ROOM_BYTES
 
     def _send_statistics(self, statistics: GoroutineStatistics) -> None:
         if self._has_room():

@@ -17,8 +17,8 @@ import os
 import select
 import signal
 import time
-from collections.abc import Callable, Collection, Mapping
-from typing import ClassVar, TypeVar
+from collections.abc import Callable, Collection
+from typing import ClassVar
 
 from ptserver.connection import Connection
 from ptserver.endings import exit_of
@@ -60,13 +60,11 @@ from ptserver.pending_call import PendingCall, Process
 from ptserver.policy import FORKS, REACHES_SELF_ONLY, interest_in
 from ptserver.poll_loop import SPIN_SECONDS
 from ptserver.remote_processes import RemoteProcesses
-from ptserver.streams import IncomingStream, OutgoingStream
+from ptserver.streams import IncomingStream, OutgoingStream, carried
 from ptserver.terminal import user_terminal
 from stepping.launch import Launched
 from stepping.syscalls import Arch
 from stepping.wait_status import WAIT_ALL
-
-_Stream = TypeVar("_Stream")
 
 _STDERR = 2
 #: How long a program with the stub may take to print its goroutines after the connection was lost.
@@ -134,7 +132,7 @@ class RemoteHost(Host):
         self._mappings = FileMappings(self._listener, self._ask, self._proceed, self._answer, say)
         self._held: list[ToHost] = []
         self._patience_seconds = keepalive_seconds
-        self._telling = HostTelling(self, self._loop, connection)
+        self._telling = HostTelling(self, self._loop, connection, lambda: self.lost is None)
         self._goodbye = False
         self._congested = False
         self._all_sent = True
@@ -318,14 +316,14 @@ class RemoteHost(Host):
         self._streams_changed = True
         match message:
             case StreamData():
-                self._stream(self._incoming, message.stream).receive(message.data)
+                carried(self._incoming, message.stream).receive(message.data)
             case StreamCredit():
-                self._stream(self._outgoing, message.stream).add_credit(message.size)
+                carried(self._outgoing, message.stream).add_credit(message.size)
             case StreamEnd():
                 if message.stream in self._outgoing:
                     self._outgoing[message.stream].stop()
                 else:
-                    self._stream(self._incoming, message.stream).end()
+                    carried(self._incoming, message.stream).end()
             case Signal() if self._children is not None:
                 self._children.deliver(message)
             case Signal():
@@ -376,18 +374,11 @@ class RemoteHost(Host):
         if self._children is not None:
             self._children.deliver_deferred()
 
-    @staticmethod
-    def _stream(streams: Mapping[int, _Stream], number: int) -> _Stream:
-        if number not in streams:
-            raise ProtocolError(f"the server spoke of stream {number}, which is not carried that way")
-        return streams[number]
-
     def _lose(self, reason: str) -> None:
         """Go on without the server: only to the end of the program."""
         if self.lost is not None:
             return
         self.lost = reason
-        self._telling.fall_silent()
         self.keepalive.stop()
         self._loop.unwatch(self._connection.fileno())
         self._streams_changed = True

@@ -16,10 +16,13 @@ import errno
 import os
 import select
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 from ptserver.errors import ProtocolError
 from ptserver.messages import Message, StreamCredit, StreamData, StreamEnd, StreamId
+
+_Half = TypeVar("_Half")
 
 #: How many bytes of a stream may be under way to a receiver.
 WINDOW_BYTES = 256 << 10
@@ -204,6 +207,17 @@ class IncomingStream:
                 poll.register(self.fd, select.POLLOUT)
             if not poll.poll(0):
                 return
+
+
+def carried(streams: Mapping[int, _Half], number: int) -> _Half:
+    """Return the half of a stream that a server speaks of.
+
+    Raises:
+        ProtocolError: it is not carried that way.
+    """
+    if number not in streams:
+        raise ProtocolError(f"the server spoke of stream {number}, which is not carried that way")
+    return streams[number]
 
 
 def _close(stream: OutgoingStream | IncomingStream) -> None:
