@@ -21,9 +21,11 @@ from stepping.syscalls.model import Arch
 from stepping.unicorn_api import (
     API,
     BLOCK_HOOK,
+    CODE_HOOK,
     FILL_HOOK,
     INTERRUPT_HOOK,
     LONG_API,
+    MEMORY_HOOK,
     SKIP_HOOK,
     SYSCALL_HOOK,
     EmulatorError,
@@ -228,6 +230,28 @@ class Processor:
         )
         check(error, "map the program's memory")
         self._find_fault_address(host_address)
+
+    def observe(
+        self, on_instruction: Callable[[int], None], on_access: Callable[[bool, int, int], None] | None = None
+    ) -> None:
+        """Call *on_instruction* (address) before each instruction, and *on_access* (written, address, size) for each
+        access to memory. To be called before any code runs; it slows everything down a hundred times.
+        """
+
+        def code_hook(_engine: int, pc: int, _size: int, _data: int) -> None:
+            with self._failures:
+                on_instruction(pc)
+
+        self._hook(unicorn_const.UC_HOOK_CODE, CODE_HOOK(code_hook))
+        if on_access is not None:
+            tell = on_access
+
+            def memory_hook(_e: int, access: int, address: int, size: int, _v: int, _d: int) -> None:
+                with self._failures:
+                    tell(access == unicorn_const.UC_MEM_WRITE, address, size)
+
+            both = unicorn_const.UC_HOOK_MEM_READ | unicorn_const.UC_HOOK_MEM_WRITE
+            self._hook(both, MEMORY_HOOK(memory_hook))
 
     def allow(self, start: int, size: int, protection: int) -> None:
         """Let the program touch *size* bytes at *start*, which it must not touch now, as *protection* says.

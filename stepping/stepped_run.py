@@ -3,8 +3,9 @@
 The threads run at the same time, as they do natively, only some ten thousand times slower. Children that the program
 forks run natively. Signals, group-stops and the exit status remain the program's own.
 
-An observer sees each instruction before it is executed. On amd64 an instruction is stepped over whole, so no thread
-is ever left in the middle of an atomic one; string instructions are seen once for each repetition.
+An observer sees each instruction after it was executed, with the registers before. On amd64 an instruction is stepped
+over whole, so no thread is ever left in the middle of an atomic one; string instructions are seen once for each
+repetition.
 """
 
 import contextlib
@@ -20,7 +21,7 @@ from stepping.tracee_group import TraceeGroup
 from stepping.tracee_memory import TraceeMemory
 from stepping.wait_status import Event, WaitKind, WaitStatus
 
-#: Is told of an instruction that is about to be executed: the thread, and its registers.
+#: Is told of an instruction that was executed (of a syscall: when it is made): the thread, its registers before.
 Observer = Callable[[int, Registers], None]
 
 
@@ -36,6 +37,7 @@ class SteppedRun:
         self._stepper = StepExecutor(group, Breakpoints(self._memory, leader.layout))
         #: Instructions that were executed.
         self.count = 0
+        self._begun: dict[int, Registers] = {}
 
     def run(self) -> WaitStatus:
         """Run the program until it is gone; return how it ended."""
@@ -53,8 +55,14 @@ class SteppedRun:
         return self._group.exit
 
     def _handle(self, tracee: Tracee, status: WaitStatus) -> None:
+        begun = self._begun.pop(tracee.tid, None)
         if not status.is_stop:
             return
+        stepped = is_step_trap(tracee, status)
+        if begun is not None and (stepped or status.kind is WaitKind.SYSCALL):
+            self.count += 1
+            if self._observe is not None:
+                self._observe(tracee.tid, begun)
         if tracee.pid != self._group.pid:
             tracee.detach()
             self._group.tracees.pop(tracee.tid, None)
@@ -66,7 +74,7 @@ class SteppedRun:
         elif status.kind is WaitKind.GROUP:
             tracee.resume()
             return
-        elif is_step_trap(tracee, status):
+        elif stepped:
             tracee.drop_signal()
         self._go_on(tracee)
 
@@ -75,9 +83,8 @@ class SteppedRun:
         if is_in_call(tracee):
             self._stepper.begin_call(tracee)
             return
-        if self._observe is not None and not tracee.pending_signal:
-            self._observe(tracee.tid, registers)
-        self.count += 1
+        if not tracee.pending_signal:
+            self._begun[tracee.tid] = registers
         if self._stepper.is_at_call(tracee, registers.pc):
             self._stepper.begin_call(tracee)
         else:

@@ -1,7 +1,7 @@
 """`ptserver step`: debug a program by instructions, blocks and lines, at a prompt or by gdb."""
 
 import sys
-from typing import TextIO
+from typing import Literal, TextIO
 
 import click
 
@@ -27,6 +27,15 @@ import click
     help="Execute CMD instead of asking; repeatable.",
 )
 @click.option("-x", "--script", type=click.File(), help="Execute the commands in this file, one a line.")
+@click.option(
+    "--trace",
+    type=click.Choice(["insn", "block", "mem"]),
+    help="Run PROGRAM to its end, and log each instruction, block, or access to memory.",
+)
+@click.option(
+    "-o", "--output", metavar="FILE", help="Where the log of --trace goes, instead of standard error."
+)
+@click.option("--json", "as_json", is_flag=True, help="Write the log of --trace as JSON, one object a line.")
 @click.argument("program", required=False)
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 @click.pass_context
@@ -38,6 +47,9 @@ def step_command(
     gdb: str | None,
     commands: tuple[str, ...],
     script: TextIO | None,
+    trace: Literal["insn", "block", "mem"] | None,
+    output: str | None,
+    as_json: bool,
     program: str | None,
     arguments: tuple[str, ...],
 ) -> None:
@@ -54,6 +66,7 @@ def step_command(
     ptserver step -c 'break main.go:12' -c continue -c registers -c stack ./main
     ptserver step --engine=emulate --seed 1 ./main
     ptserver step --gdb localhost:1234 ./main-arm64
+    ptserver step --trace=insn -o log ./main
     ptserver step --pid 1234
     """
     if (pid is None) == (program is None):
@@ -62,6 +75,26 @@ def step_command(
         raise click.UsageError("a running process cannot be emulated")
     if gdb is not None and (commands or script is not None):
         raise click.UsageError("--gdb leaves no commands to execute here")
+    from ptserver.run import RunOptions
+
+    if trace is None and (output is not None or as_json):
+        raise click.UsageError("--output and --json belong to --trace")
+    if trace is not None:
+        if gdb is not None or commands or script is not None or program is None:
+            raise click.UsageError(
+                "--trace runs a program to its end: it goes with no --gdb, --pid or commands"
+            )
+        from ptserver.program import find_program
+        from ptserver.run_logged import run_logged
+
+        path, header = find_program(program, emulated=engine != "native")
+        argv = RunOptions(program, arguments).argv
+        emulated = engine == "emulate"
+        ctx.exit(
+            run_logged(
+                path, header, argv, trace, emulated=emulated, seed=seed, output=output, as_json=as_json
+            )
+        )
     from ptserver.debugger.launch import attach_target, launch_target
     from ptserver.debugger.prompt import run_prompt
 
@@ -72,8 +105,6 @@ def step_command(
         target = attach_target(pid)
     else:
         assert program is not None
-        from ptserver.run import RunOptions
-
         argv = RunOptions(program, arguments).argv
         typed = lines is None and gdb is None
         target = launch_target(

@@ -9,6 +9,7 @@ Its descriptors, working directory and children are this process's; it ends with
 import contextlib
 import os
 import struct
+from collections.abc import Callable
 
 from goabi.elf_header import read_elf_header
 from ptserver.debugger.target import Stop
@@ -149,6 +150,27 @@ class EmulatedTarget:
         """See `Target.interrupt`."""
         self._interrupted = True
         self._machine.pause()
+
+    def observe(
+        self,
+        on_instruction: Callable[[int, int], None],
+        on_access: Callable[[int, bool, int, int], None] | None = None,
+    ) -> None:
+        """Call *on_instruction* (thread, address) before each instruction, and *on_access* (thread, written, address,
+        size) for each access to memory. To be called before the program runs.
+        """
+        machine = self._machine
+
+        def tid() -> int:
+            return machine.current.tid if machine.current is not None else 0
+
+        def tell(written: bool, address: int, size: int) -> None:
+            assert on_access is not None
+            on_access(tid(), written, address, size)
+
+        machine.processor.observe(
+            lambda pc: on_instruction(tid(), pc), tell if on_access is not None else None
+        )
 
     def step(self, tid: int) -> Stop:
         """See `Target.step`."""

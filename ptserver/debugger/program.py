@@ -59,7 +59,7 @@ class ProgramView:
         with contextlib.suppress(GoAbiError, OSError):
             self.binary = GoBinary.open(target.path, prefer_table=True)
         if self.binary is not None:
-            self.bias = _load_bias(self.binary, target.read_auxv())
+            self.bias = load_bias(self.binary, target.read_auxv())
             with contextlib.suppress(GoAbiError):
                 self.runtime = GoRuntime(self.binary, self.memory, self.bias)
 
@@ -218,7 +218,8 @@ class ProgramView:
         return Unwinder(self.runtime).iter_source_frames(stack, wrappers=False)
 
 
-def _load_bias(binary: GoBinary, auxv: bytes) -> int:
+def load_bias(binary: GoBinary, auxv: bytes) -> int:
+    """Return what was added to the link-time addresses of *binary* in a process with that auxiliary vector."""
     for kind, value in _AUXV_ENTRY.iter_unpack(auxv[: len(auxv) - len(auxv) % _AUXV_ENTRY.size]):
         if kind == _AT_ENTRY:
             return binary.elf.load_bias(value)
