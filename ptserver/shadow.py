@@ -10,7 +10,8 @@ here, each with its reason:
 - vmsplice would lend pages of this process to a pipe;
 - socket options that lead to further memory (filters), or leave the kernel pages of a buffer that is used again
   (MSG_ZEROCOPY): EOPNOTSUPP;
-- the memory of a process is not opened (`ptserver.shadow_memory`);
+- what this process has for itself is not opened, nor copied by pidfd_getfd (`ptserver.shadow_memory`);
+- prctl would change this process in other ways than the program's;
 - a call that changes credentials changes those of one thread: idle threads are given up, so that new ones have
   the new credentials.
 
@@ -34,7 +35,7 @@ from ptserver.shadow_descriptors import Descriptors
 from ptserver.shadow_events import Ask
 from ptserver.shadow_exec import execute_program
 from ptserver.shadow_limits import Limits
-from ptserver.shadow_memory import OPENS, withhold_memory
+from ptserver.shadow_memory import OPENS, OwnThings
 from ptserver.shadow_signals import ShadowSignals
 from ptserver.shadow_waiting import Args, Waiting
 from ptserver.shadow_workers import Work
@@ -59,6 +60,8 @@ _CHANGES_CREDENTIALS = frozenset(
     "setuid setgid setreuid setregid setresuid setresgid setfsuid setfsgid setgroups capset".split()
 )
 _OPENS_SIGNALS = frozenset({"signalfd", "signalfd4"})
+#: PR_[GS]ET_PDEATHSIG, PR_[GS]ET_CHILD_SUBREAPER: others are about this process, its memory and its rights.
+_OPTIONS_OF_PROCESSES = frozenset({1, 2, 36, 37})
 _LIMITS = frozenset({"getrlimit", "setrlimit", "prlimit64"})
 _CLOSE_RANGE_CLOEXEC = 4
 _SENDS_MESSAGES = frozenset({"sendmsg", "sendmmsg"})
@@ -102,6 +105,7 @@ class Shadow:
         self._descriptors = descriptors
         self._signals = signals
         self._limits = Limits(descriptors)
+        self._own = OwnThings(descriptors.program_limit)
         self._waiting = Waiting()
         self._log = log
         self._credentials_changed = credentials_changed
@@ -155,6 +159,10 @@ class Shadow:
             return 0, errno.EBADF, {}
         if name in _OPTION_CALLS and (args[1] & 0xFFFFFFFF, args[2] & 0xFFFFFFFF) in _BOUND_OPTIONS:
             return 0, errno.EOPNOTSUPP, {}
+        if name == "prctl" and args[0] & 0xFFFFFFFF not in _OPTIONS_OF_PROCESSES:
+            return 0, errno.EINVAL, {}
+        if name == "pidfd_getfd" and args[1] & 0xFFFFFFFF >= self._descriptors.program_limit:
+            return 0, errno.EBADF, {}
         if name == "mmap":
             return self._keep_mapped(args[4] & 0xFFFFFFFF)
         for index in self._path_indexes(row):
@@ -173,7 +181,7 @@ class Shadow:
             self._credentials_changed()
         elif name in _OPENS_SIGNALS and not executed[1]:
             self._signals.leave_to_program(int.from_bytes(ins.get(1, b"")[:8], "little"))
-        return withhold_memory(executed) if name in OPENS else executed
+        return self._own.withhold(executed) if name in OPENS else executed
 
     def asking(self, row: Syscall, args: Args, ins: dict[int, bytes], outs: dict[int, int]) -> Ask | None:
         """Return what makes a call that waits for events if there are some, else gives None; None for other calls."""
@@ -199,7 +207,7 @@ class Shadow:
         if self._is_ours(row, args, ins):
             return lambda: (0, errno.EBADF, {})
         if row.name in OPENS:
-            return lambda: withhold_memory(execute(row, args, ins, outs))
+            return lambda: self._own.withhold(execute(row, args, ins, outs))
         if row.name in _WAIT_OPTIONS:
             args = _for_any_child(args, _WAIT_OPTIONS[row.name])
         return lambda: execute(row, args, ins, outs)

@@ -1,10 +1,13 @@
-"""Keeps a program from the memory of its own shadow, which the kernel lets every process open as its own.
+"""Keeps a program from what its shadow has for itself: its memory, and its own pipes and files in memory.
 
-For another user than root the kernel denies it, since a session's process is not dumpable (`ptserver.confine`). For
-root, what was opened is looked at before the program hears of it, and closed if it is the memory of a process.
-Source: proc_pid_mem(5); fs/proc/base.c.
+The kernel lets every process open these as its own, below /proc. Memory is denied by it to another user than root,
+since a session's process is not dumpable (`ptserver.confine`). What else was opened is looked at before the program
+hears of it, and closed if it is none of the program's.
+
+Source: proc_pid_mem(5), proc_pid_fd(5); fs/proc/base.c.
 """
 
+import contextlib
 import ctypes
 import errno
 import os
@@ -22,19 +25,56 @@ _MEM_MODE = 0o600  # that of /proc/PID/mem, and of no other file there that can 
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def withhold_memory(executed: Executed) -> Executed:
-    """Return what became of a call of `OPENS`, or EACCES if it has opened the memory of a process."""
-    fd, failure, _ = executed
-    if failure or not _is_memory(fd):
-        return executed
-    os.close(fd)
-    return 0, errno.EACCES, {}
+class OwnThings:
+    """Knows what belongs to this process. first: the lowest number of its own descriptors."""
+
+    def __init__(self, first: int) -> None:
+        self._first = first
+        self._devices = _nameless_devices()
+
+    def withhold(self, executed: Executed) -> Executed:
+        """Return what became of a call of `OPENS`, or EACCES if it has opened something of this process's own."""
+        fd, failure, _ = executed
+        if failure:
+            return executed
+        status = os.fstat(fd)
+        if os.major(status.st_dev):
+            return executed  # neither proc nor pipes nor memory: their devices have the major number 0
+        if status.st_dev in self._devices:
+            is_own = self._has((status.st_dev, status.st_ino))
+        else:
+            is_own = stat.S_ISREG(status.st_mode) and _is_memory(fd, status)
+        if not is_own:
+            return executed
+        os.close(fd)
+        return 0, errno.EACCES, {}
+
+    def _has(self, identity: tuple[int, int]) -> bool:
+        """Whether a descriptor of our own is open on the file of that device and number."""
+        try:
+            numbers = [int(name) for name in os.listdir("/proc/self/fd")]
+        except OSError:  # there is no /proc at its place, so nobody knows
+            return True
+        for number in numbers:
+            if number >= self._first:
+                with contextlib.suppress(OSError):  # that of the listing itself is closed
+                    status = os.fstat(number)
+                    if identity == (status.st_dev, status.st_ino):
+                        return True
+        return False
 
 
-def _is_memory(fd: int) -> bool:
-    status = os.fstat(fd)
-    if os.major(status.st_dev) or not stat.S_ISREG(status.st_mode):
-        return False  # proc's device has the major number 0
+def _nameless_devices() -> frozenset[int]:
+    """Return the devices of pipes and of files in memory, which are only opened again below /proc."""
+    reading, writing = os.pipe()
+    memory = os.memfd_create("ptserver", os.MFD_CLOEXEC)
+    devices = frozenset(os.fstat(fd).st_dev for fd in (reading, memory))
+    for fd in (reading, writing, memory):
+        os.close(fd)
+    return devices
+
+
+def _is_memory(fd: int, status: os.stat_result) -> bool:
     statfs = ctypes.create_string_buffer(_STATFS_BYTES)
     if _libc.fstatfs(fd, statfs) or int.from_bytes(statfs.raw[:8], "little") != _PROC_SUPER_MAGIC:
         return False

@@ -186,6 +186,13 @@ def test_h4_a_session_has_its_own_descriptors_alone(tmp_path: Path) -> None:
             for name in ("read", "dup", "fstat") if number not in own else ():
                 result = second.call(name, number, 1, 100, outs={1: 144} if name != "dup" else {})
                 assert result.errno == errno.EBADF, (number, name)
+        for shadow in session_processes(server):
+            pidfd = second.call("pidfd_open", shadow, 0)
+            for number in [*range(limit, limit + 256)] if not pidfd.errno else ():
+                copied = second.call("pidfd_getfd", pidfd.value, number, 0)
+                assert copied.errno in (errno.EBADF, errno.EPERM), number
+            for number in range(limit, limit + 40):
+                assert open_errno(second, f"/proc/self/fd/{number}", os.O_RDWR) != 0, number
         for pid in {*children(server.zygote), *session_processes(server)}:
             for path in (f"/proc/{pid}/fd/{fd}", f"/proc/{pid}/cwd/x", f"/proc/{pid}/environ"):
                 failure = open_errno(second, path)
@@ -205,6 +212,9 @@ def test_h5_no_memory_of_any_process_can_be_opened() -> None:
                 for flags in (os.O_RDONLY, os.O_RDWR):
                     assert open_errno(second, f"/proc/{pid}/{name}", flags) in (errno.EACCES, errno.EPERM)
         assert open_errno(second, "/proc/self/mem", os.O_RDWR) == errno.EACCES
+        for option in range(80):
+            if option not in (1, 2, 36, 37):  # what a session is told of its processes' ends
+                assert second.call("prctl", option, 1, 0, 0, 0).errno == errno.EINVAL
         second.exit()
         first.exit()
 
