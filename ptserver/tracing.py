@@ -22,6 +22,7 @@ from typing import Literal
 from goabi.errors import GoAbiError
 from ptserver.errors import PtServerError
 from ptserver.host_signals import HostSignals, is_passed_on
+from ptserver.proc_status import ThreadNumbers
 from ptserver.tracelog.batch import CallBatch
 from ptserver.tracelog.events import ExitEvent, LossEvent, TraceSink
 from ptserver.tracelog.output import complain_on_stderr
@@ -295,6 +296,7 @@ class _RingTrace:
         self._poll = select.poll()
         self._poll.register(signals.fileno(), select.POLLIN)
         self._exe = exe_identity(ring.pid)
+        self._numbers = ThreadNumbers(ring.pid)
         if frames is not None:
             frames.load_bias = ring.site.load_bias
 
@@ -357,7 +359,10 @@ class _RingTrace:
         while True:
             batch = self._ring.read_batch(final=final)
             if batch is not None:
-                self._sink.calls(CallBatch(self._wanted.select(batch), self._frames))
+                selected = self._wanted.select(batch)
+                if self._numbers:
+                    selected.tids = list(map(self._numbers.outer, selected.tids))
+                self._sink.calls(CallBatch(selected, self._frames))
             if not (final and batch):
                 break
         if self._ring.lost > self._lost:

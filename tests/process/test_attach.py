@@ -1,6 +1,7 @@
 """`ptserver attach` on running programs: what it says of them, what it leaves behind, and on a real terminal."""
 
 import contextlib
+import json
 import os
 import re
 import signal
@@ -41,6 +42,15 @@ def by_goid(taken: Snapshot) -> dict[int, GoroutineUse]:
     return {use.goid: use for use in taken.top}
 
 
+def snapshot_with_cpu(goid: int, pid: int) -> Snapshot:
+    """A snapshot in which a goroutine was seen running: on a busy machine there may be few samples in one."""
+    for _ in range(6):
+        taken = snapshot(str(pid))
+        if by_goid(taken)[goid].recent.cpu_ns:
+            return taken
+    raise AssertionError(f"goroutine {goid} is never seen running")
+
+
 def untouched(pid: int) -> dict[str, object]:
     return traces_of(pid, find_site(pid))
 
@@ -49,7 +59,7 @@ def test_what_goroutines_use() -> None:
     with working() as worker:
         before = worker.report()
         clean = untouched(worker.pid)
-        taken = snapshot(str(worker.pid))
+        taken = snapshot_with_cpu(worker.goids["a"], worker.pid)
         after = worker.report()
         assert untouched(worker.pid) == clean
         uses = by_goid(taken)
@@ -58,7 +68,6 @@ def test_what_goroutines_use() -> None:
         assert reader.recent.read_bytes == 1000 * reader.recent.calls
         assert reader.recent == reader.total
         assert re.fullmatch(r"main\.main main\.go:\d+", reader.site)
-        assert uses[worker.goids["a"]].recent.cpu_ns > 0
         blocked = uses[worker.goids["blocked"]]
         assert (blocked.state, blocked.reason) == ("waiting", "select (no cases)")
         assert blocked.recent.cpu_ns == blocked.recent.calls == 0
@@ -351,3 +360,62 @@ def test_ends_while_it_is_attached_to(seconds: float) -> None:
     assert err.count("\n") <= 1
     assert "Traceback" not in err
     assert err if attach.returncode else decode(out.splitlines()[-1].encode()).ended
+
+
+@contextlib.contextmanager
+def in_a_pid_namespace() -> Iterator[tuple[Worker, int]]:
+    """Run the fixture where it knows other numbers of its threads than we do; give it, and its pid here."""
+    pipe = subprocess.PIPE
+    command = ["unshare", "--pid", "--fork", "--kill-child", build("goroutine_work")]
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as process:
+        try:
+            worker = Worker(process)
+            children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
+            yield worker, int(children.split()[0])
+        finally:
+            process.kill()
+
+
+@needs_root
+def test_another_pid_namespace() -> None:
+    """Threads are told by their numbers here, and goroutines are found."""
+    with in_a_pid_namespace() as (worker, pid):
+        clean = untouched(pid)
+        uses = by_goid(snapshot_with_cpu(worker.goids["a"], pid))
+        assert uses[worker.goids["reader"]].recent.calls > 0
+        assert Path(f"/proc/{pid}/task/{uses[1].tid}").exists()
+        command = ["ptserver", "trace", "-q", "--json", "-e", "read", str(pid)]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as trace:
+            assert trace.stderr is not None
+            trace.stderr.readline()
+            call = json.loads(trace.stderr.readline())
+            trace.send_signal(signal.SIGINT)
+            trace.communicate(timeout=30)
+        assert call["goid"] == worker.goids["reader"]
+        assert Path(f"/proc/{pid}/task/{call['tid']}").exists()
+        assert untouched(pid) == clean
+
+
+FREEZER = Path("/sys/fs/cgroup/freezer")
+
+
+@pytest.mark.skipif(not os.access(FREEZER, os.W_OK), reason="needs a freezer of version 1")
+def test_a_frozen_one_is_given_up_in_time_and_undisturbed() -> None:
+    group = FREEZER / f"ptserver-test-{os.getpid()}"
+    with working() as worker:
+        clean = untouched(worker.pid)
+        group.mkdir()
+        try:
+            (group / "cgroup.procs").write_text(str(worker.pid))
+            (group / "freezer.state").write_text("FROZEN")
+            while "FROZEN" not in (group / "freezer.state").read_text():
+                pass
+            status, message = refusal("attach", "--once", str(worker.pid))
+            assert status == 77
+            assert "does not stop" in message
+        finally:
+            (group / "freezer.state").write_text("THAWED")
+            (FREEZER / "cgroup.procs").write_text(str(worker.pid))
+            group.rmdir()
+        worker.report()
+        assert untouched(worker.pid) == clean
