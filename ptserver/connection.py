@@ -59,6 +59,7 @@ Stream: TypeAlias = "socket.socket | TlsStream"
 HIGH_WATER_BYTES = 4 << 20
 
 _LINGER_SECONDS = 1.0
+_COMPACT_BYTES = 4 << 20
 _JSON = Codec("json")
 #: How an alert and a handshake of TLS begin; as a frame's size that would be too much.
 _TLS_RECORDS = (b"\x15\x03", b"\x16\x03")
@@ -71,6 +72,7 @@ class Connection(Generic[T]):
         "_buffer",
         "_decode",
         "_decoder",
+        "_gone",
         "_lost",
         "_out",
         "_put_back",
@@ -102,6 +104,7 @@ class Connection(Generic[T]):
         self._buffer = bytearray(RECEIVE_BYTES)
         self._view = memoryview(self._buffer)
         self._out = bytearray()
+        self._gone = 0  # bytes of _out that have been sent
         self._lost = False
         self._put_back: list[T] = []
         sock.setblocking(False)
@@ -118,7 +121,7 @@ class Connection(Generic[T]):
     @property
     def pending_bytes(self) -> int:
         """How many bytes wait to be sent."""
-        return len(self._out)
+        return len(self._out) - self._gone
 
     @property
     def wants_write(self) -> bool:
@@ -128,7 +131,7 @@ class Connection(Generic[T]):
     @property
     def congested(self) -> bool:
         """Whether so much waits to be sent that no more work should be taken on."""
-        return len(self._out) >= HIGH_WATER_BYTES
+        return len(self._out) - self._gone >= HIGH_WATER_BYTES
 
     def receive(self) -> list[T]:
         """Return the messages that have come, by one read of the socket; none if nothing is there.
@@ -193,20 +196,26 @@ class Connection(Generic[T]):
         If the peer is gone, what is queued is dropped: the next :meth:`receive` returns what it said last,
         and then raises ConnectionLostError.
         """
-        if not self._out:
+        left = len(self._out) - self._gone
+        if not left:
             return True
         try:
-            count = self._sock.send(self._out)
+            with memoryview(self._out) as view:
+                count = self._sock.send(view[self._gone :])
         except BlockingIOError:
             return False
         except OSError:
             self._lost = True
-            count = len(self._out)
+            count = left
         self.sent_bytes += count
-        if count == len(self._out):
+        self._gone += count
+        if count == left:
             self._out.clear()
+            self._gone = 0
             return True
-        del self._out[:count]
+        if self._gone > _COMPACT_BYTES:  # moving what is left costs as much as sending it
+            del self._out[: self._gone]
+            self._gone = 0
         return False
 
     def drain(self, timeout: float) -> bool:

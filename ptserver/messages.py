@@ -66,6 +66,7 @@ VariableName = Annotated[str, Meta(min_length=1, max_length=255)]
 VariableSize = Annotated[int, Meta(ge=0, le=1 << 20)]
 VariableBytes = Annotated[bytes, Meta(max_length=1 << 20)]
 AtomicOperand = Annotated[bytes, Meta(max_length=16)]
+Stat = Annotated[bytes, Meta(max_length=256)]
 Registers = tuple[U64, U64, U64, U64, U64, U64]
 Strings = Annotated[
     tuple[Annotated[bytes, Meta(max_length=MAX_ENVIRONMENT_ENTRY_BYTES)], ...],
@@ -238,7 +239,7 @@ class Hello(Message, frozen=True):
 
     versions: protocol versions that the host speaks; codecs: those it speaks, best first; streams: which of
     the standard streams the host will carry (the others are /dev/null); terminal: set if they are a terminal;
-    token: the secret that the server wants, or empty.
+    token: the secret that the server wants, or empty; ahead: whether the host knows `Ahead`.
     """
 
     versions: Annotated[tuple[Annotated[int, Meta(ge=1, le=65535)], ...], Meta(min_length=1, max_length=64)]
@@ -249,6 +250,7 @@ class Hello(Message, frozen=True):
     token: LongText = ""
     streams: Annotated[tuple[StreamId, ...], Meta(max_length=3)] = (0, 1, 2)
     terminal: Terminal | None = None
+    ahead: bool = False
 
 
 class Welcome(Message, frozen=True):
@@ -262,7 +264,10 @@ class Welcome(Message, frozen=True):
     touch resources. environment: the program's, as ``NAME=VALUE``, or null for the host's own. goroutines:
     whether the server wants to know which goroutine makes each call. argv: the program's arguments, if the server
     has offered it, else null. pid: the process id that the program has at the server and is told, or 0 if it keeps
-    that of its process at the host. memory: whether the server keeps remote variables (`MemoryDeclare`).
+    that of its process at the host. memory: whether the server keeps remote variables (`MemoryDeclare`). ahead: the
+    server may send `Ahead`, and does not mind calls that the host makes by itself, to have their answers before the
+    program wants them; only if the hello says so too. streams: those of the program's standard streams that are no
+    files, so that writing to them changes none.
     """
 
     version: Annotated[int, Meta(ge=1, le=65535)]
@@ -281,6 +286,8 @@ class Welcome(Message, frozen=True):
     argv: Strings | None = None
     pid: ThreadId = 0
     memory: bool = False
+    ahead: bool = False
+    streams: Annotated[tuple[StreamId, ...], Meta(max_length=3)] = ()
 
 
 class Refused(Message, frozen=True):
@@ -305,7 +312,8 @@ class Syscall(Message, frozen=True):
     many bytes it may fill. The buffers of all ins, and those of all outs, hold at most 8 MiB together: the
     host shortens longer reads and writes, as the kernel may. goid: the goroutine that makes it, if the welcome
     asks for it and it is known, else 0.
-    A call that the server does not know is answered with ENOSYS.
+    A call that the server does not know is answered with ENOSYS. posted: the host has answered the call itself, as it
+    will go; the server makes it in its turn, and sends no result. Only if the welcome says `ahead`.
     ``clone``, ``fork`` and ``vfork`` return the id of a process that the server has made; the host makes its own
     copy when it has the result. ``execve`` and ``execveat`` return only if they fail; otherwise `Executed` comes.
     """
@@ -318,6 +326,7 @@ class Syscall(Message, frozen=True):
     ins: Buffers = {}
     outs: Capacities = {}
     goid: U64 = 0
+    posted: bool = False
 
 
 class Result(Message, frozen=True):
@@ -333,6 +342,41 @@ class Result(Message, frozen=True):
     errno: Errno = 0
     outs: Buffers = {}
     proceed: bool = False
+
+
+class Listed(msgspec.Struct, frozen=True):
+    """What getdents64 with room for *size* bytes gives next; *position* is the folder's offset after it."""
+
+    size: Annotated[int, Meta(ge=0, le=MAX_TRANSFER_BYTES)]
+    data: Blob
+    position: S64
+
+
+class Named(msgspec.Struct, frozen=True):
+    """What newfstatat gives for the entry *name* of a folder, without following a link."""
+
+    name: Annotated[bytes, Meta(max_length=255)]
+    stat: Stat
+
+
+class Ahead(Message, frozen=True):
+    """Server to host, just before the result of the openat *id*: answers to the calls that may follow.
+
+    Only if the welcome says so. The call has opened a regular file or a folder for reading, and this is how it was
+    just then. flags: what F_GETFL gives; stat: what fstat fills. Of a file: *data*, its beginning, and *end*, whether
+    that is all of it. Of a folder: *listing*, what getdents64 gives, in order, and *names*, attributes of entries.
+    The host may use these answers for a second, until the program makes a call that could change them or that could
+    tell it that they have changed.
+    """
+
+    id: RequestId
+    flags: U64
+    stat: Stat
+    folder: bool = False
+    data: Blob = b""
+    end: bool = False
+    listing: Annotated[tuple[Listed, ...], Meta(max_length=64)] = ()
+    names: Annotated[tuple[Named, ...], Meta(max_length=4096)] = ()
 
 
 class Observed(Message, frozen=True):
@@ -721,6 +765,7 @@ ToHost = (
     Offer
     | Welcome
     | Refused
+    | Ahead
     | Result
     | MemoryResult
     | StreamData

@@ -151,6 +151,7 @@ def _hello(offer: Offer) -> Hello:
         machine=this_machine(),
         program=Program.shown(executable.name, (executable.name,), build_id=executable.build_id[:255]),
         streams=(),
+        ahead=True,
     )
 
 

@@ -26,7 +26,9 @@ _OF_WATCHERS: tuple[type[Message], ...] = tuple(
 _PARTS: tuple[type[msgspec.Struct], ...] = (
     messages.Executable,
     messages.GoroutineUse,
+    messages.Listed,
     messages.Machine,
+    messages.Named,
     messages.Program,
     messages.SessionFacts,
     messages.Terminal,

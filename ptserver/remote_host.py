@@ -28,8 +28,10 @@ from ptserver.host import Host, ThreadChange
 from ptserver.host_signals import HostSignals
 from ptserver.host_telling import HostTelling
 from ptserver.keepalive import DEFAULT_SECONDS, KeepAlive
+from ptserver.known_files import KnownFiles
 from ptserver.memory_stores import StoreLostError
 from ptserver.messages import (
+    Ahead,
     Cancel,
     Executed,
     Exited,
@@ -133,6 +135,17 @@ class RemoteHost(Host):
         self._held: list[ToHost] = []
         self._patience_seconds = keepalive_seconds
         self._telling = HostTelling(self, self._loop, connection, lambda: self.lost is None)
+        self._known: KnownFiles | None = None
+        if welcome.ahead:
+            self._known = KnownFiles(
+                self.pid,
+                welcome.pid or self.pid,
+                welcome.streams,
+                connection.send,
+                self._answer,
+                self._make,
+                lambda: next(self._ids),
+            )
         self._goodbye = False
         self._congested = False
         self._all_sent = True
@@ -206,16 +219,26 @@ class RemoteHost(Host):
             self._forward(call)
 
     def _forward(self, call: PendingCall) -> None:
-        """Have the server make *call*."""
-        if not self._mappings.serve(call):
-            assert call.row is not None
-            args, ins, outs, *_ = call.gathered
-            self._in_flight[call.id] = call
-            self._connection.send(
-                Syscall(call.id, call.tid, call.process.id, call.row.name, args, ins, outs, call.goid)
-            )
+        """Have the server make *call*, unless its answer is known."""
+        if self._mappings.serve(call):
+            return
+        if self._known is not None and self._known.serve(call):
+            self._loop.expect()  # the next call
+        else:
+            self._make(call)
+
+    def _make(self, call: PendingCall) -> None:
+        """Have the session make *call*."""
+        assert call.row is not None
+        args, ins, outs, *_ = call.gathered
+        self._in_flight[call.id] = call
+        self._connection.send(
+            Syscall(call.id, call.tid, call.process.id, call.row.name, args, ins, outs, call.goid)
+        )
 
     def _abandon(self, call: PendingCall) -> None:
+        if self._known is not None and self._known.abandon(call):
+            return
         if self._in_flight.get(call.id) is call:
             self._in_flight[call.id] = None
             self._tell(Cancel(call.id))
@@ -232,6 +255,8 @@ class RemoteHost(Host):
     def _ask(self, asked: Asked, take: Callable[[Result], None]) -> None:
         """Have the server make a call, and give its result to *take*; nothing comes after the connection was lost."""
         call = asked.call
+        if self._known is not None:
+            self._known.forget()
         call_id, tid = (next(self._ids), asked.process.pid) if call is None else (call.id, call.tid)
         self._asked[call_id] = take
         _, name, args, ins, outs, _ = asked
@@ -313,6 +338,9 @@ class RemoteHost(Host):
         if type(message) is Result:
             self._take_result(message)
             return
+        if type(message) is Ahead and self._known is not None:
+            self._known.take_ahead(message)
+            return
         self._streams_changed = True
         match message:
             case StreamData():
@@ -353,9 +381,13 @@ class RemoteHost(Host):
         try:
             call = self._in_flight.pop(result.id)
         except KeyError:
+            if self._known is not None and self._known.take_own(result):
+                return
             raise ProtocolError(f"the server answered call {result.id}, which nobody made") from None
         if call is None:
             return
+        if self._known is not None:
+            self._known.heard(call, result)
         if (
             self._children is not None
             and call.row is not None

@@ -31,7 +31,8 @@ class RunOptions:
     spread: the hosts that are to execute it together with this one; place: the name of the policy by which its
     threads move. engine: what executes it, unless it is *emulated*: ``native``, ``step``, or ``auto``, which emulates
     programs of other architectures. remote: the variables that are to be remote; remote_trace: the file for a log of
-    accesses to them, ``-`` for stderr. rules: what is local though the server is at an address.
+    accesses to them, ``-`` for stderr. rules: what is local though the server is at an address. sync: have each call
+    made when the program makes it, and no other.
     """
 
     program: str
@@ -53,6 +54,7 @@ class RunOptions:
     remote: Wanted | None = None
     remote_trace: str | None = None
     rules: "Rules | None" = None
+    sync: bool = False
 
     @property
     def is_plain(self) -> bool:

@@ -9,6 +9,7 @@ Not trusted: the host, as far as its messages go; it does execute the program.
 
 import contextlib
 import os
+import stat
 import sys
 import time
 from typing import NoReturn
@@ -74,13 +75,18 @@ def run_elsewhere(
         if hello.machine.arch != native_arch():
             raise LaunchError(f"{options.on} is {hello.machine.arch}, this machine is {native_arch()}")
         answer = welcome(msgspec.structs.replace(hello, program=facts), version, codec, session_id, config)
-        return msgspec.structs.replace(answer, argv=tuple(options.argv))
+        return msgspec.structs.replace(
+            answer,
+            argv=tuple(options.argv),
+            ahead=answer.ahead and not options.sync,
+            streams=tuple(number for number in (0, 1, 2) if number in present and _is_stream(number)),
+        )
 
     stream, token_of_keys = reach(options.on, options.keys, descriptors.keep)
     token = read_token(options.token_file) or token_of_keys
     send_offer(stream, Offer((PROTOCOL_VERSION,), CODECS, config.software, offered.executable, token))
     try:
-        hello, _, connection = server_handshake(stream, 10.0, choose)
+        hello, answer, connection = server_handshake(stream, 10.0, choose)
     except ConnectionLostError as error:
         raise ConnectionLostError(f"{options.on} does not take programs, or is gone: {error}") from error
     hello = msgspec.structs.replace(hello, program=facts)
@@ -94,6 +100,7 @@ def run_elsewhere(
         OwnStdio(),
         offered,
         keepalive_seconds=options.keepalive_seconds,
+        ahead=answer.ahead,
     )
     try:
         exited = loop.run()
@@ -108,6 +115,12 @@ def run_elsewhere(
     if exited.status is None:
         die_by(exited.signo)
     os._exit(128 + exited.signo if exited.status is None else exited.status)
+
+
+def _is_stream(fd: int) -> bool:
+    """Whether writing to a descriptor changes no file."""
+    mode = os.fstat(fd).st_mode
+    return stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or stat.S_ISCHR(mode)
 
 
 class _Progress:

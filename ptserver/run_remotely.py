@@ -61,6 +61,7 @@ def run_remotely(
             token=token or token_of_keys,
             streams=streams,
             terminal=terminal,
+            ahead=not options.sync and (rules is None or not rules.has_local),
         )
         welcome, connection = client_handshake(stream, hello)
     except (ConnectError, ConnectionLostError, KeysError, ProtocolError, RefusedError) as error:

@@ -12,6 +12,7 @@ from typing import NamedTuple, Protocol
 from ptserver.call import Call
 from ptserver.errors import ProtocolError
 from ptserver.execute import Executed
+from ptserver.foresight import LOOKED_AT, POSTED, Foresight
 from ptserver.gate import GATED, Gate
 from ptserver.messages import Cancel, Message, Observed, Result, Signal, Syscall
 from ptserver.outcomes import Delay, Done, Fail, OpenBytes, Outcome, Proceed, Return
@@ -73,7 +74,8 @@ class _InFlight(NamedTuple):
 class Calls:
     """Answers calls by *send*.
 
-    loop: where calls wait for events; copy: makes a descriptor of our own; gate: judges calls on sockets.
+    loop: where calls wait for events; copy: makes a descriptor of our own; gate: judges calls on sockets. foresight:
+    set if the host is to be told what it may ask next.
     """
 
     def __init__(
@@ -116,6 +118,7 @@ class Calls:
         self._watches_results = type(server).finished is not RuntimeServer.finished
         self._entries: dict[str, _Entry] = {}
         self._waiting: dict[int, _InFlight] = {}
+        self.foresight: Foresight | None = None
 
     def take_call(self, message: Syscall) -> None:
         """Answer a call, now or later.
@@ -123,6 +126,9 @@ class Calls:
         Raises:
             ProtocolError: one of the same id is in flight, or too many are.
         """
+        if message.posted:
+            self._make_posted(message)
+            return
         call_id = message.id
         entry = self._entry(message.name)
         if entry is None:
@@ -136,7 +142,8 @@ class Calls:
                 f"the host has {_MAX_WAITING} calls in flight, more than a program has threads"
             )
         if entry.method is None and not self._watches_results:
-            self._make(call_id, entry, None, None, message.args, message.ins, message.outs, message.pid)
+            if self.foresight is None or not self._make_looking_ahead(message, entry.row):
+                self._make(call_id, entry, None, None, message.args, message.ins, message.outs, message.pid)
             return
         call = Call(
             self._session,
@@ -284,6 +291,29 @@ class Calls:
             self._take_signals()  # it may have meant its own process, too, which must hear of that first
         if executed[1] == errno.EPIPE and row.may_wait and self._shadow.raises_sigpipe(row, args):
             self._send(Signal(signal.SIGPIPE, self._pid))  # this process ignores its own
+
+    def _make_looking_ahead(self, message: Syscall, row: Row) -> bool:
+        """Make a call whose result is to come with answers to others; return whether it is one that does not wait."""
+        args, ins, shadow = message.args, message.ins, self._shadow
+        if row.name not in LOOKED_AT or message.pid in self._elsewhere:
+            return False
+        if row.may_wait and shadow.may_wait(row, args, ins):
+            return False
+        executed = shadow.execute(row, args, ins, message.outs, message.pid)
+        assert self.foresight is not None
+        self.foresight.look(message, executed)
+        self._complete(message.id, None, None, executed)
+        return True
+
+    def _make_posted(self, message: Syscall) -> None:
+        """Make a call that the host has answered itself.
+
+        Raises:
+            ProtocolError: it may not.
+        """
+        if self.foresight is None or message.name not in POSTED or message.pid in self._elsewhere:
+            raise ProtocolError(f"the host answered {message.name!r} itself")
+        self._shadow.execute(SYSCALLS[message.name], message.args, message.ins, message.outs, message.pid)
 
     def _complete(
         self,

@@ -23,6 +23,7 @@ from ptserver.connection import Connection
 from ptserver.endings import exit_of
 from ptserver.errors import ConnectionLostError, ProtocolError, PtServerError, RefusedError
 from ptserver.file_transfer import OfferedFile
+from ptserver.foresight import Foresight
 from ptserver.gate import Gate
 from ptserver.keepalive import DEFAULT_SECONDS, KeepAlive
 from ptserver.messages import (
@@ -101,6 +102,7 @@ class SessionLoop:
         *,
         guard: socket.socket | None = None,
         keepalive_seconds: float = DEFAULT_SECONDS,
+        ahead: bool = False,
     ) -> None:
         """Make a session's state of this process's.
 
@@ -109,7 +111,7 @@ class SessionLoop:
         offered: the program, if this process offered it to its host: what belongs to this process, its descriptors
         and the signals that it is sent, is the program's then. gate: judges what its sockets do. variables: the
         remote ones of all sessions, if the welcome has `memory`. keepalive_seconds: how long the host may be silent,
-        0 for ever. watched_at: the Unix socket at which it can be watched.
+        0 for ever. watched_at: the Unix socket at which it can be watched. ahead: tell the host what it may ask next.
         """
         self._connection = connection
         self._send = connection.send
@@ -157,6 +159,8 @@ class SessionLoop:
             elsewhere=self._children,
         )
         self._children.answer_to(self._calls)
+        if ahead:
+            self._calls.foresight = Foresight(connection.send)
         self._ended = False
         self._connection_events = 0
         self._stdio_changed = True

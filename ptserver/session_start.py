@@ -23,6 +23,7 @@ from ptserver.confine import enter, limit
 from ptserver.confinement import UNCONFINED, Confinement
 from ptserver.connection import Connection, Stream, answer_hello, receive_hello, refuse, refused_for
 from ptserver.errors import ConnectionLostError, ProtocolError, PtServerError, RefusedError, UntrustedError
+from ptserver.foresight import may_work_ahead
 from ptserver.gate import Gate
 from ptserver.keepalive import DEFAULT_SECONDS
 from ptserver.messages import (
@@ -155,6 +156,7 @@ def _serve_host(
         guard=guard,
         variables=config.variables,
         keepalive_seconds=config.keepalive_seconds,
+        ahead=hello.ahead and may_work_ahead(config.server),
     )
     enter(config.confinement)
     loop.run()
@@ -227,6 +229,8 @@ def welcome(hello: Hello, version: int, codec: str, session_id: str, config: Ses
         pid=os.getpid(),
         memory=config.variables is not None,
         statistics_ms=round(server.statistics_seconds * 1000),
+        ahead=hello.ahead and may_work_ahead(server),
+        streams=(0, 1, 2),
     )
 
 

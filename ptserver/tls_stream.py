@@ -131,7 +131,7 @@ class TlsStream:
                 raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
         return count
 
-    def send(self, data: bytes | bytearray) -> int:
+    def send(self, data: bytes | bytearray | memoryview) -> int:
         """Send from the start of *data*; return how many bytes have gone out, at least 1.
 
         Bytes that are not told of as sent must come again at the start of the next *data*.

@@ -83,6 +83,12 @@ from ptserver.trace_options import TraceOptions
     metavar="PATH|env:NAME|...",
     help="Say which rule decides on that, and who serves it; run nothing. With --json as an object.",
 )
+@click.option(
+    "--sync",
+    is_flag=True,
+    help="Between machines, make each call when the program makes it: no reading ahead, and nothing is known for a "
+    "second; see docs/latency.md.",
+)
 @click.option("--argv0", metavar="NAME", help="What the program finds in argv[0], instead of PROGRAM.")
 @click.option("--stub", is_flag=True, hidden=True, help="The program's own stub calls: report as it would.")
 @click.option(
@@ -132,6 +138,7 @@ def run_command(
     remote_rules: tuple[str, ...],
     rules_file: str | None,
     explain: str | None,
+    sync: bool,
     argv0: str | None,
     stub: bool,
     engine: str,
@@ -228,6 +235,7 @@ def run_command(
                 remote,
                 remote_trace,
                 rules,
+                sync,
             )
         )
     )

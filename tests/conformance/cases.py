@@ -170,6 +170,8 @@ CASES = (
     ),
     Case("deepdirs", go("deepdirs")),
     Case("fileops", go("fileops")),
+    *(Case(f"ahead-{seed}", go("ahead"), (str(seed), "150")) for seed in range(1, 4)),
+    *(Case(f"ahead-{seed}", go("ahead"), (str(seed), "600"), heavy=True) for seed in range(4, 8)),
     Case("fifo", go("fifo")),
     Case("preempt", go("preempt"), heavy=True),
     Case("c-static", c("syscalls_c", "-static"), ("last",)),

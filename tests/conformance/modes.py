@@ -125,7 +125,9 @@ def announced(
             process.stdout.close()
 
 
-def _served(address_in: Callable[[Path], str], server: str = "passthrough") -> Start:
+def _served(
+    address_in: Callable[[Path], str], server: str = "passthrough", options: Sequence[str] = ()
+) -> Start:
     @contextlib.contextmanager
     def start(work: Path, env: Mapping[str, str], scratch: Path) -> Iterator[Place]:
         elsewhere = base_environment() | {"GREETING": "the stub host's", "ONLY_HERE": "yes"}
@@ -133,7 +135,7 @@ def _served(address_in: Callable[[Path], str], server: str = "passthrough") -> S
             address,
             _,
         ):
-            yield Place(("ptserver", "run", "--server", address), "/", elsewhere)
+            yield Place(("ptserver", "run", *options, "--server", address), "/", elsewhere)
 
     return start
 
@@ -214,7 +216,8 @@ _ON_HOST = frozenset(
     "environment notify panics-value kills-itself-SIGTERM terminated stdin-lines fileops terminal bigargs "
     "c-static".split()
 )
-_FOR_MACHINES = frozenset("environment tree fileops notify".split())
+_IN_SYNC = frozenset("tree fileops ahead-1 stdin".split())
+_FOR_MACHINES = frozenset("environment tree fileops notify ahead-2".split())
 
 NATIVE = Mode("native", True, _local())
 
@@ -225,6 +228,7 @@ MODES = (
     Mode("executing", True, _local(*_IN_PROCESS, "tests.conformance.servers:Executing")),
     Mode("answering", True, _local(*_IN_PROCESS, "tests.conformance.servers:Answering")),
     Mode("tcp", False, _served(_tcp)),
+    Mode("tcp-sync", False, _served(_tcp, options=("--sync",)), everyday=_IN_SYNC),
     Mode("unix", False, _served(_unix)),
     Mode("on-host", False, _on_host, without=frozenset({"killed"}), everyday=_ON_HOST),
     Mode("machines", False, _between_machines(0), cases=_FOR_MACHINES),

@@ -1,0 +1,210 @@
+"""Which calls are answered from what is known, which are posted, and what makes everything be forgotten."""
+
+import errno
+import itertools
+import os
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from ptserver.known_files import KnownFiles
+from ptserver.messages import Ahead, Listed, Message, Named, Result, Syscall
+from stepping.syscalls import SYSCALLS
+
+PID = 100
+AT_FDCWD = (1 << 64) - 100
+DATA = b"what the file begins with"
+STAT = (b"\0" * 24 + (0o100644).to_bytes(4, "little")).ljust(48, b"\0") + (len(DATA)).to_bytes(8, "little")
+STAT = STAT.ljust(144, b"\0")
+
+
+class Host:
+    """Stands for the host around KnownFiles; the session opens what it is told to open."""
+
+    def __init__(self) -> None:
+        self.sent: list[Message] = []
+        self.answers: dict[int, tuple[int, int, dict[int, bytes]]] = {}
+        self.made: list[str] = []
+        self._ids = itertools.count(1)
+        self._names: dict[int, Any] = {}
+        self.known = KnownFiles(
+            PID, PID, (0, 1, 2), self.sent.append, self._answer, self._make, lambda: next(self._ids)
+        )
+
+    def _answer(self, call: Any, value: int, error: int, outs: dict[int, bytes]) -> None:
+        self.answers[call.id] = (value, error, outs)
+
+    def _make(self, call: Any) -> None:
+        self.made.append(call.row.name)
+
+    def call(
+        self,
+        name: str,
+        *args: int,
+        ins: dict[int, bytes] | None = None,
+        outs: dict[int, int] | None = None,
+        pid: int = PID,
+    ) -> tuple[int, int, dict[int, bytes]] | None:
+        """Return the answer, or None if the call goes to the session, which then answers 0."""
+        call: Any = SimpleNamespace(
+            id=next(self._ids),
+            row=SYSCALLS[name],
+            process=SimpleNamespace(pid=pid),
+            args=(*args, *(0,) * (6 - len(args))),
+            gathered=SimpleNamespace(ins=ins or {}, outs=outs or {}),
+        )
+        if self.known.serve(call):
+            return self.answers.get(call.id, (-1, 0, {}))
+        self.known.heard(call, Result(call.id))
+        return None
+
+    def open(self, fd: int = 5, path: bytes = b"dir/file", **ahead: Any) -> int:
+        call: Any = SimpleNamespace(
+            id=next(self._ids),
+            row=SYSCALLS["openat"],
+            process=SimpleNamespace(pid=PID),
+            args=(AT_FDCWD, 1, os.O_RDONLY, 0, 0, 0),
+            gathered=SimpleNamespace(ins={1: path}, outs={}),
+        )
+        assert not self.known.serve(call)
+        self.known.take_ahead(Ahead(call.id, os.O_RDONLY, STAT, **(ahead or {"data": DATA, "end": True})))
+        self.known.heard(call, Result(call.id, fd))
+        return fd
+
+    def read(self, size: int, fd: int = 5) -> bytes | None:
+        answer = self.call("read", fd, 1, size, outs={1: size})
+        return None if answer is None or answer[0] < 0 else answer[2].get(1, b"")
+
+    def posted(self) -> list[tuple[str, tuple[int, ...]]]:
+        posted = [(m.name, m.args) for m in self.sent if isinstance(m, Syscall) and m.posted]
+        self.sent.clear()
+        return posted
+
+
+@pytest.fixture
+def host() -> Host:
+    return Host()
+
+
+def test_a_small_file_is_read_without_asking(host: Host) -> None:
+    host.open()
+    assert host.call("fcntl", 5, 3) == (os.O_RDONLY, 0, {})
+    assert host.call("fcntl", 5, 4, os.O_NONBLOCK) == (0, 0, {})
+    assert host.call("epoll_ctl", 9, 1, 5) == (0, errno.EPERM, {})
+    assert host.call("fcntl", 5, 3) == (os.O_NONBLOCK, 0, {})
+    assert host.call("fstat", 5, 1, outs={1: 144}) == (0, 0, {1: STAT})
+    assert host.read(10) == DATA[:10]
+    assert host.call("pread64", 5, 1, 4, 2, outs={1: 4}) == (4, 0, {1: DATA[2:6]})
+    assert host.call("lseek", 5, (1 << 64) - 5, os.SEEK_CUR) == (5, 0, {})
+    assert host.read(100) == DATA[5:]
+    assert host.read(100) == b""
+    assert host.call("close", 5) == (0, 0, {})
+    assert host.posted() == [("fcntl", (5, 4, os.O_NONBLOCK, 0, 0, 0)), ("close", (5, 0, 0, 0, 0, 0))]
+
+
+def test_the_session_knows_the_offset_before_it_makes_another_call(host: Host) -> None:
+    host.open()
+    host.read(7)
+    host.read(2)
+    assert host.call("getuid") is None
+    assert host.posted() == [("lseek", (5, 9, 0, 0, 0, 0))]
+    assert host.call("getuid") is None
+    assert host.posted() == []
+
+
+QUIET = ["getuid", "readlinkat", "epoll_create1"]
+CHANGING = ["unlinkat", "renameat2", "pwrite64", "ftruncate"]
+
+
+@pytest.mark.parametrize("name", QUIET)
+def test_quiet_calls_leave_everything_known(host: Host, name: str) -> None:
+    host.open()
+    assert host.call(name, 9) is None
+    assert host.read(4) == DATA[:4]
+
+
+def test_writing_to_what_is_no_file_is_quiet(host: Host) -> None:
+    host.open()
+    assert host.call("write", 1, 1, 5, ins={1: b"hello"}) is None
+    assert host.read(4) == DATA[:4]
+    assert host.call("dup2", 9, 1) is None
+    host.open()
+    assert host.call("write", 1, 1, 5, ins={1: b"hello"}) is None
+    assert host.read(4) is None, "1 may be a file now"
+
+
+@pytest.mark.parametrize("name", [*CHANGING, "write", "read", "recvfrom", "wait4"])
+def test_other_calls_make_contents_be_asked_for_again(host: Host, name: str) -> None:
+    host.open()
+    assert host.read(4) == DATA[:4]
+    if name in ("read", "recvfrom", "wait4"):
+        call: Any = SimpleNamespace(
+            id=1000, row=SYSCALLS[name], process=SimpleNamespace(pid=PID), args=(8, 1, 10, 0, 0, 0),
+            gathered=SimpleNamespace(ins={}, outs={1: 10}),
+        )  # fmt: skip
+        assert not host.known.serve(call)
+        assert host.call("fstat", 5, 1, outs={1: 144}) is not None, "it has not returned yet"
+        host.known.heard(call, Result(1000, 3))
+    else:
+        assert host.call(name, 8) is None
+    assert host.call("fstat", 5, 1, outs={1: 144}) is None
+    host.sent.clear()
+    assert host.read(4) is None
+    (asked,) = host.sent
+    assert isinstance(asked, Syscall)
+    assert (asked.name, asked.args[0], asked.args[3]) == ("pread64", 5, 4)
+    host.known.take_own(Result(asked.id, 6, 0, {1: b"better"}))
+    assert list(host.answers.values())[-1] == (4, 0, {1: b"bett"})
+
+
+@pytest.mark.parametrize(
+    "name", ["dup", "dup3", "sendmsg", "sendfile", "ioctl", "clone", "execve", "close_range"]
+)
+def test_what_may_share_an_offset_makes_descriptors_be_forgotten(host: Host, name: str) -> None:
+    host.open()
+    host.read(3)
+    assert host.call(name, 5) is None
+    assert host.posted() == [("lseek", (5, 3, 0, 0, 0, 0))]
+    assert host.call("read", 5, 1, 4, outs={1: 4}) is None
+    assert host.call("close", 5) is None
+
+
+def test_another_process_makes_everything_be_forgotten(host: Host) -> None:
+    host.open()
+    assert host.call("read", 5, 1, 4, outs={1: 4}, pid=PID + 1) is None
+    assert host.call("read", 5, 1, 4, outs={1: 4}) is None
+
+
+def test_a_folder_is_listed_and_its_entries_known(host: Host) -> None:
+    listing = (Listed(8192, b"first", 77), Listed(8192, b"", 77))
+    names = (Named(b"file", STAT),)
+    host.open(6, b"dir", folder=True, listing=listing, names=names)
+    assert host.call("getdents64", 6, 1, 8192, outs={1: 8192}) == (5, 0, {1: b"first"})
+    assert host.call("getdents64", 6, 1, 8192, outs={1: 8192}) == (0, 0, {})
+    for dirfd, path in ((AT_FDCWD, b"dir/file"), (6, b"file")):
+        assert host.call("newfstatat", dirfd, 1, 1, 0x100, ins={1: path}, outs={2: 144}) == (0, 0, {2: STAT})
+    assert host.call("newfstatat", AT_FDCWD, 1, 1, 0x100, ins={1: b"dir/other"}, outs={2: 144}) is None
+    assert host.call("newfstatat", AT_FDCWD, 1, 1, 0x100, ins={1: b"file"}, outs={2: 144}) is None
+    assert host.call("unlinkat", 9) is None
+    assert host.call("newfstatat", 6, 1, 1, 0x100, ins={1: b"file"}, outs={2: 144}) is None
+
+
+def test_a_folder_is_read_on_by_the_session_where_no_more_is_known(host: Host) -> None:
+    host.open(6, b"dir", folder=True, listing=(Listed(8192, b"first", 77),))
+    assert host.call("getdents64", 6, 1, 8192, outs={1: 8192}) == (5, 0, {1: b"first"})
+    assert host.call("getdents64", 6, 1, 8192, outs={1: 8192}) is None
+    assert host.posted() == [("lseek", (6, 77, 0, 0, 0, 0))]
+
+
+def test_a_read_that_fails_is_made_as_it_is(host: Host) -> None:
+    host.open(data=b"", end=False)
+    assert host.read(4) is None
+    (asked,) = host.sent
+    assert isinstance(asked, Syscall)
+    assert host.known.take_own(Result(asked.id, 0, errno.EIO))
+    assert host.made == ["read"]
+
+
+def test_an_answer_that_nobody_asked_for_is_told(host: Host) -> None:
+    assert not host.known.take_own(Result(99))
