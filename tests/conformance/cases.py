@@ -44,7 +44,8 @@ class Case:
     """One program in one situation.
 
     local_only: needs what a server at an address does not provide yet (see docs/differences.md);
-    terminal: its standard streams are a new terminal.
+    remote_only: is about what is only done where a server is at an address; terminal: its standard streams are a new
+    terminal.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Case:
     drive: Drive | None = None
     normalise: Normalise = as_is
     local_only: bool = False
+    remote_only: bool = False
     terminal: bool = False
     heavy: bool = False
 
@@ -170,8 +172,7 @@ CASES = (
     ),
     Case("deepdirs", go("deepdirs")),
     Case("fileops", go("fileops")),
-    *(Case(f"ahead-{seed}", go("ahead"), (str(seed), "150")) for seed in range(1, 4)),
-    *(Case(f"ahead-{seed}", go("ahead"), (str(seed), "600"), heavy=True) for seed in range(4, 8)),
+    *(Case(f"ahead-{seed}", go("ahead"), (str(seed), "120"), remote_only=True) for seed in range(1, 25)),
     Case("fifo", go("fifo")),
     Case("preempt", go("preempt"), heavy=True),
     Case("c-static", c("syscalls_c", "-static"), ("last",)),

@@ -77,9 +77,13 @@ def native(tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped
 MODES_FOR_HEAVY = {"pass-through", "proceeding", "tcp"}
 
 
+#: More of the same.
+SLOW_CASES = frozenset(f"ahead-{seed}" for seed in range(3, 25))
+
+
 def row(case: Case, mode: Mode):  # type: ignore[no-untyped-def]
     slow = case.heavy and mode.name not in MODES_FOR_HEAVY
-    slow = slow or (mode.everyday is not None and case.name not in mode.everyday)
+    slow = slow or case.name in SLOW_CASES or (mode.everyday is not None and case.name not in mode.everyday)
     marks = [pytest.mark.slow] if slow else []
     return pytest.param(case, mode, id=f"{mode.name}-{case.name}", marks=marks)
 
@@ -88,7 +92,7 @@ MATRIX = [
     row(case, mode)
     for case in CASES
     for mode in MODES
-    if (mode.local or not case.local_only)
+    if (not case.remote_only if mode.local else not case.local_only)
     and (mode.cases is None or case.name in mode.cases)
     and case.name not in mode.without
 ]
