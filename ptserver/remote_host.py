@@ -26,6 +26,7 @@ from ptserver.errors import ConnectionLostError, ProtocolError
 from ptserver.file_mappings import Asked, FileMappings
 from ptserver.host import Host, ThreadChange
 from ptserver.host_signals import HostSignals
+from ptserver.host_streams import HostStreams
 from ptserver.host_telling import HostTelling
 from ptserver.keepalive import DEFAULT_SECONDS, KeepAlive
 from ptserver.known_files import KnownFiles
@@ -62,7 +63,6 @@ from ptserver.pending_call import PendingCall, Process
 from ptserver.policy import FORKS, REACHES_SELF_ONLY, interest_in
 from ptserver.poll_loop import SPIN_SECONDS
 from ptserver.remote_processes import RemoteProcesses
-from ptserver.streams import IncomingStream, OutgoingStream, carried
 from ptserver.terminal import user_terminal
 from stepping.launch import Launched
 from stepping.syscalls import Arch
@@ -149,15 +149,8 @@ class RemoteHost(Host):
         self._goodbye = False
         self._congested = False
         self._all_sent = True
-        self._streams_changed = True
-        self._outgoing: dict[int, OutgoingStream] = {}
-        self._incoming: dict[int, IncomingStream] = {}
+        self._streams = HostStreams(streams, self._loop, connection.send)
         self._loop.watch(connection.fileno(), self._on_ready)
-        if 0 in streams:
-            self._outgoing[0] = OutgoingStream(0, 0, connection.send, owned=False)
-        for number in (1, 2):
-            if number in streams:
-                self._incoming[number] = IncomingStream(number, number, connection.send, owned=False)
 
     def run(self) -> int:
         """Serve the program until it is gone and its output is delivered; return its wait status."""
@@ -176,7 +169,7 @@ class RemoteHost(Host):
             )
         while self.lost is None and not self._goodbye:
             self._round()
-        while any(stream.wants_write for stream in self._incoming.values()):
+        while self._streams.wants_write:
             self._round()
         return status
 
@@ -341,17 +334,9 @@ class RemoteHost(Host):
         if type(message) is Ahead and self._known is not None:
             self._known.take_ahead(message)
             return
-        self._streams_changed = True
         match message:
-            case StreamData():
-                carried(self._incoming, message.stream).receive(message.data)
-            case StreamCredit():
-                carried(self._outgoing, message.stream).add_credit(message.size)
-            case StreamEnd():
-                if message.stream in self._outgoing:
-                    self._outgoing[message.stream].stop()
-                else:
-                    carried(self._incoming, message.stream).end()
+            case StreamData() | StreamCredit() | StreamEnd():
+                self._streams.take(message)
             case Signal() if self._children is not None:
                 self._children.deliver(message)
             case Signal():
@@ -413,9 +398,7 @@ class RemoteHost(Host):
         self.lost = reason
         self.keepalive.stop()
         self._loop.unwatch(self._connection.fileno())
-        self._streams_changed = True
-        for stream in self._outgoing.values():
-            stream.stop()
+        self._streams.stop()
         if self._wait_status is not None:
             return
         if self._main.left:
@@ -492,32 +475,12 @@ class RemoteHost(Host):
                 self._loop.watch(connection.fileno(), self._on_ready, events)
             if connection.congested != self._congested:
                 self._congested = connection.congested
-                self._streams_changed = True
+                self._streams.changed()
                 if self._congested:
                     self._loop.unwatch(self._listener.fileno())
                 else:
                     self._loop.watch(self._listener.fileno(), self._on_call)
-        if self._streams_changed:
-            self._streams_changed = False
-            self._watch_streams()
-
-    def _watch_streams(self) -> None:
-        for outgoing in self._outgoing.values():
-            wanted = outgoing.wants_read and not self._congested
-            handler = self._changing_streams(outgoing.on_readable)
-            self._loop.watch(outgoing.fd, handler, select.POLLIN if wanted else 0)
-        for incoming in self._incoming.values():
-            handler = self._changing_streams(incoming.on_writable)
-            self._loop.watch(incoming.fd, handler, select.POLLOUT if incoming.wants_write else 0)
-
-    def _changing_streams(self, handler: Callable[[], None]) -> Callable[[], None]:
-        """Return *handler* for a loop that looks at the streams only after something has happened to them."""
-
-        def handle() -> None:
-            self._streams_changed = True
-            handler()
-
-        return handle
+        self._streams.watch(congested=self._congested)
 
 
 def say(line: str) -> None:
