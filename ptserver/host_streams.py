@@ -13,7 +13,7 @@ from ptserver.streams import IncomingStream, OutgoingStream, Send, carried
 
 
 class HostStreams:
-    """Carries *streams*, numbers of standard streams of this process. loop: where they wait; send: queues messages."""
+    """Carries *streams* of this process, by number. loop: where they wait; send: queues a message."""
 
     def __init__(self, streams: Collection[StreamId], loop: PollLoop, send: Send) -> None:
         self._loop = loop
