@@ -69,8 +69,8 @@ class Connection(Generic[T]):
     """One end of a connection after the handshake; T is what arrives there: `ToServer` or `ToHost`."""
 
     __slots__ = (
-        "_buffer", "_decode", "_decoder", "_gone", "_lost", "_out", "_sock", "_view",
-        "codec", "has_received", "reads", "sent_bytes",
+        "_buffer", "_decode", "_decoder", "_gone", "_lost", "_out", "_put_back", "_sock",
+        "_view", "codec", "has_received", "reads", "sent_bytes",
     )  # fmt: skip
 
     def __init__(
