@@ -1,26 +1,30 @@
 """What the sockets of a confined session may do, decided by the arguments that its calls are made with.
 
 Every call is judged by the very copy of its arguments that the kernel then gets, so nothing can be changed between.
-Refused calls fail with EACCES, and the log has a line for each target, once.
+Refused calls fail with EACCES. The log has a line for each target of each call, once: of what is refused here, and of
+what the kernel has refused to the session.
 
 Not trusted: the stub host, and what a server's method makes of a call.
 Thread rules: the session's main thread, which makes no other call between the judgement and the call itself.
 """
 
 import errno
+import os
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from ptserver.confinement import Confinement
 from ptserver.execute import execute
 from ptserver.net_rules import NetRule, Purpose, allows, decode_address
-from stepping.syscalls import SYSCALLS
+from ptserver.session_log import Log
+from stepping.syscalls import SYSCALLS, ArgKind, Syscall
 from stepping.syscalls.socket_messages import split
 
 #: The calls that must be judged.
 GATED = frozenset({"socket", "connect", "bind", "listen", "sendto", "sendmsg", "sendmmsg"})
 
-_MAX_LOGGED = 100
+_DENIALS = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
+_MAX_NOTED = 1000
 _TYPE_MASK = 0xF  # the rest of socket(2)'s type are flags
 #: IPPROTO_IP (the default), TCP, UDP, UDPLITE, MPTCP.
 _PROTOCOLS = frozenset({0, 6, 17, 136, 262})
@@ -32,11 +36,11 @@ _ADDRESS_BYTES = 128
 class Gate:
     """Judges calls by *confinement*; log: hears of what is refused."""
 
-    def __init__(self, confinement: Confinement, log: Callable[[str], None]) -> None:
+    def __init__(self, confinement: Confinement, log: Log) -> None:
         self._connect = confinement.connect
         self._bind = confinement.bind
         self._log = log
-        self._logged: set[str] = set()
+        self._noted: set[tuple[str, str]] = set()
 
     def judge(self, name: str, args: Sequence[int], ins: dict[int, bytes]) -> int:
         """Return 0 if the call may be made, else the errno that it fails with."""
@@ -60,7 +64,7 @@ class Gate:
         if rules is None or address is None or allows(rules, address, purpose):
             return 0
         target = decode_address(address)
-        return self._refuse(f"{purpose} to {target.text if target else 'nothing'}")
+        return self._refuse(purpose, target.text if target else "nothing")
 
     def _judge_messages(self, run: bytes | None) -> int:
         if self._connect is None or run is None:
@@ -74,14 +78,14 @@ class Gate:
 
     def _judge_socket(self, family: int, kind: int, protocol: int) -> int:
         """Only sockets whose addresses are judged, and one kind that tells which addresses this machine has."""
-        if family == socket.AF_UNIX:
+        if family == socket.AF_UNIX or (self._connect is None and self._bind is None):
             return 0
         if family in (socket.AF_INET, socket.AF_INET6):
             if kind & _TYPE_MASK in _TYPES and protocol in _PROTOCOLS:
                 return 0
         elif family == socket.AF_NETLINK and protocol == _NETLINK_ROUTE:
             return 0
-        return self._refuse(f"socket of family {family}, type {kind & _TYPE_MASK}, protocol {protocol}")
+        return self._refuse("socket", f"family {family}, type {kind & _TYPE_MASK}, protocol {protocol}")
 
     def _judge_listen(self, fd: int) -> int:
         """To listen at a socket that is not bound is to bind it to any port of every address."""
@@ -98,11 +102,27 @@ class Gate:
             return 0
         return self._judge(self._bind, outs[1], "bind")
 
-    def _refuse(self, what: str) -> int:
-        if what not in self._logged and len(self._logged) < _MAX_LOGGED:
-            self._logged.add(what)
-            self._log(f"refused {what}: no rule allows it")
+    def heard(self, row: Syscall, ins: dict[int, bytes], failure: int) -> None:
+        """Note a call that the kernel has refused, if *failure* says that it has."""
+        if failure in _DENIALS:
+            paths = [ins[i] for i, arg in enumerate(row.args) if arg.kind is ArgKind.PATH and i in ins]
+            target = " and ".join(path.decode("utf-8", "backslashreplace") for path in paths)
+            self._note(row.name, target, failure, os.strerror(failure))
+
+    def _refuse(self, name: str, target: str) -> int:
+        self._note(name, target, errno.EACCES, "no rule allows it")
         return errno.EACCES
+
+    def _note(self, name: str, target: str, failure: int, why: str) -> None:
+        if (name, target) not in self._noted and len(self._noted) < _MAX_NOTED:
+            self._noted.add((name, target))
+            what = f"{name} {target}" if target else name
+            self._log(
+                f"refused {what}: {why}",
+                refused=name,
+                target=target,
+                errno=errno.errorcode[failure],
+            )
 
 
 def _address(data: bytes | None, size: int) -> bytes | None:

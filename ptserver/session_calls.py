@@ -266,6 +266,8 @@ class Calls:
         elif row.name in EXECS:
             refusal = self._become(row.name, args, ins)
             if refusal is not None:
+                if self._gate:
+                    self._gate.heard(row, ins, refusal)
                 self._complete(call_id, call, then, (0, refusal, {}))
         elif row.may_wait and shadow.may_wait(row, args, ins):
             ask = shadow.asking(row, args, ins, outs)
@@ -282,6 +284,8 @@ class Calls:
                 self._workers.start(call_id, shadow.work(row, args, ins, outs))
         else:
             executed = shadow.execute(row, args, ins, outs, pid)
+            if self._gate and executed[1]:
+                self._gate.heard(row, ins, executed[1])
             self._made(row, args, executed)
             self._complete(call_id, call, then, executed)
 

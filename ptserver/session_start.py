@@ -142,7 +142,7 @@ def _serve_host(
     program = hello.program
     log(f"runs {program.path} {' '.join(program.argv[1:])}".rstrip() + f" for {hello.machine.hostname}")
     stdio = Stdio(hello, descriptors, connection.send)
-    gate = Gate(config.confinement, log) if config.confinement.gates_sockets else None
+    gate = Gate(config.confinement, log) if config.confinement.is_strict else None
     loop = SessionLoop(
         connection,
         hello,
@@ -293,7 +293,8 @@ class _Ending:
         if isinstance(error, ConnectionLostError):
             self._log(f"lost: {error}")
         elif isinstance(error, RefusedError | UntrustedError):
-            self._log(f"refused: {error}")
+            code = error.code if isinstance(error, RefusedError) else "tls"
+            self._log(f"refused: {error}", refused="session", code=code)
         elif isinstance(error, ProtocolError):
             self._log(f"dropped: {error}")
             told = error

@@ -1,6 +1,7 @@
 """Confined sessions: what the options of `ptserver serve` take away, seen from a stub host that tries everything."""
 
 import errno
+import json
 import os
 import pwd
 import shutil
@@ -16,7 +17,7 @@ import pytest
 
 from ptserver.confine import check
 from ptserver.confinement import Confinement, parse_confinement
-from ptserver.errors import CannotConfineError
+from ptserver.errors import CannotConfineError, RefusedError
 from stepping import landlock
 from tests.gofixtures import build
 from tests.process.commands import ptserver
@@ -221,8 +222,37 @@ def test_sockets_reach_the_addresses_that_are_listed_and_no_others(
             assert client.call("socket", family, kind, protocol).errno == errno.EACCES
         client.exit()
         log = server.stop()[1]
-        assert f"refused connect to 127.0.0.1:{forbidden}: no rule allows it" in log
-        assert log.count(f"refused connect to 127.0.0.1:{forbidden}") == 1
+        assert f"refused connect 127.0.0.1:{forbidden}: no rule allows it" in log
+        assert log.count(f"refused connect 127.0.0.1:{forbidden}") == 1
+
+
+@needs_root
+@needs_landlock
+def test_what_is_refused_is_in_the_log(tmp_path: Path) -> None:
+    options = ("--user", "nobody", "--read-only", "--connect", "none", "--json", "--max-sessions", "1")
+    with serving("passthrough", "--listen", "127.0.0.1:0", *options) as server:
+        server.address = json.loads(server.announcement)["address"]
+        client = server.open()
+        with pytest.raises(RefusedError):
+            server.open()
+        for _ in range(2):
+            assert open_errno(client, "/etc/shadow") == errno.EACCES
+            assert path_errno(client, "chmod", "/etc/passwd", 0) == errno.EROFS
+            sock = client.call("socket", socket.AF_INET, socket.SOCK_STREAM, 0).value
+            address = four("10.0.0.1", 80)
+            assert client.call("connect", sock, 1, 16, ins={1: address}).errno == errno.EACCES
+        assert open_errno(client, "/nowhere") == errno.ENOENT
+        client.exit()
+        entries = [json.loads(line) for line in server.stop()[1].splitlines()]
+    refused = [entry for entry in entries if "refused" in entry]
+    assert [(entry["refused"], entry.get("target", entry.get("code"))) for entry in refused] == [
+        ("session", "limit"),
+        ("openat", "/etc/shadow"),
+        ("chmod", "/etc/passwd"),
+        ("connect", "10.0.0.1:80"),
+    ]
+    assert [entry.get("errno") for entry in refused[1:]] == ["EACCES", "EROFS", "EACCES"]
+    assert {entry["session"] for entry in refused[1:]} == {client.welcome.session}
 
 
 @needs_landlock
