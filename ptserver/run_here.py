@@ -105,6 +105,7 @@ def run_traced(options: RunOptions, path: str) -> int:
             trace.names(),
             source=trace.source,
             stacks=trace.stacks,
+            runtime=trace.runtime(),
             note=trace.note,
         )
     finally:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from ptserver.tracelog.summary import Key
     from ptserver.tracelog.text import TextOptions
     from ptserver.tracing import Source
+    from ptserver.tracing_go import RuntimeWanted
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class TraceOptions:
     filters: expressions of ``-e``; output: a file, None for standard error, ``-`` for standard output; form: see
     `tracelog.sinks.Form`; by: what a summary counts by; text: how text looks; source: where calls are taken from;
     quiet: no remarks; selection: which of the calls are shown, None for all.
+    events: which events of goroutines are wanted besides.
     """
 
     filters: tuple[str, ...] = ()
@@ -32,6 +34,7 @@ class TraceOptions:
     stacks: bool = False
     quiet: bool = False
     selection: "Selection | None" = None
+    events: frozenset[str] = frozenset()
 
     def names(self) -> frozenset[str]:
         """Return the names of the calls that are wanted.
@@ -42,6 +45,13 @@ class TraceOptions:
         from ptserver.tracelog.filters import parse_filters
 
         return parse_filters(self.filters)
+
+    def runtime(self) -> "RuntimeWanted":
+        """Return what is wanted of Go's runtime itself."""
+        from ptserver.tracelog.filters import runtime_calls
+        from ptserver.tracing_go import RuntimeWanted
+
+        return RuntimeWanted(runtime_calls(self.filters), self.events)
 
     def open(self, argv: list[bytes], pid: int = 0, *, here: bool = True) -> "TraceSink":
         """Return the sink that the log goes to; the first line names *argv*. here: whether it runs on this machine.

@@ -27,12 +27,14 @@ from ptserver.tracelog.batch import CallBatch
 from ptserver.tracelog.events import ExitEvent, LossEvent, TraceSink
 from ptserver.tracelog.output import complain_on_stderr
 from ptserver.tracing_events import FrameNames, event_of_traced, exe_identity
+from ptserver.tracing_go import GoEvents, RuntimeWanted
 from stepping.errors import SeccompRefusedError, TraceeGoneError
 from stepping.launch import Program
 from stepping.registers import NATIVE
 from stepping.ring import BATCH, Ring
 from stepping.ring_batch import RingBatch
 from stepping.ring_launch import launch_with_ring
+from stepping.ring_probes import Probes
 from stepping.ring_site import NoRingError, check_file, find_site
 from stepping.syscall_stops import SyscallTracer, Traced, TracedCall, TracedExit, TracedStop
 from stepping.syscalls.model import Arch, OnlyIf, Syscall
@@ -63,12 +65,14 @@ def run_traced(
     *,
     source: Source = "auto",
     stacks: bool = False,
+    runtime: RuntimeWanted = RuntimeWanted(),  # noqa: B008 - a tuple
     note: Note = complain_on_stderr,
 ) -> int:
     """Run the program *path* and trace it until it has ended; return its raw wait status.
 
     argv: its arguments with argv[0]; env: ``NAME=VALUE`` strings. names: the calls wanted, by name; by default all
     that touch a resource. stacks: name the functions on the goroutine's stack in each event (ring only).
+    runtime: what is wanted of Go's runtime besides; its events need the ring, its calls are just calls by stops.
     note: is told in one line which source is used, and why.
 
     The program has this process's standard streams and terminal. Signals that a user sends to this process go to
@@ -78,21 +82,25 @@ def run_traced(
         TraceSourceError: the *source* asked for cannot be had.
         ExecError, PtraceRefusedError, SeccompRefusedError: the kernel refuses.
     """
-    wanted = _Wanted(names)
+    wanted = _Wanted(names, runtime)
     signals = HostSignals()
     try:
         program = Program(path=path, argv=list(argv), env=env, blocked=signals.original_mask)
         if source != "stops":
             try:
                 check_file(path)
-                frames = _open_names(path, note) if stacks else None
-                ring = launch_with_ring(program, wanted.rows)
+                probes = runtime.find_probes(path)
+                frames = _open_names(path, note) if stacks or runtime.events else None
+                ring = launch_with_ring(program, wanted.rows, probes=probes)
             except NoRingError as error:
-                _refuse_unless_auto(source, error)
+                _refuse_unless_auto(source, error, runtime)
                 note(f"tracing by stops: {error.reason}")
             else:
                 note(f"tracing by the ring ({ring.site.go_version}); calls after an exec are not seen")
-                return _RingTrace(ring, sink, signals, wanted, frames, note).run_launched()
+                go = _go_events(ring, probes, runtime, frames, note)
+                return _RingTrace(
+                    ring, sink, signals, wanted, frames if stacks else None, go, note
+                ).run_launched()
         return _launch_by_stops(program, sink, signals, wanted, note)
     finally:
         signals.close()
@@ -105,6 +113,7 @@ def trace_process(
     *,
     source: Source = "auto",
     stacks: bool = False,
+    runtime: RuntimeWanted = RuntimeWanted(),  # noqa: B008 - a tuple
     note: Note = complain_on_stderr,
 ) -> None:
     """Trace the running process *pid* until it ends or this process gets SIGINT, SIGTERM, SIGHUP or SIGQUIT.
@@ -115,23 +124,25 @@ def trace_process(
         TraceSourceError: the *source* asked for cannot be had.
         PtraceRefusedError, TraceeGoneError: it cannot be traced, or there is none.
     """
-    wanted = _Wanted(names)
+    wanted = _Wanted(names, runtime)
     signals = HostSignals()
     try:
         if source != "stops":
             try:
                 site = find_site(pid)
-                frames = _open_names(f"/proc/{pid}/exe", note) if stacks else None
-                ring = Ring.attach(pid, wanted.rows, site=site)
+                probes = runtime.find_probes(f"/proc/{pid}/exe")
+                frames = _open_names(f"/proc/{pid}/exe", note) if stacks or runtime.events else None
+                ring = Ring.attach(pid, wanted.rows, site=site, probes=probes)
             except NoRingError as error:
-                _refuse_unless_auto(source, error)
+                _refuse_unless_auto(source, error, runtime)
                 note(f"tracing by stops: {error.reason}")
             else:
                 note(f"tracing by the ring ({ring.site.go_version}); calls after an exec are not seen")
-                _RingTrace(ring, sink, signals, wanted, frames, note).run_attached()
+                go = _go_events(ring, probes, runtime, frames, note)
+                _RingTrace(ring, sink, signals, wanted, frames if stacks else None, go, note).run_attached()
                 return
         adapter = _StopsAdapter(sink, wanted)
-        tracer = SyscallTracer.attach(pid, wanted.rows, adapter.take, arch=_arch())
+        tracer = SyscallTracer.attach(pid, wanted.by_stops(), adapter.take, arch=_arch())
         _StopsTrace(tracer, adapter, sink, signals).run_attached()
     finally:
         signals.close()
@@ -140,7 +151,8 @@ def trace_process(
 class _Wanted:
     """The calls that are traced. conditions: by name, what must hold for a call to be one (resources only)."""
 
-    def __init__(self, names: Collection[str] | None) -> None:
+    def __init__(self, names: Collection[str] | None, runtime: RuntimeWanted) -> None:
+        self.runtime = runtime
         arch = _arch()
         table: Iterable[Syscall] = (row for row in SYSCALLS.values() if arch in row.numbers)
         self.conditions: dict[str, OnlyIf] = {}
@@ -152,7 +164,12 @@ class _Wanted:
 
     def bpf(self) -> bytes:
         """Return the filter that stops a program at these calls."""
-        return tracing_filter(self.rows, self.conditions, _arch())
+        return tracing_filter(self.by_stops(), self.conditions, _arch())
+
+    def by_stops(self) -> list[Syscall]:
+        """Return the calls that are traced by stops, which cannot tell the runtime's own from others."""
+        known = {row.name for row in self.rows}
+        return [*self.rows, *(SYSCALLS[name] for name in sorted(self.runtime.calls - known))]
 
     def includes(self, name: str, args: Sequence[int]) -> bool:
         """Whether a call of one of the rows is wanted with these arguments."""
@@ -184,10 +201,10 @@ def _launch_by_stops(
     adapter = _StopsAdapter(sink, wanted)
     try:
         filtered = replace(program, bpf=wanted.bpf())
-        tracer = SyscallTracer.launch(filtered, wanted.rows, adapter.take, arch=_arch())
+        tracer = SyscallTracer.launch(filtered, wanted.by_stops(), adapter.take, arch=_arch())
     except SeccompRefusedError as error:
         note(f"every call of the program is stopped, which is slow: {error}")
-        tracer = SyscallTracer.launch(program, wanted.rows, adapter.take, arch=_arch())
+        tracer = SyscallTracer.launch(program, wanted.by_stops(), adapter.take, arch=_arch())
     return _StopsTrace(tracer, adapter, sink, signals).run_launched()
 
 
@@ -284,6 +301,7 @@ class _RingTrace:
         signals: HostSignals,
         wanted: _Wanted,
         frames: FrameNames | None,
+        go: GoEvents | None,
         note: Note,
     ) -> None:
         self._ring = ring
@@ -291,6 +309,7 @@ class _RingTrace:
         self._signals = signals
         self._wanted = wanted
         self._frames = frames
+        self._go = go
         self._note = note
         self._lost = 0
         self._poll = select.poll()
@@ -359,10 +378,7 @@ class _RingTrace:
         while True:
             batch = self._ring.read_batch(final=final)
             if batch is not None:
-                selected = self._wanted.select(batch)
-                if self._numbers:
-                    selected.tids = list(map(self._numbers.outer, selected.tids))
-                self._sink.calls(CallBatch(selected, self._frames))
+                self._give(batch)
             if not (final and batch):
                 break
         if self._ring.lost > self._lost:
@@ -372,6 +388,16 @@ class _RingTrace:
             return _IDLE_POLL_MS
         return 0 if batch.size >= BATCH // 2 else _BUSY_POLL_MS
 
+    def _give(self, batch: RingBatch) -> None:
+        if self._numbers:
+            batch.number_threads(self._numbers.outer)
+        calls = CallBatch(self._wanted.select(batch.calls()), self._frames)
+        if self._go is None or calls.records is batch:
+            self._sink.calls(calls)
+            return
+        for event in self._go.merged(batch, calls.records, calls.events()):
+            self._sink.event(event)
+
     def _report_exit(self, status: int) -> None:
         code = os.waitstatus_to_exitcode(status)
         pid = self._ring.pid
@@ -380,6 +406,10 @@ class _RingTrace:
         self._sink.event(ExitEvent(time.monotonic_ns(), pid, pid, exit_status, signo, core))
 
     def _close(self) -> None:
+        if self._go is not None:
+            for event in self._go.rest():
+                self._sink.event(event)
+            self._go.close()
         self._sink.flush()
         self._ring.close()
         if self._frames is not None:
@@ -390,6 +420,17 @@ def _arch() -> Arch:
     return NATIVE[os.uname().machine].arch
 
 
+def _go_events(
+    ring: Ring, probes: Probes | None, runtime: RuntimeWanted, frames: FrameNames | None, note: Note
+) -> GoEvents | None:
+    if probes is not None and probes.uncovered:
+        note(f"not seen: what {', '.join(sorted(set(probes.uncovered)))} do")
+    if probes is None or frames is None or not runtime.events:
+        return None
+    frames.load_bias = ring.site.load_bias
+    return GoEvents(runtime.events, probes.wait_reasons, frames)
+
+
 def _open_names(path: str, note: Note) -> FrameNames | None:
     try:
         return FrameNames(path)
@@ -398,8 +439,8 @@ def _open_names(path: str, note: Note) -> FrameNames | None:
         return None
 
 
-def _refuse_unless_auto(source: Source, error: NoRingError) -> None:
-    if source == "ring":
+def _refuse_unless_auto(source: Source, error: NoRingError, runtime: RuntimeWanted) -> None:
+    if source == "ring" or runtime.events:
         raise TraceSourceError(f"the ring cannot trace this program: {error.reason}") from error
 
 

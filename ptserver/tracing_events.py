@@ -74,6 +74,11 @@ class FrameNames:
             stack = self._stacks[addresses] = tuple(frames)
         return stack
 
+    def function_at(self, pc: int) -> str:
+        """Return the name of the function at an address, empty if there is none."""
+        function = self._binary.functions.find_function(pc - self.load_bias)
+        return function.name if function is not None else ""
+
     def close(self) -> None:
         """Give up the file."""
         self._binary.close()

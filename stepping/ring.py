@@ -34,9 +34,11 @@ from stepping.ring_layout import (
     RECORD_BYTES,
     RECORDS_OFFSET,
 )
+from stepping.ring_probes import Probes
 from stepping.ring_site import RingSite, find_site
 from stepping.syscalls.marshal import Args
 from stepping.syscalls.model import Syscall
+from stepping.syscalls.table import SYSCALLS
 from stepping.tracee_group import TraceeGroup
 
 #: How long an unfinished record may hold up the others.
@@ -109,8 +111,9 @@ class Ring:
         buffer_bytes: int = DEFAULT_BUFFER_BYTES,
         site: RingSite | None = None,
         group: TraceeGroup | None = None,
+        probes: Probes | None = None,
     ) -> "Ring":
-        """Install a ring for the calls *rows* in process *pid*; its tracees in *group* are let go.
+        """Install a ring for the calls *rows*, and *probes*, in process *pid*; its tracees in *group* are let go.
 
         Raises:
             NoRingError: it is no program for the ring; the message says why.
@@ -118,7 +121,12 @@ class Ring:
         """
         wanted = list(rows)
         found = site or find_site(pid)
-        return cls(install(pid, found, wanted, slots=slots, buffer_bytes=buffer_bytes, group=group), wanted)
+        installed = install(
+            pid, found, wanted, slots=slots, buffer_bytes=buffer_bytes, group=group, probes=probes
+        )
+        numbers = {place.number for place in probes.raw} if probes is not None else set()
+        recorded = [row for row in SYSCALLS.values() if row.numbers.get("amd64") in numbers]
+        return cls(installed, [*wanted, *recorded])
 
     def detach(self) -> bool:
         """Take the ring out of the program; what is recorded can still be read.
@@ -153,12 +161,12 @@ class Ring:
             return None
         self.clock.calibrate()
         base_ns, rate = self.clock.monotonic_ns(0), self.clock.ns_per_count
-        return RingBatch(raw, self.pid, self._plans, base_ns, rate).only_known()
+        return RingBatch(raw, self.pid, self._plans, base_ns, rate)
 
     def read(self, *, final: bool = False) -> list[RingCall]:
         """Return the next calls, at most `BATCH`; empty if there are none now. *final* as in `read_batch`."""
         batch = self.read_batch(final=final)
-        return batch.tuples(RingCall, unpack_stack) if batch is not None else []
+        return batch.calls().tuples(RingCall, unpack_stack) if batch is not None else []
 
     def _take(self, *, final: bool) -> bytes:
         words = self._words

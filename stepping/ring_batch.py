@@ -57,12 +57,18 @@ class RingBatch:
         self._words = memoryview(raw).cast("Q")
         self._halves = memoryview(raw).cast("H")
         self._args: dict[int, list[int]] = {}
+        self._outer_tid: Callable[[int], int] | None = None
         self.size = len(raw) // RECORD_BYTES
 
     @cached_property
     def numbers(self) -> list[int]:
         """The calls' numbers."""
         return self._halves[_NUMBER::_HALVES].tolist()
+
+    @cached_property
+    def sequences(self) -> list[int]:
+        """What tells records from each other."""
+        return self._words[::_WORDS].tolist()
 
     @cached_property
     def start_ns(self) -> list[int]:
@@ -90,7 +96,12 @@ class RingBatch:
     @cached_property
     def tids(self) -> list[int]:
         """The threads."""
-        return self._words[_TID::_WORDS].tolist()
+        tids = self._words[_TID::_WORDS].tolist()
+        return tids if self._outer_tid is None else list(map(self._outer_tid, tids))
+
+    def number_threads(self, outer_tid: Callable[[int], int]) -> None:
+        """Let `tids` be the numbers that *outer_tid* gives the program's own; before they are first used."""
+        self._outer_tid = outer_tid
 
     @cached_property
     def stacks(self) -> list[bytes]:
@@ -139,8 +150,8 @@ class RingBatch:
             found.append(raw[at : at + min(second[index], limit - skipped)])
         return found
 
-    def only_known(self) -> "RingBatch":
-        """Return the batch without records of numbers that nobody asked for: the program wrote them itself."""
+    def calls(self) -> "RingBatch":
+        """Return the records of calls alone; those of numbers that nobody asked for the program wrote itself."""
         if self._plans.keys() >= set(self.numbers):
             return self
         return self.select([index for index, number in enumerate(self.numbers) if number in self._plans])
@@ -149,7 +160,9 @@ class RingBatch:
         """Return the batch of these records alone."""
         if len(indexes) == self.size:
             return self
-        return RingBatch(self._cut(indexes), self.pid, self._plans, self._base_ns, self._rate)
+        part = RingBatch(self._cut(indexes), self.pid, self._plans, self._base_ns, self._rate)
+        part._outer_tid = self._outer_tid
+        return part
 
     def groups(self) -> "Iterator[CallGroup]":
         """Return the records by call."""

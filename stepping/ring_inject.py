@@ -41,6 +41,7 @@ from stepping.ring_layout import (
     decode_parameters,
     encode_page,
 )
+from stepping.ring_probes import AREA_BYTES, Patch, Probes, build_area, decode_patches
 from stepping.ring_site import AFTER_BYTES, AFTER_OFFSET, SIGNATURE, NoRingError, RingSite, read_entry
 from stepping.syscalls.model import Syscall
 from stepping.tracee import Tracee
@@ -91,10 +92,12 @@ def install(
     slots: int = DEFAULT_SLOTS,
     buffer_bytes: int = DEFAULT_BUFFER_BYTES,
     group: TraceeGroup | None = None,
+    probes: Probes | None = None,
 ) -> Installed:
     """Install the ring for the calls *rows* in process *pid*, and let it go on untraced.
 
     slots: a power of two. group: its tracees if it is traced already; otherwise it is attached to.
+    probes: what else is recorded.
 
     Raises:
         NoRingError: its code or memory do not allow it; it is unchanged.
@@ -103,7 +106,7 @@ def install(
     """
     if slots < 2 or slots & (slots - 1):
         raise ValueError(f"{slots} slots are not a power of two")
-    template = _Template(site, list(rows), slots, buffer_bytes)
+    template = _Template(site, list(rows), slots, buffer_bytes, probes)
     remove_leftovers(pid, group)
     if group is None:
         group = TraceeGroup.attach(pid)
@@ -137,10 +140,11 @@ def remove(pid: int, page: int, parameters: Parameters, group: TraceeGroup | Non
             if not _is_there(memory, page, parameters):
                 return True  # the process has executed another program
             _restore_code(memory, page, parameters)
+            _move_out(attached, memory, page, parameters)
             if not any(_is_inside(tracee, memory, page, parameters) for tracee in attached):
                 with remote_syscall(_any_tracee(attached)) as sys:
                     sys.call("munmap", parameters.ring, parameters.ring_bytes)
-                    sys.call("munmap", page, PAGE_BYTES)
+                    sys.call("munmap", page, parameters.mapped_bytes)
                 return True
             attached.resume_all()
             time.sleep(_REMOVE_INTERVAL_S)
@@ -162,11 +166,15 @@ def find_pages(pid: int) -> list[tuple[int, Parameters]]:
     memory = _open_memory(pid)
     try:
         for vma in read_maps(pid):
-            if vma.perms != "r-xp" or vma.size_bytes != PAGE_BYTES or vma.inode:
+            if (
+                vma.perms != "r-xp"
+                or vma.size_bytes not in (PAGE_BYTES, PAGE_BYTES + AREA_BYTES)
+                or vma.inode
+            ):
                 continue
             with contextlib.suppress(MemoryFaultError):
                 parameters = decode_parameters(memory.read(vma.start, CODE_OFFSET))
-                if parameters is not None:
+                if parameters is not None and parameters.mapped_bytes == vma.size_bytes:
                     found.append((vma.start, parameters))
     finally:
         memory.close()
@@ -200,7 +208,11 @@ def process_start(pid: int) -> int:
 class _Template:
     """The page, made before the program is stopped, as far as that can be: its two addresses are missing."""
 
-    def __init__(self, site: RingSite, rows: list[Syscall], slots: int, buffer_bytes: int) -> None:
+    def __init__(
+        self, site: RingSite, rows: list[Syscall], slots: int, buffer_bytes: int, probes: Probes | None
+    ) -> None:
+        self._probes = probes
+        self._bias = site.load_bias
         self.ring_bytes = RECORDS_OFFSET + slots * RECORD_BYTES
         self.slots = slots
         self._parameters = Parameters(
@@ -221,15 +233,24 @@ class _Template:
             tracer_start=process_start(os.getpid()),
             ring_bytes=self.ring_bytes,
             procid_offset=site.procid_offset,
+            probe_bytes=AREA_BYTES if probes is not None else 0,
         )
         numbers = {int(row.numbers["amd64"]) for row in rows if "amd64" in row.numbers}
         self._page = encode_page(self._parameters, numbers, descriptors(rows, "amd64"), CODE)
 
-    def fill(self, ring: int) -> tuple[Parameters, bytes]:
-        """Return the parameters and the page for a ring at that address."""
+    @property
+    def mapped_bytes(self) -> int:
+        """How much is to be mapped for the page and the probes."""
+        return self._parameters.mapped_bytes
+
+    def fill(self, ring: int, page: int) -> tuple[Parameters, bytes]:
+        """Return the parameters, and the page with the probes, for a ring and a page at those addresses."""
         parameters = dataclasses.replace(self._parameters, ring=ring)
         head = parameters.encode()
-        return parameters, head + self._page[len(head) :]
+        content = head + self._page[len(head) :]
+        if self._probes is not None:
+            content += build_area(self._probes, page + PAGE_BYTES, self._bias)[0]
+        return parameters, content
 
 
 def _install_stopped(
@@ -240,16 +261,16 @@ def _install_stopped(
             raise NoRingError("its Syscall6 has been changed by another tool")
     except MemoryFaultError as error:
         raise NoRingError("its code cannot be read") from error
-    gap = read_maps(pid).find_gap(PAGE_BYTES, site.entry + _DISTANCE, _REACH - _DISTANCE)
+    gap = read_maps(pid).find_gap(template.mapped_bytes, site.entry + _DISTANCE, _REACH - _DISTANCE)
     if gap is None:
         raise NoRingError("no free memory is within reach of its code")
     try:
         with remote_syscall(_any_tracee(group), site.call) as sys, contextlib.ExitStack() as undo:
-            page, ring, fd = _map(sys, pid, gap, template.ring_bytes, memory, undo)
-            parameters, content = template.fill(ring)
+            page, ring, fd = _map(sys, pid, gap, template, memory, undo)
+            parameters, content = template.fill(ring, page)
             os.pwrite(fd, struct.pack("<Q", template.slots), LIMIT_OFFSET)
             memory.write(page, content)
-            sys.call("mprotect", page, PAGE_BYTES, _PROT_RX)
+            sys.call("mprotect", page, template.mapped_bytes, _PROT_RX)
             undo.callback(_restore_code, memory, page, parameters)
             _patch(memory, page, parameters, group)
             undo.pop_all()
@@ -259,20 +280,25 @@ def _install_stopped(
 
 
 def _map(
-    sys: RemoteSyscalls, pid: int, gap: int, ring_bytes: int, memory: TraceeMemory, undo: contextlib.ExitStack
+    sys: RemoteSyscalls,
+    pid: int,
+    gap: int,
+    template: _Template,
+    memory: TraceeMemory,
+    undo: contextlib.ExitStack,
 ) -> tuple[int, int, int]:
     """Map the page and the ring; return their addresses and this process's descriptor of the ring."""
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_FIXED_NOREPLACE
-    page = sys.call("mmap", gap, PAGE_BYTES, _PROT_RW, flags, -1, 0)
-    undo.callback(_try_unmap, sys, page, PAGE_BYTES)
+    page = sys.call("mmap", gap, template.mapped_bytes, _PROT_RW, flags, -1, 0)
+    undo.callback(_try_unmap, sys, page, template.mapped_bytes)
     memory.write(page, _NAME)
     remote_fd = sys.call("memfd_create", page, _MFD_CLOEXEC)
     try:
         fd = os.open(f"/proc/{pid}/fd/{remote_fd}", os.O_RDWR | os.O_CLOEXEC)
         undo.callback(os.close, fd)
-        os.ftruncate(fd, ring_bytes)
-        ring = sys.call("mmap", 0, ring_bytes, _PROT_RW, mmap.MAP_SHARED, remote_fd, 0)
-        undo.callback(_try_unmap, sys, ring, ring_bytes)
+        os.ftruncate(fd, template.ring_bytes)
+        ring = sys.call("mmap", 0, template.ring_bytes, _PROT_RW, mmap.MAP_SHARED, remote_fd, 0)
+        undo.callback(_try_unmap, sys, ring, template.ring_bytes)
     finally:
         sys.call("close", remote_fd)
     return page, ring, fd
@@ -291,8 +317,48 @@ def _patch(memory: TraceeMemory, page: int, parameters: Parameters, group: Trace
             # Between the first two moves, in the middle of the jump to be. The first one can be done again.
             registers.pc = parameters.entry
             tracee.write_registers(registers)
+    for patch in _probe_patches(memory, page, parameters):
+        if memory.read(patch.address, len(patch.original)) != patch.original:
+            raise NoRingError(f"its code at {patch.address:#x} has been changed by another tool")
+        _move_into_copy(group, patch)
+        memory.write(patch.address, patch.patched)
     memory.write(parameters.after, after_patch)
     memory.write(parameters.entry, entry_patch)
+
+
+def _probe_patches(memory: TraceeMemory, page: int, parameters: Parameters) -> list[Patch]:
+    if not parameters.probe_bytes:
+        return []
+    return decode_patches(memory.read(page + PAGE_BYTES, parameters.probe_bytes))
+
+
+def _move_into_copy(group: TraceeGroup, patch: Patch) -> None:
+    """Let threads that stand in the middle of what is replaced go on in the copy of it."""
+    for tracee in group:
+        registers = tracee.read_registers()
+        done = registers.pc - patch.address
+        if 0 < done < len(patch.original) and not patch.moved_to:
+            registers.pc = patch.copy + done
+            tracee.write_registers(registers)
+
+
+def _move_out(group: TraceeGroup, memory: TraceeMemory, page: int, parameters: Parameters) -> None:
+    """Let threads that wait in the kernel for a call made in a thunk come back to the program's own code.
+
+    The kernel restarts an interrupted call by going back over the syscall instruction before pc, and there is the
+    same one before both places.
+    """
+    moves = {
+        patch.moved_from: patch.moved_to
+        for patch in _probe_patches(memory, page, parameters)
+        if patch.moved_from
+    }
+    for tracee in group:
+        with contextlib.suppress(TraceeGoneError):
+            registers = tracee.read_registers() if moves else None
+            if registers is not None and registers.pc in moves:
+                registers.pc = moves[registers.pc]
+                tracee.write_registers(registers)
 
 
 def _patches(page: int, parameters: Parameters) -> tuple[bytes, bytes]:
@@ -311,10 +377,17 @@ def _restore_code(memory: TraceeMemory, page: int, parameters: Parameters) -> No
         (parameters.entry, parameters.entry_bytes),
         (parameters.after, parameters.after_bytes),
     )
-    for (address, original), patch in zip(places, _patches(page, parameters), strict=True):
+    replaced = [
+        (address, original[: len(patch)], patch)
+        for (address, original), patch in zip(places, _patches(page, parameters), strict=True)
+    ]
+    with contextlib.suppress(MemoryFaultError):
+        probes = _probe_patches(memory, page, parameters)
+        replaced += ((probe.address, probe.original, probe.patched) for probe in probes)
+    for address, original, patch in replaced:
         try:
             if memory.read(address, len(patch)) == patch:
-                memory.write(address, original[: len(patch)])
+                memory.write(address, original)
         except MemoryFaultError:
             continue  # another program runs there now
 
@@ -323,12 +396,12 @@ def _is_inside(tracee: Tracee, memory: TraceeMemory, page: int, parameters: Para
     """Whether the thread executes in the page, or will return to it from a signal handler."""
     try:
         registers = tracee.read_registers()
-        if page <= registers.pc < page + PAGE_BYTES:
+        if page <= registers.pc < page + parameters.mapped_bytes:
             return True
         # Nobody calls into the page, so its addresses get on a stack by signals only. (They may get elsewhere: a
         # profile has them on the heap.) Go's handlers run on the thread's signal stack, whose place the kernel
         # knows; asking it takes a call by the thread, so a quick look comes first.
-        places = _find_addresses(memory, registers.sp, page)
+        places = _find_addresses(memory, registers.sp, page, parameters.mapped_bytes)
         if not places:
             return False
         if not can_call(tracee):
@@ -346,8 +419,8 @@ def _is_there(memory: TraceeMemory, page: int, parameters: Parameters) -> bool:
         return False
 
 
-def _find_addresses(memory: TraceeMemory, sp: int, page: int) -> list[int]:
-    """Return where above the stack pointer words lie that are addresses in the page."""
+def _find_addresses(memory: TraceeMemory, sp: int, page: int, size_bytes: int) -> list[int]:
+    """Return where above the stack pointer words lie that are addresses in the page or its probes."""
     start = sp & -8
     size = _STACK_SCAN_BYTES
     while size >= 8:
@@ -356,12 +429,15 @@ def _find_addresses(memory: TraceeMemory, sp: int, page: int) -> list[int]:
         except MemoryFaultError:
             size //= 2
             continue
-        found = re.finditer(re.escape(struct.pack("<Q", page)[2:]), stack)
+        ends = (struct.pack("<Q", one)[2:] for one in (page, page + size_bytes - 1))
+        found = re.finditer(b"|".join(map(re.escape, dict.fromkeys(ends))), stack)
         offsets = (match.start() - 2 for match in found)
         return [
             start + offset
             for offset in offsets
-            if offset >= 0 and offset % 8 == 0 and _U64.unpack_from(stack, offset)[0] & -PAGE_BYTES == page
+            if offset >= 0
+            and offset % 8 == 0
+            and page <= _U64.unpack_from(stack, offset)[0] < page + size_bytes
         ]
     return []
 

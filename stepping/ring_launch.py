@@ -9,6 +9,7 @@ from stepping.launch import Program
 from stepping.ptrace_api import FOLLOW_THREADS
 from stepping.ring import Ring
 from stepping.ring_inject import DEFAULT_BUFFER_BYTES, DEFAULT_SLOTS
+from stepping.ring_probes import Probes
 from stepping.syscalls.model import Syscall
 from stepping.tracee_launch import launch_stopped
 
@@ -19,8 +20,9 @@ def launch_with_ring(
     *,
     slots: int = DEFAULT_SLOTS,
     buffer_bytes: int = DEFAULT_BUFFER_BYTES,
+    probes: Probes | None = None,
 ) -> Ring:
-    """Start *program*, a child of this process, with a ring for the calls *rows*; nobody traces it then.
+    """Start *program*, a child of this process, with a ring for the calls *rows* and *probes*; nobody traces it then.
 
     The caller waits for the child, `ring.pid`, as for any other.
 
@@ -32,7 +34,7 @@ def launch_with_ring(
     group = launch_stopped(program, FOLLOW_THREADS)
     pid = group.pid
     try:
-        return Ring.attach(pid, rows, slots=slots, buffer_bytes=buffer_bytes, group=group)
+        return Ring.attach(pid, rows, slots=slots, buffer_bytes=buffer_bytes, group=group, probes=probes)
     except BaseException:
         if group.exit is None:
             with contextlib.suppress(ProcessLookupError, ChildProcessError):

@@ -4,7 +4,8 @@
     parameters = "ptsring1" version:u32 size:u32 cookie:u64 ring:u64 resume_call:u64 resume_after:u64
                  goid_offset:u64 m_offset:u64 index_mask:u64 buffer_limit:u64 read_errnos:u64[2]
                  entry:u64 entry_bytes[8] after:u64 after_bytes[8] tracer_pid:u32 pad[4] tracer_start:u64
-                 ring_bytes:u64 procid_offset:u64 pad wanted:u64[8] copies:u32[512] at 0x100, code at 0x900
+                 ring_bytes:u64 procid_offset:u64 probe_bytes:u64 pad wanted:u64[8]
+                 copies:u32[512] at 0x100, code at 0x900
     ring       = head:u64 at 0, limit:u64 at 0x40, lost:u64 at 0x80; records from 0x1000 on
     record     = sequence:u64 start:u64 end:u64 number:u16 frames:u8 pad length0:u16 length1:u16
                  args:u64[6] result:s64 goid:u64 g:u64 tid:u64 stack:u64[16] data[256] pad[16]
@@ -40,7 +41,7 @@ DATA_BYTES = 256
 RECORD = struct.Struct("<QQQHBxHH6Qq3Q128s256s16x")
 STACK = struct.Struct(f"<{MAX_FRAMES}Q")
 
-_PARAMETERS = struct.Struct("<8sII8Q2QQ8sQ8sI4xQQQ")
+_PARAMETERS = struct.Struct("<8sII8Q2QQ8sQ8sI4xQQQQ")
 _WANTED = struct.Struct("<8Q")
 _COPIES = struct.Struct(f"<{MAX_SYSNO}I")
 
@@ -50,6 +51,7 @@ class Parameters:
     """What the page says besides its code: see the grammar. Addresses are the program's.
 
     entry, entry_bytes: the first patched place and what was there; after, after_bytes: the second.
+    probe_bytes: how large the area of probes behind the page is (`ring_probes.py`); 0: there is none.
     tracer_pid, tracer_start: who installed it (start time in clock ticks since boot, from /proc/PID/stat).
     """
 
@@ -70,6 +72,12 @@ class Parameters:
     tracer_start: int
     ring_bytes: int
     procid_offset: int
+    probe_bytes: int = 0
+
+    @property
+    def mapped_bytes(self) -> int:
+        """How much is mapped at the page's address."""
+        return PAGE_BYTES + self.probe_bytes
 
     def encode(self) -> bytes:
         """Return the page's first bytes."""
@@ -95,6 +103,7 @@ class Parameters:
             self.tracer_start,
             self.ring_bytes,
             self.procid_offset,
+            self.probe_bytes,
         )
 
 
@@ -132,7 +141,7 @@ def decode_parameters(page: bytes) -> Parameters | None:
     if magic != MAGIC or version != VERSION or size != PAGE_BYTES:
         return None
     cookie, ring, resume_call, resume_after, goid, m, mask, limit, low, high, *rest = fields
-    entry, entry_bytes, after, after_bytes, tracer_pid, tracer_start, ring_bytes, procid = rest
+    entry, entry_bytes, after, after_bytes, tracer_pid, tracer_start, ring_bytes, procid, probe_bytes = rest
     return Parameters(
         cookie=cookie,
         ring=ring,
@@ -151,6 +160,7 @@ def decode_parameters(page: bytes) -> Parameters | None:
         tracer_start=tracer_start,
         ring_bytes=ring_bytes,
         procid_offset=procid,
+        probe_bytes=probe_bytes,
     )
 
 

@@ -167,7 +167,7 @@ class AttachSource:
         take, calls, outer = self._meter.accounts.take_call, self._calls, self._numbers.outer
         while True:
             batch = ring.read_batch(final=final)
-            events = batch.tuples(SyscallEvent) if batch is not None else []
+            events = batch.calls().tuples(SyscallEvent) if batch is not None else []
             for event in events:
                 take(event if not self._numbers else event._replace(tid=outer(event.tid)))
                 numbers = calls.get(event.name)

@@ -34,6 +34,7 @@ def trace_command(
     ptserver trace 1234
     ptserver trace -e %network -k 1234
     ptserver trace -c ./main
+    ptserver trace -e none --events=all 1234     what goroutines do
     ptserver trace --server localhost:11235 3f2a61-4
     """
     if connect is not None:
@@ -51,7 +52,15 @@ def trace_command(
     pid = find_process(int(target)).pid
     sink = log.open(_command_line(pid), pid)
     try:
-        trace_process(pid, sink, log.names(), source=log.source, stacks=log.stacks, note=log.note)
+        trace_process(
+            pid,
+            sink,
+            log.names(),
+            source=log.source,
+            stacks=log.stacks,
+            runtime=log.runtime(),
+            note=log.note,
+        )
     finally:
         sink.close()
 
@@ -62,6 +71,10 @@ def _trace_session(connect: Connect, session: str, log: TraceOptions) -> None:
     if log.stacks:
         raise click.UsageError(
             "a session's host does not know where calls were made: -k, pprof and --by function need it"
+        )
+    if log.events or log.runtime().calls:
+        raise click.UsageError(
+            "a session's host does not see the runtime: --events and -e runtime need a process"
         )
     watcher = connect()
     try:

@@ -19,7 +19,20 @@ _TIMES = ("none", "relative", "elapsed", "clock", "epoch")
 _KEYS = ("syscall", "goroutine", "site", "function")
 _FORMATS = ("text", "json", "perfetto", "pprof")
 
-_NAMES = ("filters", "output", "count", "by", "json", "form", "stacks", "strings", "time", "source", "quiet")
+_NAMES = (
+    "filters",
+    "output",
+    "events",
+    "count",
+    "by",
+    "json",
+    "form",
+    "stacks",
+    "strings",
+    "time",
+    "source",
+    "quiet",
+)
 #: Which calls are shown; see `tracelog.selection`.
 _SELECTING = ("goids", "function", "paths", "duration", "errors")
 #: Those without which a log is the same as with their defaults, so that they prove no wish for one.
@@ -87,8 +100,13 @@ _LOG_OPTIONS = (
         "filters",
         metavar="EXPR",
         multiple=True,
-        help="Which calls: names, %sets (%file, %desc, %network, ...), /REGEXP, !LIST for all others. "
-        "By default all that reach outside the program.",
+        help="Which calls: names, %sets (%file, %desc, %network, ...), /REGEXP, !LIST for all others, runtime for "
+        "what Go's runtime calls by itself. By default all that reach outside the program.",
+    ),
+    click.option(
+        "--events",
+        metavar="LIST",
+        help="Also what becomes of goroutines: create, start, block, unblock, exit, gc, or all.",
     ),
     click.option(
         "--goid", "goids", metavar="N", multiple=True, type=int, help="Only this goroutine's calls."
@@ -168,7 +186,23 @@ def _options(words: dict[str, Any]) -> TraceOptions:
         stacks=words["stacks"] or form == "pprof" or by_function,  # which are taken from stacks
         quiet=words["quiet"],
         selection=selection,
+        events=_events(words["events"], words["source"]),
     )
+
+
+def _events(text: str | None, source: str) -> frozenset[str]:
+    """Return the kinds of events that `--events` asks for."""
+    if text is None:
+        return frozenset()
+    from ptserver.tracing_go import KINDS
+
+    kinds = frozenset(text.replace("all", ",".join(KINDS)).split(","))
+    if not kinds <= set(KINDS):
+        unknown = ", ".join(sorted(kinds - set(KINDS)))
+        raise click.UsageError(f"--events: no event {unknown!r}; there are {', '.join(KINDS)}, all")
+    if source == "stops":
+        raise click.UsageError("--events needs the ring, which --source stops does not use")
+    return kinds
 
 
 def _selection(words: dict[str, Any]) -> "Selection | None":

@@ -90,6 +90,40 @@ class ExitEvent(NamedTuple):
     core: bool = False
 
 
+class GoEvent(NamedTuple):
+    """Something became of a goroutine.
+
+    what: ``create``, ``start`` (it runs now), ``block`` (it runs no more), ``unblock`` (it can run), ``exit``.
+    goid: which; None if a new one has no number yet. by: the goroutine that did it to this one, if another did.
+    reason: why it blocks, in Go's words; channel: the address of the channel that it blocks on, or 0.
+    function: of a new one, what it will execute. stack: where it blocks, or where *by* creates or unblocks it.
+    """
+
+    start_ns: int
+    pid: int
+    tid: int
+    what: str
+    goid: int | None
+    by: int | None = None
+    reason: str = ""
+    channel: int = 0
+    function: str = ""
+    stack: tuple[Frame, ...] = ()
+
+
+class GcEvent(NamedTuple):
+    """The collector enters a phase: ``start``, ``mark termination``, ``sweep``, or the world stops or starts again.
+
+    by: the goroutine that it happens on, if any.
+    """
+
+    start_ns: int
+    pid: int
+    tid: int
+    phase: str
+    by: int | None = None
+
+
 class LossEvent(NamedTuple):
     """The source could not keep up: *lost* events that came before this are missing."""
 
@@ -97,7 +131,9 @@ class LossEvent(NamedTuple):
     lost: int
 
 
-Event: TypeAlias = SyscallEvent | SignalEvent | StopEvent | ThreadEvent | ExitEvent | LossEvent
+Event: TypeAlias = (
+    SyscallEvent | SignalEvent | StopEvent | ThreadEvent | ExitEvent | GoEvent | GcEvent | LossEvent
+)
 
 
 @lru_cache(maxsize=1024)

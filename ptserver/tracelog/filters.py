@@ -4,6 +4,7 @@ EXPRESSION  [trace=] [!] ITEM {, ITEM}     `!` at the front: all calls but these
 ITEM        NAME        a syscall
             ?NAME       the same, but no error if there is no such call (on some architecture)
             %SET        calls of a kind, see `SETS`
+            runtime     those that Go's runtime makes by itself, not through package syscall; see `runtime_calls`
             /REGEXP     calls whose name the regular expression is found in
             all, none
 """
@@ -55,6 +56,14 @@ SETS: dict[str, Callable[[Syscall], bool]] = {
     "time": _of_class(SyscallClass.TIME),
     "resource": lambda row: row.klass.is_resource or row.only_if is not None,
 }
+#: What Go's runtime calls by itself, in Go 1.21 to 1.27.
+RUNTIME_CALLS = frozenset(
+    (
+        "read write close openat pipe2 nanosleep gettid getpid kill tgkill setitimer timer_create timer_settime "
+        "timer_delete mincore clock_gettime rt_sigprocmask rt_sigaction mmap munmap madvise futex sigaltstack "
+        "sched_yield sched_getaffinity access faccessat connect socket brk exit exit_group clone arch_prctl"
+    ).split()
+)
 _ALIASES = {"net": "network", "creds": "identity", "clock": "time"}
 
 
@@ -86,6 +95,19 @@ def parse_filters(expressions: Iterable[str], default: str = DEFAULT_FILTER) -> 
     return frozenset().union(*(parse_filter(expression) for expression in list(expressions) or [default]))
 
 
+def runtime_calls(expressions: Iterable[str]) -> frozenset[str]:
+    """Return the calls that are wanted of Go's runtime itself: `RUNTIME_CALLS` if an item is `runtime`."""
+    for expression in expressions:
+        if "runtime" in _items(expression):
+            return RUNTIME_CALLS
+    return frozenset()
+
+
+def _items(expression: str) -> list[str]:
+    text = expression.strip()
+    return _split(text.removeprefix("trace=").removeprefix("t=").strip())
+
+
 def _split(text: str) -> list[str]:
     """Return the items between commas; a regular expression may have commas inside brackets of any kind."""
     items, depth, item = [], 0, ""
@@ -107,6 +129,8 @@ def _names_of(item: str, expression: str) -> set[str]:
         raise FilterError(f"-e {expression}: a name is missing; write for example -e trace=openat,%network")
     if item in ("all", "none"):
         return set(SYSCALLS) if item == "all" else set()
+    if item == "runtime":
+        return set()
     if item.startswith("%"):
         name = _ALIASES.get(item[1:], item[1:])
         if name not in SETS:

@@ -20,6 +20,8 @@ from ptserver.tracelog.events import (
     Event,
     ExitEvent,
     Frame,
+    GcEvent,
+    GoEvent,
     LossEvent,
     SignalEvent,
     StopEvent,
@@ -131,6 +133,36 @@ class ExitLine(_Line, frozen=True, tag="exit"):
     core: bool = False
 
 
+class GoroutineLine(_Line, frozen=True, tag="goroutine"):
+    """Something became of a goroutine.
+
+    event: `create`, `start`, `block`, `unblock` or `exit`. goid: which one, null if a new one never ran. by: the
+    goroutine that did it, if another did. reason: why it blocks, in Go's words; channel: which one it blocks on, in
+    base 16. function: what a new one executes. stack: where it blocks, or where `by` creates or unblocks it.
+    """
+
+    start_ns: int
+    pid: int
+    tid: int
+    event: str
+    goid: int | None = None
+    by: int | None = None
+    reason: str = ""
+    channel: str = ""
+    function: str = ""
+    stack: tuple[FrameLine, ...] = ()
+
+
+class GcLine(_Line, frozen=True, tag="gc"):
+    """Go's collector enters a phase: `start`, `mark termination`, `sweep`, `stop the world`, `start the world`."""
+
+    start_ns: int
+    pid: int
+    tid: int
+    phase: str
+    by: int | None = None
+
+
 class LossLine(_Line, frozen=True, tag="loss"):
     """So many events that came before this are missing."""
 
@@ -138,7 +170,17 @@ class LossLine(_Line, frozen=True, tag="loss"):
     lost: int
 
 
-Line = StartLine | SyscallLine | SignalLine | StopLine | ThreadLine | ExitLine | LossLine
+Line = (
+    StartLine
+    | SyscallLine
+    | SignalLine
+    | StopLine
+    | ThreadLine
+    | ExitLine
+    | GoroutineLine
+    | GcLine
+    | LossLine
+)
 
 _decoder: msgspec.json.Decoder[Line] = msgspec.json.Decoder(Line)
 
@@ -207,6 +249,14 @@ class JsonLinesSink:
             case ExitEvent():
                 signal = signal_name(event.signo) if event.status is None else ""
                 return ExitLine(event.start_ns, event.pid, event.tid, event.status, signal, event.core)
+            case GoEvent(start_ns, pid, tid, what, goid, by, reason, channel, function, stack):
+                shown = hex(channel) if channel else ""
+                frames = tuple(map(_frame, stack))
+                return GoroutineLine(
+                    start_ns, pid, tid, what, goid, by, reason, shown, _clean(function), frames
+                )
+            case GcEvent(start_ns, pid, tid, phase, by):
+                return GcLine(start_ns, pid, tid, phase, by)
             case LossEvent():
                 return LossLine(event.start_ns, event.lost)
             case SyscallEvent():

@@ -23,6 +23,8 @@ from ptserver.tracelog.batch import CallBatch
 from ptserver.tracelog.events import (
     Event,
     ExitEvent,
+    GcEvent,
+    GoEvent,
     LossEvent,
     SignalEvent,
     StopEvent,
@@ -33,8 +35,9 @@ from ptserver.tracelog.events import (
 )
 from ptserver.tracelog.output import LineWriter
 from ptserver.tracelog.perfetto_batch import PerfettoBatches
-from ptserver.tracelog.perfetto_packets import BEGIN, INSTANT, NEEDS_STATE, TIMESTAMP, PacketWriter, Track
-from ptserver.tracelog.protobuf import bytes_field, varint
+from ptserver.tracelog.perfetto_goroutines import GoroutineSlices
+from ptserver.tracelog.perfetto_packets import BEGIN, INSTANT, TIMESTAMP, PacketWriter, Track
+from ptserver.tracelog.protobuf import varint
 from stepping.syscalls.decode import DEFAULT_LIMIT, decode_call
 from stepping.syscalls.decode_buffers import find_buffer
 from stepping.syscalls.decode_scalars import signal_name
@@ -49,6 +52,7 @@ class PerfettoSink:
         self._arch = start.arch
         self._limit = limit
         self._packets = PacketWriter(writer, start)
+        self._goroutines = GoroutineSlices(self._packets)
         self._batches = PerfettoBatches(writer, self._packets, start.arch, limit)
 
     def event(self, event: Event) -> None:
@@ -118,6 +122,10 @@ class PerfettoSink:
                 if event.status is None:
                     how = f"killed by {signal_name(event.signo)}{' (core dumped)' if event.core else ''}"
                 self._instant(self._packets.process(event.pid), "process", how, event.start_ns, [])
+            case GoEvent():
+                self._goroutines.event(event)
+            case GcEvent():
+                self._goroutines.gc(event)
             case LossEvent():
                 notes = [self._packets.note("lost", event.lost)]
                 self._instant(self._packets.losses(), "loss", "events lost", event.start_ns, notes)
@@ -151,6 +159,4 @@ class PerfettoSink:
     def _track_event(
         self, kind: bytes, track: Track, category: str, name: str, at_ns: int, notes: list[bytes]
     ) -> None:
-        event = bytes_field(11, b"".join((kind, track.uuid, self._packets.head(category, name), *notes)))
-        new = self._packets.take_new()
-        self._packets.packet(b"".join((TIMESTAMP, varint(at_ns), NEEDS_STATE, new, event)))
+        self._packets.track_event(kind, track, category, name, at_ns, notes)

@@ -6,6 +6,7 @@ Source: protos/perfetto/trace/ in Perfetto: trace_packet.proto, track_event/*.pr
 """
 
 import os
+from collections.abc import Iterable
 from typing import Any
 
 from ptserver.tracelog.events import Frame, TraceStart
@@ -45,6 +46,8 @@ _OTHER = 3
 #: Numbers of those of the last kind.
 _GOROUTINES_OF_PROCESS = 1
 _LOSSES = 2
+_COLLECTOR = 3
+_WORLD = 4
 
 
 class Track:
@@ -92,6 +95,24 @@ class PacketWriter:
     def packet(self, packet: bytes) -> None:
         """Write a packet."""
         self._writer.write(b"\x0a" + varint(len(packet)) + packet)
+
+    def track_event(
+        self,
+        kind: bytes,
+        track: Track,
+        category: str,
+        name: str,
+        at_ns: int,
+        notes: Iterable[bytes] = (),
+    ) -> None:
+        """Write a `TrackEvent`: `BEGIN` or `INSTANT`. notes: more fields of it."""
+        event = bytes_field(11, b"".join((kind, track.uuid, self.head(category, name), *notes)))
+        new = self.take_new()
+        self.packet(b"".join((TIMESTAMP, varint(at_ns), NEEDS_STATE, new, event)))
+
+    def end(self, track: Track, at_ns: int) -> None:
+        """End the slice of a track that began last."""
+        self.packet(TIMESTAMP + varint(at_ns) + track.end)
 
     def clear_state(self) -> None:
         """Forget all names, and say so to the reader."""
@@ -197,6 +218,20 @@ class PacketWriter:
         """Return the track that says where events are missing."""
         uuid = _uuid(_OTHER, 0, _LOSSES)
         return self._tracks.get(uuid) or self.describe(uuid, text_field(2, "events lost"))
+
+    def collector(self, pid: int, *, world: bool) -> Track:
+        """Return the track of Go's collector, or the one that says when the *world* stood still."""
+        uuid = _uuid(_OTHER, pid, _WORLD if world else _COLLECTOR)
+        track = self._tracks.get(uuid)
+        if track is not None:
+            return track
+        parent = number_field(5, self._process_uuid(pid))
+        name = "stopped world" if world else "garbage collector"
+        return self.describe(uuid, text_field(2, name) + parent)
+
+    def _process_uuid(self, pid: int) -> int:
+        self.process(pid)
+        return _uuid(_PROCESS, pid, pid)
 
     def describe(self, uuid: int, descriptor: bytes) -> Track:
         """Write a track's descriptor and return the track."""

@@ -72,6 +72,11 @@ def number_field(field: int, number: int) -> bytes:
     return _LAST[field << 3] + varint(number)
 
 
+def fixed64_field(field: int, number: int) -> bytes:
+    """Return field *field* with a number of type fixed64, unsigned."""
+    return varint(field << 3 | 1) + number.to_bytes(8, "little")
+
+
 def bytes_field(field: int, content: bytes) -> bytes:
     """Return field *field* with bytes or an encoded message."""
     size = len(content)

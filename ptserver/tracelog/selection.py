@@ -7,7 +7,8 @@
     --duration TEST   that took so long: `>1ms`, `>=20us`, `<500ns`; a plain `1ms` means `>1ms`
     --errors          that failed
 
-Several kinds must all hold; of several values of one kind, any. Events that are no calls are always shown.
+Several kinds must all hold; of several values of one kind, any. Of goroutines'
+events, `--goid` shows only those of these; other events that are no calls are always shown.
 """
 
 import fnmatch
@@ -19,7 +20,7 @@ from typing import NamedTuple
 
 from ptserver.tracelog.batch import CallBatch, Remembered
 from ptserver.tracelog.errors import FilterError
-from ptserver.tracelog.events import Event, Frame, SyscallEvent, TraceSink, row_of
+from ptserver.tracelog.events import Event, Frame, GoEvent, SyscallEvent, TraceSink, row_of
 from stepping.syscalls import ArgKind, ResultKind
 
 _MAX_ERRNO = 4095
@@ -108,7 +109,10 @@ class SelectingSink:
 
     def event(self, event: Event) -> None:
         """Give an event on, if it is wanted."""
-        if type(event) is not SyscallEvent or self._is_wanted(event):
+        if type(event) is SyscallEvent:
+            if self._is_wanted(event):
+                self._sink.event(event)
+        elif type(event) is not GoEvent or not self._selection.goids or event.goid in self._selection.goids:
             self._sink.event(event)
 
     def calls(self, batch: CallBatch) -> None:

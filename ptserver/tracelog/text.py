@@ -17,6 +17,8 @@ from ptserver.tracelog.events import (
     Event,
     ExitEvent,
     Frame,
+    GcEvent,
+    GoEvent,
     LossEvent,
     SignalEvent,
     StopEvent,
@@ -34,6 +36,9 @@ from stepping.syscalls.decode_values import to_text
 
 #: How times are shown: not, since the event before, since the start, by the clock, as seconds since 1970.
 TimeStyle = Literal["none", "relative", "elapsed", "clock", "epoch"]
+
+#: Functions that wait for others, who are of more interest.
+_WAITING = ("runtime.", "sync.", "internal/sync.", "internal/poll.", "time.Sleep")
 
 _NS = 1_000_000_000
 
@@ -157,6 +162,23 @@ class TextSink:
         duration = "" if event.duration_ns is None else self._duration_text(event.duration_ns)
         return f"{text}{self._result_text(result, event.errno != 0)}{duration}{self._stack_text(event.stack)}"
 
+    def _goroutine(self, event: GoEvent) -> str:
+        who = "a goroutine" if event.goid is None else f"goroutine {event.goid}"
+        match event.what:
+            case "create":
+                how = f"created: {event.function}()"
+            case "start":
+                how = "runs"
+            case "block":
+                how = f"blocks: {event.reason}{f' {event.channel:#x}' if event.channel else ''}"
+            case "unblock":
+                how = "unblocked"
+            case _:
+                how = "exits"
+        place = next((frame for frame in event.stack if not frame.function.startswith(_WAITING)), None)
+        where = f" at {_place_text(place)}" if place is not None else ""
+        return f"--- {who} {how}{where} ---{self._stack_text(event.stack)}"
+
     def _call_text(self, name: str, arguments: str, end: str = ")") -> str:
         palette = self._palette
         padding = " " * (self._options.column - 2 - len(name) - len(arguments) - len(end))
@@ -194,6 +216,10 @@ class TextSink:
                 if event.status is None:
                     how = f"killed by {signal_name(event.signo)}{' (core dumped)' if event.core else ''}"
                 return f"{self._prefix(event.start_ns, event.tid)}+++ {how} +++"
+            case GoEvent():
+                return self._prefix(event.start_ns, event.tid, event.by) + self._goroutine(event)
+            case GcEvent():
+                return f"{self._prefix(event.start_ns, event.tid, event.by)}--- gc: {event.phase} ---"
             case LossEvent():
                 return f"{self._prefix(event.start_ns, None)}*** {event.lost} events lost ***"
 
@@ -201,6 +227,11 @@ class TextSink:
 def _seconds(duration_ns: int) -> str:
     microseconds = duration_ns // 1000
     return f"{microseconds // 1_000_000}.{microseconds % 1_000_000:06d}"
+
+
+def _place_text(frame: Frame) -> str:
+    text = f"{frame.function} {frame.file}:{frame.line}" if frame.file else f"{frame.function} {frame.pc:#x}"
+    return text if text.isprintable() else text.encode("unicode_escape").decode()
 
 
 def _frame_text(frame: Frame) -> str:

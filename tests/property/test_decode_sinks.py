@@ -9,6 +9,8 @@ from ptserver.tracelog.events import (
     Event,
     ExitEvent,
     Frame,
+    GcEvent,
+    GoEvent,
     LossEvent,
     SignalEvent,
     StopEvent,
@@ -49,6 +51,20 @@ OTHERS = st.one_of(
     st.builds(StopEvent, TIMES, IDS, IDS, st.integers(0, 255)),
     st.builds(ThreadEvent, TIMES, IDS, IDS, st.sampled_from(["created", "exited"])),
     st.builds(ExitEvent, TIMES, IDS, IDS, st.none() | st.integers(0, 255), st.integers(0, 64)),
+    st.builds(
+        GoEvent,
+        TIMES,
+        IDS,
+        IDS,
+        st.sampled_from(["create", "start", "block", "unblock", "exit"]),
+        st.none() | IDS,
+        st.none() | IDS,
+        TEXT.filter(str.isprintable),
+        st.integers(0, 2**64 - 1),
+        TEXT.filter(str.isprintable),
+        st.lists(FRAMES, max_size=3).map(tuple),
+    ),
+    st.builds(GcEvent, TIMES, IDS, IDS, st.sampled_from(["start", "stop the world"]), st.none() | IDS),
     st.builds(LossEvent, TIMES, st.integers(0, 10**9)),
 )
 START = TraceStart(("./main",), "amd64", 0, 0)
@@ -80,7 +96,7 @@ def test_any_events_are_written(events: list[Event], stacks: bool) -> None:
             summary.event(event)
         text.flush()
         file.seek(0)
-        frames = sum(len(e.stack) for e in events if isinstance(e, SyscallEvent)) if stacks else 0
+        frames = sum(len(e.stack) for e in events if isinstance(e, SyscallEvent | GoEvent)) if stacks else 0
         written = file.read().decode()
         assert written.count("\n") == len(events) + frames
         assert all(line.isprintable() for line in written.split("\n"))
