@@ -216,11 +216,11 @@ class RemoteProcesses:
             if fork.child and call.id in self._unborn:
                 del self._unborn[call.id]
                 self._add(fork.child, shadow, call)
+            if fork.has_returned:  # its thread may fork again before the new process is free
+                self._forget(call)
+                self.abandon(call)
             if fork.is_over:
                 del self._forks[call_id]
-                if not fork.was_interrupted:
-                    self._forget(call)
-                    self.abandon(call)
         for process in self._by_id.values():
             if process is not self._main and not self.is_seized(process.pid):
                 self._look_for_stop(process)

@@ -102,9 +102,9 @@ class ForkCall:
         return self.outcome is not Outcome.PENDING and (not self.child or self.child_is_free)
 
     @property
-    def was_interrupted(self) -> bool:
-        """Whether the thread has gone on to a signal instead."""
-        return self.outcome is Outcome.INTERRUPTED
+    def has_returned(self) -> bool:
+        """Whether the thread's call is done, not given up for a signal."""
+        return self.outcome not in (Outcome.PENDING, Outcome.INTERRUPTED)
 
     def advance(self) -> None:
         """Take the reports that have come, and go on as far as possible without waiting."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tests.gofixtures import CACHE, ROOT, environment, full_version, goroot, toolchain
 
-PACKAGES = ("io/fs", "path/filepath", "bufio", "os", "io", "internal/poll", "log/syslog")
+PACKAGES = ("io/fs", "path/filepath", "bufio", "os", "os/exec", "io", "internal/poll", "log/syslog")
 
 #: Those that take longer, served.
 LONGER_PACKAGES = (
@@ -24,11 +24,17 @@ LONGER_PACKAGES = (
     "net",
     "net/http",
     "net/rpc",
+    "os/signal",
     "sync",
+    "syscall",
+    "time",
 )
 
 #: Tests of package os that run the same code on thousands of combinations of names.
 COMBINATORIAL = "^TestRoot(Multi|Consistency)"
+
+#: Tests of package os that take long, served, because they copy much or make thousands of calls.
+LONG = "^Test(Root|CopyFile|CopyFS|LargeCopyViaNetwork|SpliceFile|SendFile|RemoveAll|LongPath)"
 
 #: A test of net/http that fails natively too, where the `go` command can download nothing.
 DOWNLOADS = "^TestCmdGoNoHTTPServer$"

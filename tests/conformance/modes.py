@@ -225,7 +225,13 @@ MODES = (
     Mode("pass-through", True, _local("ptserver", "run")),
     Mode("observed", True, _local(*_IN_PROCESS, "tests.conformance.servers:Observing")),
     Mode("proceeding", True, _local(*_IN_PROCESS, "tests.conformance.servers:Proceeding")),
-    Mode("executing", True, _local(*_IN_PROCESS, "tests.conformance.servers:Executing")),
+    # Its descriptors of signals would be this process's.
+    Mode(
+        "executing",
+        True,
+        _local(*_IN_PROCESS, "tests.conformance.servers:Executing"),
+        without=frozenset({"processes-c-static", "processes-c-dynamic"}),
+    ),
     Mode("answering", True, _local(*_IN_PROCESS, "tests.conformance.servers:Answering")),
     Mode("tcp", False, _served(_tcp)),
     Mode("tcp-sync", False, _served(_tcp, options=("--sync",)), everyday=_IN_SYNC),

@@ -11,6 +11,7 @@ import pytest
 from tests.conformance.go_tests import (
     COMBINATORIAL,
     DOWNLOADS,
+    LONG,
     LONGER_PACKAGES,
     PACKAGES,
     Results,
@@ -54,7 +55,7 @@ def compare(package: str, tmp_path: Path, *options: str) -> None:
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_go_tests_end_as_natively_but_for_the_documented_ones(package: str, tmp_path: Path) -> None:
-    compare(package, tmp_path, f"-test.skip={COMBINATORIAL}")
+    compare(package, tmp_path, *([f"-test.skip={LONG}"] if package == "os" else []))
 
 
 @pytest.mark.slow
@@ -68,6 +69,12 @@ def test_those_that_take_longer_too(package: str, tmp_path: Path) -> None:
 @pytest.mark.timeout(1200)
 def test_the_combinatorial_ones_too(tmp_path: Path) -> None:
     compare("os", tmp_path, f"-test.run={COMBINATORIAL}")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_the_long_ones_of_os_too(tmp_path: Path) -> None:
+    compare("os", tmp_path, f"-test.run={LONG}", f"-test.skip={COMBINATORIAL}")
 
 
 @pytest.mark.parametrize("package", PACKAGES + LONGER_PACKAGES)

@@ -1,0 +1,152 @@
+"""Processes of a program whose resources are a server's: signals from outside, job control, and that none is left.
+
+What they do otherwise is compared with native runs by `tests/conformance`.
+"""
+
+import contextlib
+import json
+import os
+import re
+import select
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cfixtures import build_c
+from tests.conformance.modes import base_environment, serving
+from tests.leftovers import descendants, none_left
+from tests.running import Running, started
+
+
+@pytest.fixture(scope="module")
+def program() -> Path:
+    return build_c("processes_c", flags=("-static",))
+
+
+@contextlib.contextmanager
+def lingering(program: Path, tmp_path: Path) -> Iterator[tuple[Running, Running, int]]:
+    """Run a program with a worker and two others that it executes; give it, its server, and its own id.
+
+    At the end, neither side must have a process of it left.
+    """
+    env = base_environment()
+    serve = [
+        "ptserver",
+        "serve",
+        "passthrough",
+        "--listen",
+        "127.0.0.1:0",
+        "--json",
+        "--log",
+        tmp_path / "log",
+    ]
+    with none_left(), started(serve, Path("ptserver"), env=env, cwd=tmp_path) as server:
+        server.expect("}\n")
+        address = json.loads(server.stdout.so_far())["address"]
+        before = set(descendants(server.child.pid))
+        with (
+            none_left(),
+            started(
+                ["ptserver", "run", "--server", address, program, "linger"], program, env=env, cwd="/"
+            ) as child,
+        ):
+            child.expect("pid ")
+            child.expect("\n")
+            found = re.search(rb"pid (\d+)\n", child.stdout.so_far())
+            assert found is not None
+            yield child, server, int(found[1])
+            child.child.wait(30)
+            await_only(server.child.pid, before)
+
+
+def await_only(root: int, before: set[int]) -> None:
+    """Wait until all that is below *root* was there *before*."""
+    for pid in set(descendants(root)) - before:
+        with contextlib.suppress(ProcessLookupError):
+            pidfd = os.pidfd_open(pid)
+            try:
+                select_readable(pidfd)
+            finally:
+                os.close(pidfd)
+    left = {pid for pid, state in descendants(root).items() if state != "Z"} - before
+    assert not left, left
+
+
+def select_readable(fd: int) -> None:
+    assert select.select([fd], [], [], 30)[0], "a process of the session is left"
+
+
+def test_a_signal_to_the_program_s_id_reaches_it(program: Path, tmp_path: Path) -> None:
+    with lingering(program, tmp_path) as (child, _, pid):
+        os.kill(pid, signal.SIGUSR1)
+        child.expect(f"got {signal.SIGUSR1}\n")
+        os.kill(pid, signal.SIGTERM)
+        assert child.finish().status == -signal.SIGTERM
+
+
+def test_a_signal_to_the_command_reaches_it_too(program: Path, tmp_path: Path) -> None:
+    with lingering(program, tmp_path) as (child, _, _):
+        child.signal(signal.SIGUSR1)
+        child.expect(f"got {signal.SIGUSR1}\n")
+        child.signal(signal.SIGTERM)
+        assert child.finish().status == -signal.SIGTERM
+
+
+def test_a_killed_host_leaves_nothing(program: Path, tmp_path: Path) -> None:
+    with lingering(program, tmp_path) as (child, _, _):
+        child.signal(signal.SIGKILL)
+
+
+def test_a_killed_session_leaves_nothing(program: Path, tmp_path: Path) -> None:
+    with lingering(program, tmp_path) as (child, _, pid):
+        os.kill(pid, signal.SIGKILL)
+        assert child.finish().status == 69
+
+
+def test_a_killed_guard_leaves_nothing(program: Path, tmp_path: Path) -> None:
+    with lingering(program, tmp_path) as (child, server, pid):
+        guard = parent_of(pid)
+        assert guard in descendants(server.child.pid)
+        os.kill(guard, signal.SIGKILL)
+        assert child.finish().status == 69
+
+
+def test_a_killed_server_leaves_nothing(program: Path, tmp_path: Path) -> None:
+    with lingering(program, tmp_path) as (child, server, _):
+        server.signal(signal.SIGKILL)
+        assert child.finish().status == 69
+
+
+def parent_of(pid: int) -> int:
+    with open(f"/proc/{pid}/stat", "rb") as file:
+        return int(file.read().rpartition(b")")[2].split()[1])
+
+
+def test_a_shell_at_a_terminal_controls_its_jobs(tmp_path: Path) -> None:
+    env = base_environment() | {"PS1": "$ ", "TERM": "dumb"}
+    shell = Path("/bin/bash")
+    with (
+        none_left(),
+        serving("passthrough", "127.0.0.1:0", cwd=tmp_path, env=env, log=tmp_path / "log") as (address, _),
+    ):
+        command = ["ptserver", "run", "--server", address, shell, "--norc", "--noediting", "-i"]
+        with started(command, shell, env=base_environment(), cwd="/", terminal=True) as child:
+            child.expect("$ ")
+            script = (
+                'trap "echo RE""SUMED" CONT; echo begun | tr a-z A-Z; sleep 1000 & while :; do wait; done'
+            )
+            child.send(f"sh -c '{script}'\n".encode())
+            child.expect("BEGUN")
+            child.send(b"\x1a")
+            child.expect("Stopped")
+            child.expect("$ ")
+            child.send(b"fg\n")
+            child.expect("RESUMED")
+            child.send(b"\x03")
+            child.expect("$ ")
+            child.send(b"echo status $?\n")
+            child.expect("status 130")
+            child.send(b"exit 3\n")
+            assert child.finish().status == 3
