@@ -69,6 +69,8 @@ _CHANGES_NOTHING = frozenset(
     "fadvise64 readahead getdents64 epoll_ctl fchmod fchown fsetxattr fgetxattr flistxattr fremovexattr "
     "fstatfs".split()
 )
+#: Stands for a file of which nothing is known: no inode has the number 0.
+_UNKNOWN = (0, 0)
 _CLOSES = frozenset({"close", "dup2", "dup3", "close_range"})
 _CHANGES_BY_NAME = frozenset({"open", "openat", "openat2", "creat", "truncate"})
 
@@ -111,6 +113,7 @@ class FileMappings:
         self._say = say
         self._files: dict[tuple[int, int], MappedFile] = {}
         self._known: dict[tuple[int, int], tuple[int, int] | None] = {}
+        self._indexes: dict[str, list[int]] = {}
         self._installed: set[tuple[int, int]] = set()
         self._null = -1
         self._works = 0
@@ -136,11 +139,19 @@ class FileMappings:
                 self._uninstall(call)
             if not self._watches:
                 return False
-            if name in _CLOSES or (name in _CHANGES_BY_NAME or self._descriptors(row, call)):
-                self._run(self._around(call, row))
-                return True
-            return False
+            if name not in _CLOSES and name not in _CHANGES_BY_NAME and not self._may_concern(row, call):
+                return False
+            self._run(self._around(call, row))
         return True
+
+    def _may_concern(self, row: Syscall, call: PendingCall) -> bool:
+        """Whether the call names a descriptor of a file that is mapped, or one that is not known."""
+        pid = call.process.pid
+        for fd in self._descriptors(row, call):
+            key = self._known.get((pid, fd), _UNKNOWN)
+            if key is not None and (key == _UNKNOWN or key in self._files):
+                return True
+        return False
 
     def finish(self) -> None:
         """Begin to write back what the program, which is gone, has changed in memory."""
@@ -429,9 +440,12 @@ class FileMappings:
         ]:
             del self._known[place]
 
-    @staticmethod
-    def _descriptors(row: Syscall, call: PendingCall) -> list[int]:
-        return [call.args[index] & 0xFFFFFFFF for index, arg in enumerate(row.args) if arg.kind is ArgKind.FD]
+    def _descriptors(self, row: Syscall, call: PendingCall) -> list[int]:
+        indexes = self._indexes.get(row.name)
+        if indexes is None:
+            indexes = [index for index, arg in enumerate(row.args) if arg.kind is ArgKind.FD]
+            self._indexes[row.name] = indexes
+        return [call.args[index] & 0xFFFFFFFF for index in indexes]
 
 
 def _facts(told: Result) -> FileFacts | None:
