@@ -62,6 +62,21 @@ def execute(row: Syscall, args: Sequence[int], ins: dict[int, bytes], outs: dict
         value = plan.function(plan.number, *args[: plan.arity])
         return (value, 0, _NO_OUTS) if value != -1 else (0, _get_errno(), _NO_OUTS)
     registers: list[int | bytes] = list(args[: plan.arity])
+    if plan.plain is not None:
+        index, count = plan.plain
+        if plan.only_reads:
+            data = ins.get(index)
+            if data is not None and args[count] <= len(data):
+                registers[index] = data
+                value = plan.function(plan.number, *registers)
+                if value != -1:
+                    return value, 0, _NO_OUTS
+                failure = _get_errno()
+                if failure != errnos.EINVAL:
+                    return 0, failure, _NO_OUTS
+                registers[index] = args[index]  # below it is tried in another way
+        elif args[count] <= outs.get(index, -1):
+            return _fill_plain(plan, registers, index, outs[index])
     try:
         if not plan.only_reads:
             fill = _fill_many if plan.filled is None else _fill_one
@@ -94,7 +109,8 @@ class _Plan(NamedTuple):
     """A row made ready.
 
     pointers: the arguments that point somewhere, by index; only_reads: the call fills none of them; filled:
-    the index of the only argument in the arena, if it is a plain out-buffer whose size registers tell.
+    the index of the only argument in the arena, if it is a plain out-buffer whose size registers tell; plain: the
+    indexes of the only pointer and of its size in bytes, if the call reads so much, or fills as much as it returns.
     """
 
     row: Syscall
@@ -104,6 +120,7 @@ class _Plan(NamedTuple):
     pointers: tuple[tuple[int, Arg], ...]
     only_reads: bool
     filled: int | None = None
+    plain: tuple[int, int] | None = None
 
 
 class _Buffer(NamedTuple):
@@ -161,7 +178,22 @@ def _make_plan(row: Syscall) -> _Plan:
         lengths = (in_arena[0][1].length, in_arena[0][1].valid)
         if not any(length is not None and length.indirect for length in lengths):
             filled = in_arena[0][0]
-    return _Plan(row, number, arity, _functions[arity], pointers, not in_arena, filled)
+    return _Plan(row, number, arity, _functions[arity], pointers, not in_arena, filled, _plain(row, pointers))
+
+
+def _plain(row: Syscall, pointers: tuple[tuple[int, Arg], ...]) -> tuple[int, int] | None:
+    """Return `_Plan.plain`: read, write and their like are by far the most frequent calls."""
+    if len(pointers) != 1:
+        return None
+    index, arg = pointers[0]
+    length = arg.length
+    if length is None or length.arg is None or length != Length(length.arg):
+        return None
+    if arg.kind is ArgKind.OUT:
+        return (index, length.arg) if arg.valid == Length(RESULT) else None
+    return (
+        (index, length.arg) if arg.kind is ArgKind.IN and row.args[length.arg].kind is ArgKind.SIZE else None
+    )
 
 
 def _without_mask(row: Syscall, arg: Arg) -> Arg:
@@ -228,6 +260,19 @@ def _fitted(registers: list[int | bytes], arg: Arg, room: int, ins: dict[int, by
             raise _RefusedError(errnos.EINVAL)  # negative, and refused so by every call
         registers[length.arg] = room // length.scale
     return room
+
+
+def _fill_plain(plan: _Plan, registers: list[int | bytes], index: int, size: int) -> Executed:
+    """Make a call that fills one buffer of *size* bytes, and no more of it than it returns."""
+    arena = _arena()
+    arena.reserve(size + _SLACK_BYTES)
+    offset = arena.take(size)
+    registers[index] = arena.address + offset
+    value = plan.function(plan.number, *registers)
+    if value == -1:
+        return 0, _get_errno(), _NO_OUTS
+    filled = arena.memory[offset : offset + min(value, size)]
+    return value, 0, {index: filled} if filled else _NO_OUTS
 
 
 def _fill_one(
