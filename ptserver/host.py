@@ -129,6 +129,8 @@ class Host:
         """Serve the remote variables of the program, which is traced and stopped, by *tracer*; `run` lets it run."""
         self._tracer = tracer
         tracer.on_group_stop = self._program_stopped
+        tracer.later = self._loop.later
+        self._main.remote = tracer.remote
         tracer.find_goroutines(self._goids)
 
     def takes(self, name: str) -> bool:
@@ -220,7 +222,7 @@ class Host:
             self._proceed(call)
             return
         try:
-            call.gathered = gather(row, call.args, process.memory)
+            call.gathered = gather(row, call.args, process.view)
         except BadArgumentError as error:
             if not self._gather_again(row, call, error):
                 return
@@ -234,7 +236,7 @@ class Host:
         """Let *call* return: fill its out-buffers (by argument index), then wake its thread."""
         if outs:
             try:
-                scatter(call.gathered, outs, call.process.memory)
+                scatter(call.gathered, outs, call.process.view)
             except BadArgumentError as fault:
                 value, error = 0, fault.errno
         try:
@@ -279,7 +281,7 @@ class Host:
                 with contextlib.suppress(OSError):
                     call.process.reopen()
             try:
-                call.gathered = gather(row, call.args, call.process.memory)
+                call.gathered = gather(row, call.args, call.process.view)
                 return True
             except BadArgumentError as second:
                 error = second

@@ -168,7 +168,7 @@ class LocalHost(Host):
 
     def _let_proceed(self, call: PendingCall, seen: Call, outcome: Proceed) -> None:
         """Let the thread make its call; or make it here, if the arguments are others or the result matters."""
-        must_be_here = bool(outcome.changes or outcome.then)
+        must_be_here = bool(outcome.changes or outcome.then) or call.touches_remote
         if not must_be_here and not (self._sees_results and can_make(seen.syscall)):
             self._proceed(call)
             return
@@ -215,7 +215,7 @@ class LocalHost(Host):
     ) -> None:
         """Let *call* return a new descriptor of the program for what *fd* is open on; close *fd*."""
         try:
-            scatter(call.gathered, outs, call.process.memory)
+            scatter(call.gathered, outs, call.process.view)
             number = self._listener.answer_with_fd(call.notification_id, fd, close_on_exec=close_on_exec)
         except NotificationGoneError:  # the repeated call gets it
             call.fd = fd

@@ -4,8 +4,9 @@ import os
 from collections.abc import Callable
 
 from stepping.listener import Notification
+from stepping.remote_memory import RemoteMap
 from stepping.syscalls import Syscall
-from stepping.syscalls.marshal import Args, Gathered
+from stepping.syscalls.marshal import Args, Gathered, ProgramMemory
 from stepping.tracee_memory import TraceeMemory
 
 
@@ -13,11 +14,11 @@ class Process:
     """A process of the program: its id, its memory, and a descriptor that stands for it (pidfd_open(2)).
 
     id: what the program and its server call it; its own number here, unless the server gave it another. left: it has
-    executed another program at the server, and what is left of it here only has to end.
+    executed another program at the server, and what is left of it here only has to end. remote: its remote variables.
     The memory is opened when it is first wanted: a process that has ended and was not waited for has none.
     """
 
-    __slots__ = ("_memory", "id", "left", "pid", "pidfd")
+    __slots__ = ("_memory", "id", "left", "pid", "pidfd", "remote")
 
     def __init__(self, pid: int, id_at_server: int = 0) -> None:
         self.pid = pid
@@ -25,6 +26,12 @@ class Process:
         self.left = False
         self.pidfd = os.pidfd_open(pid)
         self._memory: TraceeMemory | None = None
+        self.remote: RemoteMap | None = None
+
+    @property
+    def view(self) -> ProgramMemory:
+        """The memory as the program sees it, its remote variables included. Raises: OSError if it has ended."""
+        return self.remote or self.memory
 
     @property
     def memory(self) -> TraceeMemory:
@@ -87,6 +94,15 @@ class PendingCall:
         self.fd = -1
         self.started_ns = 0
         self.goid = 0
+
+    @property
+    def touches_remote(self) -> bool:
+        """Whether a buffer of it is remote, which the program's kernel cannot touch."""
+        remote = self.process.remote
+        if remote is None:
+            return False
+        sizes = {index: len(data) for index, data in self.gathered.ins.items()} | self.gathered.outs
+        return any(remote.touches(self.args[index], max(size, 1)) for index, size in sizes.items())
 
     def is_repeated_by(self, notification: Notification) -> bool:
         """Whether *notification* is this call again, restarted by the kernel after a signal."""

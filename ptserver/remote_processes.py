@@ -196,7 +196,7 @@ class RemoteProcesses:
         arguments = clone_arguments(row.name, call.args)
         try:
             for index, data in outs.items():
-                call.process.memory.write(call.args[index], data)
+                call.process.view.write(call.args[index], data)
             fork = ForkCall(call.process.pid, call.tid, call.ip, arguments, shadow)
         except (SteppingError, OSError):
             self._answer(call, 0, errno.EAGAIN, {})
@@ -232,7 +232,7 @@ class RemoteProcesses:
         self._loop.watch(process.pidfd, lambda: self._ended(process))
         if call.row is not None and call.row.name == "clone" and call.args[0] & _CLONE_PARENT_SETTID:
             with contextlib.suppress(MemoryFaultError, OSError):
-                call.process.memory.write(call.args[_PARENT_TID], _U32.pack(shadow))
+                call.process.view.write(call.args[_PARENT_TID], _U32.pack(shadow))
 
     def abandon(self, call: PendingCall) -> None:
         """Tell the server that the process it made for *call* does not come, if it does not exist."""

@@ -26,6 +26,7 @@ from ptserver.remote_variables import Plan
 from stepping import ptrace_api
 from stepping.errors import SteppingError, TraceeGoneError
 from stepping.remote_access import RemoteAccess, UnsupportedAccessError
+from stepping.remote_calls import RemoteCalls
 from stepping.remote_memory import RemoteMap, SplitAtomicError
 from stepping.remote_setup import prepare
 from stepping.remote_syscall import can_call, remote_syscall
@@ -37,6 +38,8 @@ from stepping.wait_status import Event, WaitKind, WaitStatus
 _SEGV_BIT = 1 << (signal.SIGSEGV - 1)
 _SIGACTION_BYTES = 32
 _STOP_SECONDS = 2.0
+#: After which time a thread that waits on a remote futex looks again.
+_FUTEX_SECONDS = 0.001
 
 
 class UnsupportedInstructionError(PtServerError):
@@ -56,7 +59,8 @@ class RemoteTracer:
     """Serves *tracees*, the one thread of a program that has run nothing yet, from *store*.
 
     binary: the program, if it is Go's. exit: how the program ended; left_stopped: whether it was given up, stopped.
-    on_group_stop: is called with the signal that has stopped the program.
+    on_group_stop: is called with the signal that has stopped the program; later: calls a function after so many
+    seconds.
 
     Raises:
         PtServerError, SteppingError: the variables cannot be made remote.
@@ -76,6 +80,7 @@ class RemoteTracer:
         self._group = tracees
         self._store = store
         self._binary = binary
+        self.later: Callable[[float, Callable[[], None]], None] = lambda seconds, handler: handler()
         self.on_group_stop: Callable[[int], None] = lambda signo: None
         self._goids: GoroutineIds | None = None
         self._memory = TraceeMemory(self.pid)
@@ -88,6 +93,7 @@ class RemoteTracer:
         for variable in prepared.variables:
             store.declare(variable.name, self._memory.read(variable.address, variable.size))
         self._scratch = prepared.scratch
+        self._calls = RemoteCalls(self.remote, prepared.buffers)
         self._access: RemoteAccess | None = RemoteAccess(self.pid, self.remote, prepared.scratch)
 
     def find_goroutines(self, goids: GoroutineIds | None) -> None:
@@ -128,8 +134,14 @@ class RemoteTracer:
     def _take(self, tracee: Tracee, status: WaitStatus) -> bool:
         """Serve, or just resume, a thread that reports *status*; return whether it was served."""
         if not status.is_stop:
+            self._calls.forget(tracee.tid)
             return False
         served = False
+        if status.event is Event.SECCOMP and self._access is not None:
+            self._enter_call(tracee)
+            return True
+        if status.kind is WaitKind.SYSCALL:
+            self._calls.leave(tracee)
         if status.kind is WaitKind.GROUP:
             tracee.resume()
             if tracee.tid == self.pid:
@@ -146,6 +158,19 @@ class RemoteTracer:
             served = True
         tracee.resume()
         return served
+
+    def _enter_call(self, tracee: Tracee) -> None:
+        """Carry over a call with a remote buffer; a thread that waits on a remote futex looks again in a moment."""
+        goid = self._goids.of(tracee.tid) if self._goids is not None else 0
+        self._store.asked_by(tracee.tid, goid, tracee.read_registers().pc - self._bias)
+        with contextlib.suppress(StoreLostError):
+            if not self._calls.enter(tracee):
+                self.later(_FUTEX_SECONDS, lambda: self._go_on(tracee))
+
+    def _go_on(self, tracee: Tracee) -> None:
+        if self._group.tracees.get(tracee.tid) is tracee and tracee.is_stopped:
+            with contextlib.suppress(TraceeGoneError):
+                tracee.resume()
 
     def _serve(self, tracee: Tracee, access: RemoteAccess) -> None:
         goid = self._goids.of(tracee.tid) if self._goids is not None else 0

@@ -189,14 +189,14 @@ class TraceeEngine:
         return self._number.value
 
     def execute(self, pc: int, code: bytes) -> None:
-        """Execute the one instruction *code* at *pc*, which goes on to the next one (of a repeated one, all of it).
+        """Execute the one instruction *code* at *pc*, wherever it leads (of a repeated one, all of it).
 
         Raises:
             Fault: it cannot be; nothing has happened, but for the repetitions that were complete.
             Whatever the memory raises.
         """
         self._put_code(pc, code)
-        self._before = None
+        self._before = lambda next_pc: next_pc == pc
         self._start(pc, pc + len(code))
         self._complete()
 

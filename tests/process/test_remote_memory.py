@@ -72,6 +72,28 @@ def test_variables_of_go(flags: tuple[str, ...]) -> None:
     assert ptserver("run", *VARIABLES, program, "mixed") == (0, natively, "")
 
 
+KERNEL = ("--remote-var", "main.buffer", "--remote-var", "main.status")
+
+
+@pytest.mark.parametrize("flags", [(), ("-buildmode=pie",)], ids=" ".join)
+def test_the_kernel_reads_and_writes_remote_buffers(flags: tuple[str, ...], tmp_path: Path) -> None:
+    program = build("remote_counter", flags=flags)
+    run = {"capture_output": True, "text": True, "check": True, "cwd": tmp_path}
+    natively = subprocess.run([program, "kernel"], **run).stdout  # type: ignore[call-overload]
+    assert ptserver("run", *KERNEL, program, "kernel", cwd=tmp_path) == (0, natively, "")
+
+
+def test_a_server_lets_calls_with_remote_buffers_proceed(tmp_path: Path) -> None:
+    program = build("remote_counter")
+    run = {"capture_output": True, "text": True, "check": True, "cwd": tmp_path}
+    natively = subprocess.run([program, "kernel"], **run).stdout  # type: ignore[call-overload]
+    where = {"PYTHONPATH": str(Path(__file__).parent)}
+    served = ptserver(
+        "run", "--server", "watching_memory:Proceeding", *KERNEL, program, "kernel", cwd=tmp_path, env=where
+    )
+    assert served == (0, natively, "")
+
+
 def test_a_variable_of_go_that_stays_where_it_is() -> None:
     """Its page is full of the runtime's own variables, which signal handlers touch as well."""
     program = build("remote_counter")
@@ -271,3 +293,22 @@ def test_other_sizes_under_one_name_are_refused(tmp_path: Path) -> None:
             77,
             "the server does not take the remote variable shared: it has another size in another program",
         )
+
+
+def test_a_server_s_kernel_reads_and_writes_remote_buffers(tmp_path: Path) -> None:
+    program = build("remote_counter")
+    run = {"capture_output": True, "text": True, "check": True, "cwd": tmp_path}
+    natively = subprocess.run([program, "kernel"], **run).stdout  # type: ignore[call-overload]
+    with serving(tmp_path) as address:
+        assert ptserver("run", "--server", address, *KERNEL, program, "kernel") == (0, natively, "")
+
+
+def test_a_mutex_of_the_c_library_works_between_processes(tmp_path: Path) -> None:
+    """It sleeps on a futex, which looks again every now and then."""
+    program = build_c("remote_mutex", flags=("-static",))
+    names = ("--remote-var", "remote_lock", "--remote-var", "remote_total")
+    with serving(tmp_path) as address:
+        command = ["ptserver", "run", "--server", address, *names, program, "25"]
+        children = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+        sums = [int(child.communicate(timeout=240)[0]) for child in children]
+    assert max(sums) == 100

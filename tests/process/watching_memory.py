@@ -1,6 +1,6 @@
 """Servers that watch and intercept remote variables."""
 
-from ptserver.server import MemoryAccess, RuntimeServer
+from ptserver.server import Call, MemoryAccess, Outcome, RuntimeServer
 
 
 class Watching(RuntimeServer):
@@ -26,3 +26,14 @@ class Watching(RuntimeServer):
 class Wrong(RuntimeServer):
     def memory_atomic(self, access: MemoryAccess) -> bytes | None:
         return b"12345"
+
+
+class Proceeding(RuntimeServer):
+    def write(self, call: Call) -> Outcome:
+        return call.proceed()
+
+    def read(self, call: Call) -> Outcome:
+        return call.proceed()
+
+    def fstat(self, call: Call) -> Outcome:
+        return call.proceed()
