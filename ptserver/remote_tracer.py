@@ -84,6 +84,7 @@ class RemoteTracer:
         self.on_group_stop: Callable[[int], None] = lambda signo: None
         self._goids: GoroutineIds | None = None
         self._memory = TraceeMemory(self.pid)
+        self._has_neighbours = bool(plan.in_place)
         self._action: bytes | None = None
         self.left_stopped = False
         self._bias = read_entry(self.pid) - plan.entry
@@ -174,11 +175,14 @@ class RemoteTracer:
 
     def _serve(self, tracee: Tracee, access: RemoteAccess) -> None:
         goid = self._goids.of(tracee.tid) if self._goids is not None else 0
-        self._store.asked_by(tracee.tid, goid, tracee.read_registers().pc - self._bias)
+        registers = tracee.read_registers()
+        self._store.asked_by(tracee.tid, goid, registers.pc - self._bias)
         try:
-            access.serve(tracee)
+            access.serve(tracee, registers)
         except (UnsupportedAccessError, SplitAtomicError) as error:
             raise self._leave_stopped(tracee, error) from error
+        if not self._has_neighbours:
+            return
         mask = ptrace_api.getsigmask(tracee.tid)
         if mask:
             self._restore_handler(tracee, mask)

@@ -65,7 +65,7 @@ class RedirectedStep:
         copy = instruction.redirected(self._code, self._buffer)
         if copy is None or instruction.is_locked or _saves_state(instruction):
             return None
-        address = instruction.address(registers.as_dict(), registers.pc)
+        address = instruction.address(registers, registers.pc)
         size = memory_bytes(instruction)
         before = bytes(size) if is_store(instruction) else view.read(address, size)
         self._memory.write(self._buffer, before)

@@ -95,8 +95,10 @@ class RemoteAccess:
             return None
         return info.address
 
-    def serve(self, tracee: Tracee) -> bool:
+    def serve(self, tracee: Tracee, registers: Registers) -> bool:
         """Execute the instruction for which `fault_address` has told an address; the thread stays stopped.
+
+        registers: the thread's.
 
         False: it may not touch its other operand. Its SIGSEGV tells that address then, and is the program's.
 
@@ -105,7 +107,6 @@ class RemoteAccess:
             TraceeGoneError: it was killed.
             Whatever the store raises.
         """
-        registers = tracee.read_registers()
         pc = registers.pc
         code = self._read_code(pc)
         try:
@@ -169,7 +170,7 @@ class RemoteAccess:
 
     def _execute_locked(self, tracee: Tracee, instruction: Instruction, registers: Registers) -> Registers:
         """Execute a locked instruction, whose operand is on an inaccessible page: there is no other to fault for."""
-        address = instruction.address(registers.as_dict(), registers.pc)
+        address = instruction.address(registers, registers.pc)
         size = operand_bytes(instruction)
         direct = direct_operation(instruction, registers)
         view, remote = self._view, self._remote

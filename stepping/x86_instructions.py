@@ -9,10 +9,10 @@ Source: Intel SDM volume 2, chapter 2 and appendix A.
 """
 
 import struct
-from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from functools import lru_cache
+from typing import Protocol
 
 #: No instruction is longer.
 MAX_INSTRUCTION_BYTES = 15
@@ -33,6 +33,12 @@ class Unit(Enum):
 
 class NotAnInstructionError(ValueError):
     """The bytes do not begin with a complete instruction of 64-bit mode."""
+
+
+class Numbers(Protocol):
+    """Registers by the kernel's names."""
+
+    def __getitem__(self, name: str, /) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +119,7 @@ class Instruction:
         """Who can execute it."""
         return _unit_of(self)
 
-    def address(self, registers: Mapping[str, int], pc: int) -> int:
+    def address(self, registers: Numbers, pc: int) -> int:
         """Return the address of the memory operand, with *registers* by the kernel's names, at address *pc*."""
         operand = self.operand
         assert operand is not None

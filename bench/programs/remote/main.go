@@ -1,0 +1,74 @@
+// Times itself with a variable that may be remote; prints nanoseconds.
+//
+//	remote atomic N    what an atomic addition to it takes, of N
+//	remote load N      the same of a plain read
+//	remote store N     and of a plain write
+//	remote work N      N rounds of computing, allocating and system calls, of some milliseconds each, with one
+//	                   addition to it per round; in all
+package main
+
+import (
+	"crypto/sha256"
+	"fmt"
+	"os"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+var (
+	counter int64
+	sink    int64
+)
+
+func main() {
+	count, _ := strconv.Atoi(os.Args[2])
+	atomic.AddInt64(&counter, 1) // the first access warms everything
+	start := time.Now()
+	switch os.Args[1] {
+	case "atomic":
+		for range count {
+			atomic.AddInt64(&counter, 1)
+		}
+	case "load":
+		for range count {
+			sink += atomic.LoadInt64(&counter)
+		}
+	case "store":
+		for i := range count {
+			counter = int64(i)
+		}
+	case "work":
+		for range count {
+			work()
+			atomic.AddInt64(&counter, 1)
+		}
+		fmt.Println(time.Since(start).Nanoseconds())
+		return
+	}
+	fmt.Println(time.Since(start).Nanoseconds() / int64(count))
+}
+
+func work() {
+	var group sync.WaitGroup
+	for g := range 2 {
+		group.Add(1)
+		go func() {
+			defer group.Done()
+			data := make([]byte, 64<<10)
+			words := map[int]string{}
+			for i := range 40 {
+				sum := sha256.Sum256(data)
+				copy(data[i*32:], sum[:])
+				words[i*g] = string(sum[:8])
+			}
+			file, _ := os.Open("/dev/zero")
+			for range 40 {
+				file.Read(data[:512])
+			}
+			file.Close()
+		}()
+	}
+	group.Wait()
+}

@@ -1,0 +1,63 @@
+"""`python -m bench.remote_split PROGRAM MODE N`: where the time of a served access goes, as JSON, in nanoseconds.
+
+Runs a program with remote `main.counter` in this process's host, with clocks around what the host does. What the
+program itself sees, minus all of that, is the trap: the fault, the switches to the host and back, and its waking.
+"""
+
+import json
+import os
+import sys
+import time
+from collections import defaultdict
+from typing import Any
+
+from ptserver.memory_stores import ServedStore
+from ptserver.remote_options import Wanted
+from ptserver.remote_tracer import RemoteTracer
+from ptserver.run import RunOptions
+from ptserver.run_here import run_here
+from stepping import ptrace_api
+from stepping.remote_access import RemoteAccess
+from stepping.tracee import Tracee
+from stepping.tracee_engine import TraceeEngine
+
+_spent: dict[str, int] = defaultdict(int)
+_count = [0]
+
+
+def _clocked(part: str, owner: Any, name: str) -> None:
+    """Add what *owner*'s function *name* takes to *part*; parts within others are taken off those by who reads it."""
+    original = getattr(owner, name)
+
+    def timed(*args: Any, **options: Any) -> Any:
+        start = time.perf_counter_ns()
+        try:
+            return original(*args, **options)
+        finally:
+            _spent[part] += time.perf_counter_ns() - start
+
+    setattr(owner, name, timed)
+
+
+def main() -> None:
+    """Run and print."""
+    _clocked("take", RemoteTracer, "_take")
+    _clocked("serve", RemoteAccess, "serve")
+    _clocked("emulate", TraceeEngine, "load")
+    _clocked("emulate", TraceeEngine, "execute")
+    _clocked("emulate", TraceeEngine, "read")
+    _clocked("store", ServedStore, "atomic")
+    _clocked("store", ServedStore, "get")
+    _clocked("store", ServedStore, "set")
+    _clocked("registers", Tracee, "read_registers")
+    _clocked("registers", Tracee, "write_registers")
+    _clocked("signal", ptrace_api, "getsiginfo")
+    _clocked("signal", ptrace_api, "getsigmask")
+    _clocked("resume", ptrace_api, "cont")
+    options = RunOptions(sys.argv[1], tuple(sys.argv[2:]), remote=Wanted(("main.counter",)))
+    run_here(options, os.path.abspath(sys.argv[1]), None)
+    print(json.dumps(_spent))
+
+
+if __name__ == "__main__":
+    main()
