@@ -17,7 +17,7 @@ _TIMES = ("none", "relative", "elapsed", "clock", "epoch")
 
 #: What a summary counts by, as `tracelog.summary.Key` and `tracelog.goroutine_summary.GoroutineKey` say.
 _KEYS = ("syscall", "goroutine", "site", "function")
-_FORMATS = ("text", "json", "perfetto", "pprof")
+_FORMATS = ("text", "json", "perfetto", "pprof", "otlp")
 
 _NAMES = (
     "filters",
@@ -139,8 +139,8 @@ _LOG_OPTIONS = (
         "--format",
         "form",
         type=click.Choice(_FORMATS),
-        help="Write the log as text, as JSON lines, for Perfetto's viewer, or as a profile of the calls' time by "
-        "stack for `go tool pprof`; the last two need -o.",
+        help="Write the log as text, as JSON lines, for Perfetto's viewer, as a profile of the calls' time by stack "
+        "for `go tool pprof`, or as OpenTelemetry spans to a file or collector (-o URL); the last three need -o.",
     ),
     click.option("-k", "stacks", is_flag=True, help="Show where in the program each call was made."),
     click.option("-s", "strings", metavar="BYTES", type=click.IntRange(0), help="Cut strings at BYTES [32]."),
@@ -227,5 +227,7 @@ def _form(words: dict[str, Any]) -> "Form":
     if words["count"]:
         raise click.UsageError(f"-c makes a table, which --format {form} cannot hold")
     if words["output"] is None:
-        raise click.UsageError(f"--format {form} is binary: name a file for it with -o FILE")
+        what = "wants a file or a collector: name it with -o FILE or -o URL"
+        what = what if form == "otlp" else "is binary: name a file for it with -o FILE"
+        raise click.UsageError(f"--format {form} {what}")
     return form

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ptserver.tracelog.summary import Key
 
 #: What a trace is written as. `summary` is a table, `summary-json` one object.
-Form = Literal["text", "json", "summary", "summary-json", "perfetto", "pprof"]
+Form = Literal["text", "json", "summary", "summary-json", "perfetto", "pprof", "otlp"]
 
 #: Forms that no terminal can show, nor be mixed with what the program prints.
 BINARY_FORMS: frozenset[Form] = frozenset({"perfetto", "pprof"})
@@ -30,6 +30,8 @@ def open_sink(
 ) -> TraceSink:
     """Return a sink that writes *form* to the file *path*, to standard error for None, to standard output for `-`.
 
+    Spans (`otlp`) go to a collector if *path* is a URL.
+
     options: for text, how it looks (its colour is decided here, by where it goes); for JSON and Perfetto its limit
     counts. by: what a summary counts by; here: whether the program runs on this machine, so that it can be sampled.
 
@@ -37,6 +39,10 @@ def open_sink(
         TraceOutputError: the file cannot be made, or the form is binary and goes to a terminal or standard error.
     """
     options = options or TextOptions()
+    if form == "otlp":
+        from ptserver.tracelog.otlp import OtlpSink
+
+        return OtlpSink.open(path, start, limit=options.limit)
     writer = LineWriter.open(path)
     if form in BINARY_FORMS and (path is None or writer.is_terminal):
         where = "a terminal" if writer.is_terminal else "standard error"

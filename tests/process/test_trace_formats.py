@@ -1,5 +1,6 @@
 """`--format perfetto` and `--format pprof` as a user gives them; what they write is read by the tools it is for."""
 
+import json
 import subprocess
 from pathlib import Path
 
@@ -27,6 +28,26 @@ def test_perfetto(folder: Path) -> None:
     assert any(text.startswith(b"main.process ") for text in texts)
     tracks = {packet.track_descriptor.name for packet in packets if packet.HasField("track_descriptor")}
     assert "goroutine 1" in tracks
+
+
+def test_opentelemetry(folder: Path) -> None:
+    path = folder / "spans.jsonl"
+    words = ("trace", "--format", "otlp", "--errors", "-q", "-o", path, build("ring_calls"))
+    assert ptserver(*words, stdin=b"work 10\nquit\n", cwd=folder)[0] == 3
+    spans = [
+        span
+        for line in path.read_text().splitlines()
+        for resource in json.loads(line)["resourceSpans"]
+        for scope in resource["scopeSpans"]
+        for span in scope["spans"]
+    ]
+    failed = [span for span in spans if span["name"] == "openat"]
+    assert len(failed) == 10
+    assert {span["status"]["message"] for span in failed} == {"ENOENT"}
+    (goroutine,) = {span["parentSpanId"] for span in failed}
+    assert [span["name"].split()[0] for span in spans if span["spanId"] == goroutine] == ["goroutine"]
+    status, message = refusal("trace", "--format", "otlp", build("demo"))
+    assert (status, "-o URL" in message) == (64, True)
 
 
 @pytest.mark.parametrize("source", ["ring", "stops"])
