@@ -9,6 +9,7 @@ more than it announced.
 
 import hashlib
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,14 +17,24 @@ from goabi.build_id import read_build_id
 from goabi.elf_header import ElfHeader
 from ptserver.binary_cache import BinaryCache
 from ptserver.connection import Connection
-from ptserver.errors import LaunchError, ProtocolError, RefusedError
-from ptserver.messages import Chunk, Executable, Fetch, Ping, Pong, Refused, ToHost
+from ptserver.errors import LaunchError, ProtocolError, PtServerError, RefusedError
+from ptserver.messages import Chunk, Executable, Fetch, Ping, Pong, Refused, Signal, ToHost
 
 _PIECE_BYTES = 1 << 20
 #: Pieces under way: 16 MiB fill a link of 1 GB/s that is 16 ms long.
 _UNDER_WAY = 16
+#: Signals that end a program that has not begun.
+_ENDING = frozenset({signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM})
 #: How long the host waits for the next piece.
 _PATIENCE_SECONDS = 30.0
+
+
+class EndedEarlyError(PtServerError):
+    """The user does not want the program any more, whose file has not come yet. signo: the signal that says so."""
+
+    def __init__(self, signo: int) -> None:
+        super().__init__(f"signal {signo} came before the program had")
+        self.signo = signo
 
 
 class OfferedFile:
@@ -70,6 +81,7 @@ def obtain(executable: Executable, cache: BinaryCache, connection: Connection[To
 
     Raises:
         CacheError: it cannot be kept, or is not what was announced.
+        EndedEarlyError: a signal came for it that would end it.
         ConnectionLostError, ProtocolError, RefusedError: the server is gone, or says something else.
     """
     found = cache.find(executable)
@@ -87,6 +99,10 @@ def obtain(executable: Executable, cache: BinaryCache, connection: Connection[To
                         arriving.write(message.data)
                     case Chunk():
                         raise ProtocolError("the server sent another piece of the program than was asked for")
+                    case Signal() if message.signo in _ENDING:
+                        raise EndedEarlyError(message.signo)
+                    case Signal():
+                        pass
                     case Ping():
                         connection.send(Pong(message.id))
                     case Pong():

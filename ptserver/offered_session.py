@@ -25,13 +25,14 @@ from ptserver.binary_cache import BinaryCache
 from ptserver.connection import Connection, Stream, client_handshake
 from ptserver.endings import exit_of
 from ptserver.errors import ConnectionLostError, ProtocolError, PtServerError, RefusedError, UntrustedError
-from ptserver.file_transfer import obtain
+from ptserver.file_transfer import EndedEarlyError, obtain
 from ptserver.keepalive import DEFAULT_SECONDS
 from ptserver.launch_host import launch_host
 from ptserver.machine import native_arch, this_machine, version
 from ptserver.messages import (
     CODECS,
     PROTOCOL_VERSION,
+    Exited,
     Hello,
     Obtained,
     Offer,
@@ -89,6 +90,10 @@ class HostConfig:
         started = time.monotonic()
         try:
             host = self._start(offer, welcome, connection, log)
+        except EndedEarlyError as error:
+            connection.send(Exited(None, error.signo))
+            connection.finish()
+            raise
         except (PtServerError, SteppingError, GoAbiError) as error:
             if not isinstance(error, ConnectionLostError):
                 connection.send(Refused("launch", str(error)[:4096]))

@@ -47,7 +47,8 @@ def served(machines: TwoMachines, folder: Path, program: Path, *words: str) -> I
         with started(command, program, env=env, cwd="/", popen=machines.here.popen) as child:
             child.expect("ready\n")
             (zygote,) = children(server.pid)
-            (session,) = children(zygote)
+            (guard,) = children(zygote)
+            (session,) = children(guard)
             yield child, session
 
 

@@ -8,12 +8,15 @@ import select
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from ptserver.conformance import hosts
+from ptserver.conformance.checks import Server, run_checks
 from ptserver.connection import read_frame
 from ptserver.messages import CODECS, Executable, Offer, Refused
 from ptserver.wire import MAX_HELLO_BYTES, Codec
@@ -282,6 +285,38 @@ def test_a_server_of_this_process_decides(host: Host) -> None:
         check=False,
     )
     assert "db.example" in done.stdout
+
+
+def test_it_passes_the_checks_of_the_protocol(host: Host) -> None:
+    command = [sys.executable, "-m", "ptserver.conformance", "--host", host.address]
+    done = subprocess.run(command, env=base_environment(), capture_output=True, text=True, check=False)
+    assert (done.returncode, "7 passed, 0 failed, 0 skipped" in done.stdout) == (0, True), done.stdout
+
+
+@pytest.mark.parametrize("rounds", [2, pytest.param(50, marks=pytest.mark.slow)])
+def test_programs_leave_nothing_behind(host: Host, rounds: int) -> None:
+    """Each round has ten sessions: programs that end, are killed, are refused, and are left alone."""
+
+    def footprint() -> list[int]:
+        pids = (host.process.pid, host.zygote)
+        fds = [len(os.listdir(f"/proc/{pid}/fd")) for pid in pids]
+        return [*fds, *(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in pids)]
+
+    def run(count: int) -> None:
+        for _ in range(count):
+            findings = list(run_checks(hosts.CHECKS, Server(host.address)))
+            assert {finding.outcome for finding in findings} == {"ok"}, findings
+        deadline = time.monotonic() + TIMEOUT
+        while children(host.zygote):
+            assert time.monotonic() < deadline
+            os.sched_yield()
+
+    run(2)
+    before = footprint()
+    run(rounds)
+    after = footprint()
+    assert after[:2] == before[:2]
+    assert all(now <= then * 1.05 for now, then in zip(after[2:], before[2:], strict=True)), (before, after)
 
 
 @skip_without_machines
