@@ -42,8 +42,18 @@ class LocalBlock(NamedTuple):
 
 def cut_blocks(decoder: Decoder, code: bytes, start: int) -> list[Block]:
     """Return the blocks of a function whose code begins at *start*, in order of address; padding is left out."""
-    instructions = list(decoder.iter_traits(code, start))
-    leaders = _find_leaders(instructions, start, start + len(code))
+    instructions: _Decoded = []
+    end = start + len(code)
+    # Blocks begin behind whatever may go elsewhere, and where direct jumps lead.
+    leaders = set()
+    for one in decoder.iter_traits(code, start):
+        instructions.append(one)
+        at, size, traits = one
+        flow = traits.flow
+        if flow:
+            leaders.add(at + size)
+            if flow <= _LAST_JUMP and start <= traits.target < end:
+                leaders.add(traits.target)
     _drop_padding(instructions, code, start, _PADDING[decoder.arch])
     blocks: list[Block] = []
     append, touches = blocks.append, _TOUCHES
@@ -63,18 +73,6 @@ def cut_blocks(decoder: Decoder, code: bytes, start: int) -> list[Block]:
 
 
 _Decoded = list[tuple[int, int, Traits]]
-
-
-def _find_leaders(instructions: _Decoded, start: int, end: int) -> set[int]:
-    """Return where blocks begin: behind whatever may go elsewhere, and where direct jumps lead."""
-    leaders = set()
-    for at, size, traits in instructions:
-        flow = traits.flow
-        if flow:
-            leaders.add(at + size)
-            if flow <= _LAST_JUMP and start <= traits.target < end:
-                leaders.add(traits.target)
-    return leaders
 
 
 def _drop_padding(instructions: _Decoded, code: bytes, start: int, padding: bytes) -> None:

@@ -79,7 +79,7 @@ _ATOMIC = Traits(Flow.NEXT, Touch.ATOMIC | Touch.MEMORY)
 
 _NO_ACCESS = frozenset({"lea", "nop", "prefetcht0", "prefetcht1", "prefetcht2", "prefetchnta", "prefetchw"})
 _RETURNS = frozenset({"ret", "retf", "retfq", "iret", "iretd", "iretq"})
-_TRAPS = frozenset({"int3", "int1", "ud0", "ud1", "ud2", "hlt", "into", "int"})
+_TRAPS = frozenset({"int3", "int1", "ud0", "ud1", "ud2", "hlt", "into"})
 _PUSHES = frozenset({"push", "pop", "pushfq", "popfq", "pushf", "popf", "enter"})
 #: They touch memory that their operands do not name.
 _HIDDEN_ACCESS = frozenset({"leave", "xlatb", "maskmovdqu", "maskmovq", "vmaskmovdqu", "monitor", "clzero"})
@@ -120,7 +120,7 @@ def classify_amd64(mnemonic: str, operands: str, end: int) -> Traits:
         return Traits(Flow.INDIRECT_CALL, touch)
     if name in _RETURNS:
         return Traits(Flow.RETURN, touch | Touch.STACK)
-    if name in ("syscall", "sysenter") or (name == "int" and operands == "0x80"):
+    if name in ("syscall", "sysenter", "int"):
         return Traits(Flow.SYSCALL, touch | Touch.SYSCALL)
     if name in _TRAPS:
         return Traits(Flow.TRAP, touch)
@@ -151,25 +151,23 @@ def _touch_amd64(name: str, operands: str, end: int) -> tuple[Touch, int]:
 _FAR_OPERAND = len("[rsp + 0x1234")
 
 
-def shape_amd64(operands: str) -> str:
-    """Return what matters of operands besides the numbers in them: with the same mnemonic, the same traits.
+def shape_amd64(operands: bytes) -> bytes:
+    """Return what matters of operands that name memory: with the same mnemonic, the same traits.
 
-    Whole operands are returned where that is not so short to say. Only targets differ between operands of one shape.
+    They are returned whole where there is no shorter way to say it. Of one shape, only targets differ.
     """
-    bracket = operands.find("[")
-    if bracket < 0:
-        return operands[:2] if operands[:2] == "0x" else ""
+    bracket = operands.index(b"[")
     base = operands[bracket + 1 : bracket + 4]
-    if operands.find("[", bracket + 1) >= 0 or operands[bracket - 1] == ":" or base[:2] == "0x":
+    if operands.find(b"[", bracket + 1) >= 0 or operands[bracket - 1 : bracket] == b":" or base[:2] == b"0x":
         return operands
-    if base == "rip":
-        return "[rip]"
-    if base == "rsp":
+    if base == b"rip":
+        return b"[rip]"
+    if base == b"rsp":
         behind = operands[bracket + 4 : bracket + 8]
-        if operands.find("]") - bracket > _FAR_OPERAND:
+        if operands.find(b"]") - bracket > _FAR_OPERAND:
             return operands
-        return "[rsp]" if behind[0] == "]" or behind[3:].isdigit() else "[]"
-    return "[]"
+        return b"[rsp]" if behind[:1] == b"]" or behind[3:].isdigit() else b"[]"
+    return b"[]"
 
 
 # -- arm64 ----------------------------------------------------------------------------------------------------
@@ -209,14 +207,9 @@ def classify_arm64(mnemonic: str, operands: str, end: int) -> Traits:
     return _NOTHING
 
 
-def shape_arm64(operands: str) -> str:
+def shape_arm64(operands: bytes) -> bytes:
     """As `shape_amd64`."""
-    bracket = operands.find("[")
-    if bracket < 0:
-        return "#" if "#" in operands else ""
-    if operands[bracket : bracket + 3] == "[sp":
-        return operands
-    return "[]"
+    return operands if b"[sp" in operands else b"[]"
 
 
 def _control_arm64(mnemonic: str, operands: str) -> Traits | None:

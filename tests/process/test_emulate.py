@@ -178,7 +178,7 @@ def test_a_file_that_is_no_program_is_refused(tmp_path: Path) -> None:
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize(
     "package",
-    "sort strings bytes sync math/big encoding/json crypto/sha256".split(),
+    "sort strings bytes sync math/big encoding/json crypto/sha256 time os".split(),
 )
 def test_packages_of_the_standard_library_pass_on_arm64(package: str, tmp_path: Path) -> None:
     program = tmp_path / f"{Path(package).name}.test"

@@ -97,7 +97,9 @@ def test_operands_of_one_shape_have_the_same_traits() -> None:
     for table, shape in ((AMD64, shape_amd64), (ARM64, shape_arm64)):
         by_shape: dict[str, tuple[Flow, Touch]] = {}
         for mnemonic, operands, flow, touch, _ in table:
-            key = f"{mnemonic} {shape(operands)}"
+            if "[" not in operands:
+                continue
+            key = f"{mnemonic} {shape(operands.encode())!r}"
             assert by_shape.setdefault(key, (flow, touch)) == (flow, touch), key
 
 
