@@ -27,7 +27,7 @@ from bench.measure import (
 )
 from bench.web import caddy, caddy_requests_per_second, requests_per_second
 
-_SCALES = {"ns": 1e9, "µs": 1e6, "ms": 1e3, "calls/s": 1.0, "MB": 1e-6}
+_SCALES = {"ns": 1e9, "µs": 1e6, "ms": 1e3, "calls/s": 1.0, "events/s": 1.0, "MB": 1e-6}
 
 
 @dataclass(frozen=True)
@@ -223,6 +223,8 @@ def _target_text(row: Row) -> str:
 
 def main() -> None:
     """Run the benchmarks; exit 1 if a target is missed."""
+    from bench import tracing  # which builds on this module
+
     parser = argparse.ArgumentParser(prog="python -m bench.run", description="Measure what ptserver costs.")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     parser.add_argument("--quick", action="store_true", help="one round of a tenth: does it work?")
@@ -235,10 +237,16 @@ def main() -> None:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
         tcp = stack.enter_context(serving("passthrough", "127.0.0.1:0"))
         unix = stack.enter_context(serving("passthrough", f"unix:{folder}/server"))
-        wanted = figures(tcp, unix, scale=0.1 if options.quick else 1)
+        scale = 0.1 if options.quick else 1
+        wanted = [*figures(tcp, unix, scale=scale), *tracing.figures(scale=scale)]
         chosen = [f for f in wanted if options.only in f.group or options.only in f.way or f.way == "native"]
         rows = measure(chosen, 1 if options.quick else options.repeat)
-    if options.json:
+    sys.exit(show(rows, as_json=options.json))
+
+
+def show(rows: Sequence[Row], *, as_json: bool) -> int:
+    """Print the rows; return 1 if a target is missed, else 0."""
+    if as_json:
         machine = {
             "kernel": platform.release(),
             "processors": os.cpu_count(),
@@ -247,7 +255,7 @@ def main() -> None:
         print(json.dumps({"machine": machine, "figures": [asdict(row) for row in rows]}, indent=2))
     else:
         print(table(rows))
-    sys.exit(any(row.met is False for row in rows))
+    return int(any(row.met is False for row in rows))
 
 
 if __name__ == "__main__":

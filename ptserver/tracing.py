@@ -47,6 +47,8 @@ Note = Callable[[str], None]
 
 #: How often the ring is looked at, while calls come in and while none do.
 _BUSY_POLL_MS, _IDLE_POLL_MS = 5, 40
+#: How long events may lie in the sink's buffer while others come in.
+_MAX_UNFLUSHED_S = 0.1
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 
@@ -312,6 +314,7 @@ class _RingTrace:
         self._go = go
         self._note = note
         self._lost = 0
+        self._flushed_at = 0.0
         self._poll = select.poll()
         self._poll.register(signals.fileno(), select.POLLIN)
         self._exe = exe_identity(ring.pid)
@@ -356,8 +359,10 @@ class _RingTrace:
 
     def _wait(self, poll_ms: int) -> list[tuple[int, bool]]:
         """Wait for a signal, but not for long; return those that came."""
-        if poll_ms == _IDLE_POLL_MS:
+        now = time.monotonic()
+        if poll_ms == _IDLE_POLL_MS or now - self._flushed_at > _MAX_UNFLUSHED_S:
             self._sink.flush()
+            self._flushed_at = now
         if self._poll.poll(poll_ms):
             return self._signals.receive()
         if poll_ms == _IDLE_POLL_MS:
