@@ -239,7 +239,8 @@ class Hello(Message, frozen=True):
 
     versions: protocol versions that the host speaks; codecs: those it speaks, best first; streams: which of
     the standard streams the host will carry (the others are /dev/null); terminal: set if they are a terminal;
-    token: the secret that the server wants, or empty; ahead: whether the host knows `Ahead`.
+    token: the secret that the server wants, or empty; ahead: whether the host knows `Ahead`;
+    server_time: whether the server's clock is to be the program's, so that calls on clocks of the day are served.
     """
 
     versions: Annotated[tuple[Annotated[int, Meta(ge=1, le=65535)], ...], Meta(min_length=1, max_length=64)]
@@ -251,6 +252,7 @@ class Hello(Message, frozen=True):
     streams: Annotated[tuple[StreamId, ...], Meta(max_length=3)] = (0, 1, 2)
     terminal: Terminal | None = None
     ahead: bool = False
+    server_time: bool = False
 
 
 class Welcome(Message, frozen=True):

@@ -26,6 +26,13 @@ ID_CALLS: frozenset[str] = frozenset({"getpid", "gettid"})
 #: Calls that a host takes for the same reason, and lets its server's shadow make when they concern it.
 SHADOW_CALLS: frozenset[str] = frozenset({"prctl"})
 
+#: Calls that tell the time of day, or set it.
+CLOCK_CALLS: frozenset[str] = frozenset(
+    "clock_gettime clock_getres gettimeofday time clock_settime settimeofday".split()
+)
+#: Of the clocks, those of the day: CLOCK_REALTIME, REALTIME_COARSE, REALTIME_ALARM, TAI. Others only measure.
+CLOCKS_OF_DAY: frozenset[int] = frozenset({0, 5, 8, 11})
+
 FORKS: frozenset[str] = frozenset({"fork", "vfork", "clone"})
 EXECS: frozenset[str] = frozenset({"execve", "execveat"})
 

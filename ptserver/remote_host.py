@@ -60,7 +60,7 @@ from ptserver.messages import (
     WindowSize,
 )
 from ptserver.pending_call import PendingCall, Process
-from ptserver.policy import FORKS, REACHES_SELF_ONLY, interest_in
+from ptserver.policy import CLOCKS_OF_DAY, FORKS, REACHES_SELF_ONLY, interest_in
 from ptserver.poll_loop import SPIN_SECONDS
 from ptserver.remote_processes import RemoteProcesses
 from ptserver.terminal import user_terminal
@@ -77,13 +77,17 @@ _GOODBYE_SECONDS = 30.0
 _FOREVER_SECONDS = 3600.0
 
 
+#: Calls whose first argument names a clock.
+_ABOUT_CLOCKS = frozenset({"clock_gettime", "clock_getres", "clock_settime"})
+
+
 class RemoteHost(Host):
     """Serves a program over *connection*, after *welcome*; see the module's text.
 
     streams: the numbers of the standard streams that are carried. keepalive_seconds: how long the server may be
     silent, 0 for ever. lost: why the connection was lost, or None. kills_when_lost: kill a program then, even one
-    that has the stub and would panic.
-    stops_like_a_job: whether a terminal's signals stop the program as they would natively.
+    that has the stub and would panic. server_time: whether the time of day is the server's; what other clocks measure
+    is not. stops_like_a_job: whether a terminal's signals stop the program as they would natively.
     """
 
     stops_like_a_job: ClassVar[bool] = False
@@ -103,6 +107,7 @@ class RemoteHost(Host):
         super().__init__(launched, signals, arch, welcome.interest)
         self.lost: str | None = None
         self.kills_when_lost = False
+        self.server_time = False
         self.keepalive = KeepAlive(connection, self._loop.later, keepalive_seconds, self._lose)
         self._welcome = welcome
         self._connection = connection
@@ -200,6 +205,10 @@ class RemoteHost(Host):
         assert row is not None
         if self._children is not None and row.name not in self._served and self._children.serve(call):
             pass
+        elif (
+            self.server_time and row.name in _ABOUT_CLOCKS and call.args[0] & 0xFFFFFFFF not in CLOCKS_OF_DAY
+        ):
+            self._proceed(call)
         elif self.lost is not None:
             self._serve_last_words(call)
         elif self._children is None and row.name in REACHES_SELF_ONLY and row.name not in self._served:

@@ -32,7 +32,7 @@ class RunOptions:
     threads move. engine: what executes it, unless it is *emulated*: ``native``, ``step``, or ``auto``, which emulates
     programs of other architectures. remote: the variables that are to be remote; remote_trace: the file for a log of
     accesses to them, ``-`` for stderr. rules: what is local though the server is at an address. sync: have each call
-    made when the program makes it, and no other.
+    made when the program makes it, and no other. time: ``host`` or ``server``, whose time of day it is told.
     """
 
     program: str
@@ -55,6 +55,7 @@ class RunOptions:
     remote_trace: str | None = None
     rules: "Rules | None" = None
     sync: bool = False
+    time: str = "host"
 
     @property
     def is_plain(self) -> bool:

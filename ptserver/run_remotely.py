@@ -61,6 +61,7 @@ def run_remotely(
             token=token or token_of_keys,
             streams=streams,
             terminal=terminal,
+            server_time=options.time == "server",
             ahead=not options.sync and (rules is None or not rules.has_local),
         )
         welcome, connection = client_handshake(stream, hello)
@@ -86,6 +87,7 @@ def run_remotely(
         keepalive_seconds=options.keepalive_seconds,
         traced=plan is not None,
     )
+    host.server_time = options.time == "server"
     host.kills_when_lost = options.on_lost == "kill"
     raw = RawTerminal() if terminal is not None and carried else contextlib.nullcontext()
     with hosting(options, path, host, goroutines=welcome.goroutines), raw:

@@ -16,7 +16,7 @@ from ptserver.foresight import LOOKED_AT, POSTED, Foresight
 from ptserver.gate import GATED, Gate
 from ptserver.messages import Cancel, Message, Observed, Result, Signal, Syscall
 from ptserver.outcomes import Delay, Done, Fail, OpenBytes, Outcome, Proceed, Return
-from ptserver.policy import EXECS, FORKS, SHADOW_CALLS
+from ptserver.policy import CLOCK_CALLS, EXECS, FORKS, SHADOW_CALLS
 from ptserver.poll_loop import PollLoop
 from ptserver.server import RuntimeServer
 from ptserver.session import Session
@@ -94,12 +94,14 @@ class Calls:
         take_signals: Callable[[], None],
         elsewhere: "Elsewhere | None" = None,
         pid: int = 0,
+        keeps_time: bool = False,
     ) -> None:
         """Fork: makes another shadow; become: executes another program in this process, returns None in a copy.
 
         take_signals: sends on the signals that have reached this process.
-        pid: the process whose calls these are, 0 for the program's first.
+        pid: the process whose calls these are, 0 for the program's first; keeps_time: whether clocks are read here.
         """
+        self._keeps_time = keeps_time
         self._pid = pid
         self._fork = fork
         self._become = become
@@ -214,7 +216,8 @@ class Calls:
         if observes and method is None:
             method = self._server.observe
         failure = errno.ENOSYS if self._shadow.refuses(row, quietly=method is not None) else 0
-        for_host = row.concerns_host and name not in SHADOW_CALLS
+        is_made_here = name in SHADOW_CALLS or (self._keeps_time and name in CLOCK_CALLS)
+        for_host = row.concerns_host and not is_made_here
         entry = self._entries[name] = _Entry(row, method, observes, failure, for_host)
         return entry
 

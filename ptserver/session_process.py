@@ -142,7 +142,7 @@ class SessionLoop:
         self._loop = PollLoop()
         self._keepalive = KeepAlive(connection, self._loop.later, keepalive_seconds, _raise_lost)
         stdio.tell(self._loop.unwatch)
-        self._state = ShadowState(self.session, self._shadow, descriptors, log, gate)
+        self._state = ShadowState(self.session, self._shadow, descriptors, log, gate, hello.server_time)
         self._children = Children(self._state, self._loop, connection.send)
         self._calls = Calls(
             self.session,
@@ -157,6 +157,7 @@ class SessionLoop:
             become=self._become,
             take_signals=self._on_signal,
             elsewhere=self._children,
+            keeps_time=hello.server_time,
         )
         self._children.answer_to(self._calls)
         if ahead:

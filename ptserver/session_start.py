@@ -37,6 +37,7 @@ from ptserver.messages import (
     WatcherHello,
     Welcome,
 )
+from ptserver.policy import CLOCK_CALLS
 from ptserver.server import RuntimeServer
 from ptserver.session_guard import guard_session
 from ptserver.session_log import Log
@@ -221,7 +222,7 @@ def welcome(hello: Hello, version: int, codec: str, session_id: str, config: Ses
         session=session_id,
         host=os.uname().nodename,
         resources="server",
-        interest=_welcome_interest(server),
+        interest=_welcome_interest(server, hello),
         default_interest="serve",
         abstraction=server.abstraction,
         environment=_environment(hello.terminal, config.confinement),
@@ -234,17 +235,18 @@ def welcome(hello: Hello, version: int, codec: str, session_id: str, config: Ses
     )
 
 
-def _welcome_interest(server: type[RuntimeServer]) -> dict[str, Interest]:
+def _welcome_interest(server: type[RuntimeServer], hello: Hello) -> dict[str, Interest]:
     """Return what the host must know of the server's interest.
 
     Calls on resources are served anyway: that some of them are to be observed only, or ignored, does not make
     them calls of the host's.
     """
-    return {
+    interests = {
         name: interest
         for name, interest in server.declared_interest().items()
         if interest == "serve" or not SYSCALLS[name].klass.is_resource
     }
+    return interests | dict.fromkeys(CLOCK_CALLS, "serve") if hello.server_time else interests
 
 
 def _environment(terminal: Terminal | None, confinement: Confinement) -> tuple[bytes, ...]:

@@ -63,8 +63,8 @@ SHADOW_CODEC = "msgpack"
 class ShadowState:
     """What a shadow hands on to the one that it forks.
 
-    gate: judges what its sockets do, if anything does. births: the socket on which the session's process hears of
-    new ones, made for the first fork.
+    gate: judges what its sockets do, if anything does. keeps_time: whether clocks are read here. births: the socket
+    on which the session's process hears of new ones, made for the first fork.
     """
 
     session: Session
@@ -72,6 +72,7 @@ class ShadowState:
     descriptors: Descriptors
     log: Callable[[str], None]
     gate: Gate | None
+    keeps_time: bool
     births: socket.socket | None = None
 
 
@@ -151,6 +152,7 @@ class ForkedShadow:
             become=self._become,
             take_signals=self._on_signal,
             pid=self._pid,
+            keeps_time=state.keeps_time,
         )
         self._events = 0
 

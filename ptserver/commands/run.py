@@ -89,6 +89,14 @@ from ptserver.trace_options import TraceOptions
     help="Between machines, make each call when the program makes it: no reading ahead, and nothing is known for a "
     "second; see docs/latency.md.",
 )
+@click.option(
+    "--clock",
+    "whose_time",
+    type=click.Choice(["host", "server"]),
+    default="host",
+    show_default=True,
+    help="With an address: whose time of day the program is told; a look at the server's costs a round trip.",
+)
 @click.option("--argv0", metavar="NAME", help="What the program finds in argv[0], instead of PROGRAM.")
 @click.option("--stub", is_flag=True, hidden=True, help="The program's own stub calls: report as it would.")
 @click.option(
@@ -138,6 +146,7 @@ def run_command(
     remote_rules: tuple[str, ...],
     rules_file: str | None,
     explain: str | None,
+    whose_time: str,
     sync: bool,
     argv0: str | None,
     stub: bool,
@@ -236,6 +245,7 @@ def run_command(
                 remote_trace,
                 rules,
                 sync,
+                whose_time,
             )
         )
     )

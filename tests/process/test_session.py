@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 from session_client import (
     AT_FDCWD,
@@ -121,6 +122,22 @@ def test_a_process_is_one_of_this_machine(client: Client, running: Sessions) -> 
     assert client.call("setsid").errno == errno.EPERM  # it leads a session
     assert client.call("kill", pid, 0).errno == 0
     assert client.call("wait4", MINUS_ONE, 0, os.WNOHANG).errno == errno.ECHILD
+
+
+def test_the_clock_is_this_machine_s_if_it_is_asked_for(running: Sessions) -> None:
+    client = running.open(msgspec.structs.replace(hello(), server_time=True))
+    assert client.welcome.interest["clock_gettime"] == "serve"
+    before = time.time()
+    told = client.call("clock_gettime", 0, 1, outs={1: 16})
+    seconds, nanoseconds = struct.unpack("=qq", told.outs[1])
+    assert before <= seconds + nanoseconds / 1e9 <= time.time()
+    client.close()
+    running.wait_ended()
+    client = running.open(hello())
+    assert "clock_gettime" not in client.welcome.interest
+    assert client.call("clock_gettime", 0, 1, outs={1: 16}).proceed
+    client.close()
+    running.wait_ended()
 
 
 def test_a_waiting_call_does_not_hold_up_others(client: Client) -> None:
