@@ -267,6 +267,8 @@ class Shadow:
         if own_file(ins[index], self._pid) != (self._pid, b"exe") or name in _LOOKS_AT_LINKS:
             return None, ins
         if name in _READS_LINKS:
+            if not 0 < args[index + 2] & 0xFFFFFFFF < 1 << 31:
+                return (0, errno.EINVAL, {}), ins
             link = self._program[: outs.get(index + 1, 0)]
             return (len(link), 0, {index + 1: link}), ins
         return None, ins | {index: self._program}

@@ -75,7 +75,7 @@ def test_the_limit_of_descriptors_is_the_programs(client: Client) -> None:
     assert fds[-1] == 9
     assert client.call("openat", AT_FDCWD, 1, 0, 0, ins={1: b"/etc/passwd"}).errno == errno.EMFILE
     assert client.call("prlimit64", PID, 7, 0, 1, outs={3: 16}).outs[3] == limit
-    assert client.call("prlimit64", 1, 7, 0, 1, outs={3: 16}).errno == errno.EPERM
+    assert client.call("prlimit64", 1 << 30, 7, 0, 1, outs={3: 16}).errno == errno.ESRCH
     assert client.call("setrlimit", 7, 1, ins={1: struct.pack("=QQ", 10, 11)}).errno == errno.EPERM
     memory = struct.pack("=QQ", 4096, 4096)
     assert client.call("setrlimit", 9, 1, ins={1: memory}).errno == 0  # RLIMIT_AS must not end the shadow
@@ -193,7 +193,7 @@ def test_waiting_for_events(client: Client) -> None:
 
 
 def test_splicing_from_an_empty_pipe_waits_aside(client: Client, tmp_path: Path) -> None:
-    reading, writing = client.pipe(os.O_NONBLOCK)
+    reading, writing = client.pipe()  # some kernels count O_NONBLOCK too
     fd = client.open(str(tmp_path / "file"), os.O_CREAT | os.O_WRONLY)
     assert client.call("splice", reading, 0, fd, 0, 100, 2).errno == errno.EAGAIN
     call_id = client.start("splice", reading, 0, fd, 0, 100, 0)
