@@ -4,6 +4,7 @@ The thread is stopped for the SIGSEGV that the inaccessible page has raised; not
 Afterwards it is complete (of a repeated one, a part), the signal is dropped, and the thread goes on natively behind
 it. How an instruction is executed:
 
+- plain moves and the usual atomic operations on one variable, without an emulator (`remote_plans`);
 - movs and stos, many repetitions at once (`remote_strings`);
 - general and SSE instructions by Unicorn (`tracee_engine`), which asks for each access;
 - AVX, MMX, and what Unicorn's processor lacks, by the thread itself on a copy of the operand (`redirected_step`);
@@ -26,6 +27,7 @@ from stepping.redirected_step import RedirectedStep
 from stepping.registers import Registers
 from stepping.remote_atomics import direct_operation, operand_bytes
 from stepping.remote_memory import RemoteMap
+from stepping.remote_plans import execute_plainly
 from stepping.remote_strings import execute_string
 from stepping.stops import decode_siginfo
 from stepping.tracee import Tracee
@@ -130,6 +132,9 @@ class RemoteAccess:
         return True
 
     def _execute(self, tracee: Tracee, instruction: Instruction, registers: Registers) -> Registers:
+        after = execute_plainly(instruction, registers, self._remote)
+        if after is not None:
+            return after
         if instruction.is_string:
             after = execute_string(instruction, registers, self._view)
             if after is not None:

@@ -14,19 +14,8 @@ from typing import NamedTuple
 
 from stepping.registers import Registers
 from stepping.remote_memory import AtomicOperation
-from stepping.x86_instructions import Instruction
+from stepping.x86_instructions import GENERAL_REGISTERS, Instruction
 
-_GENERAL = (
-    "rax",
-    "rcx",
-    "rdx",
-    "rbx",
-    "rsp",
-    "rbp",
-    "rsi",
-    "rdi",
-    *(f"r{number}" for number in range(8, 16)),
-)
 #: Opcodes "operation memory, register", rounded down to the even one, which is for bytes.
 _WITH_REGISTER: dict[int, AtomicOperation] = {0x00: "add", 0x28: "add", 0x20: "and", 0x08: "or", 0x30: "xor"}
 #: The same by the extension of 80, 81 and 83, "operation memory, immediate".
@@ -93,7 +82,7 @@ def _with_register(
     size = instruction.operand_bytes
     if size == 1 and not instruction.encoding and instruction.reg >= 4:
         return None  # ah, ch, dh, bh
-    return Direct(operation, _number(registers[_GENERAL[instruction.reg]], size))
+    return Direct(operation, _number(registers[GENERAL_REGISTERS[instruction.reg]], size))
 
 
 def _negated(direct: Direct | None) -> Direct | None:

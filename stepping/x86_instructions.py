@@ -19,7 +19,8 @@ MAX_INSTRUCTION_BYTES = 15
 
 _U64 = 0xFFFF_FFFF_FFFF_FFFF
 _LEGACY_PREFIXES = frozenset(b"\x66\x67\xf2\xf3\xf0\x2e\x36\x3e\x26\x64\x65")
-_REGISTERS = ("rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", *(f"r{i}" for i in range(8, 16)))
+#: General registers by their numbers in instructions.
+GENERAL_REGISTERS = ("rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", *(f"r{i}" for i in range(8, 16)))
 _SEGMENT_BASES = {0x64: "fs_base", 0x65: "gs_base"}
 
 
@@ -329,15 +330,15 @@ def _operand(code: bytes, at: int, extensions: int, prefixes: bytes) -> tuple[Op
         at += 1
         number = sib >> 3 & 7 | (extensions & 2) << 2
         if number != 4:
-            index, scale = _REGISTERS[number], 1 << (sib >> 6)
+            index, scale = GENERAL_REGISTERS[number], 1 << (sib >> 6)
         if sib & 7 == 5 and mod == 0:
             size = 4
         else:
-            base = _REGISTERS[sib & 7 | (extensions & 1) << 3]
+            base = GENERAL_REGISTERS[sib & 7 | (extensions & 1) << 3]
     elif rm == 5 and mod == 0:
         base, size = "rip", 4
     else:
-        base = _REGISTERS[rm | (extensions & 1) << 3]
+        base = GENERAL_REGISTERS[rm | (extensions & 1) << 3]
     raw = code[at : at + size]
     if len(raw) != size:
         raise IndexError
