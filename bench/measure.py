@@ -68,9 +68,9 @@ def peak_memory_bytes(prefix: Sequence[str], calls: int) -> int:
 
 
 @contextlib.contextmanager
-def serving(server: str, address: str) -> Iterator[str]:
+def serving(server: str, address: str, *options: str) -> Iterator[str]:
     """Run `ptserver serve` meanwhile; give its address."""
-    command = [PTSERVER, "serve", server, "--listen", address, "--json"]
+    command = [PTSERVER, "serve", server, "--listen", address, "--json", *options]
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=log, stdin=subprocess.DEVNULL, env=_ENVIRONMENT, text=True

@@ -26,6 +26,7 @@ from bench.measure import (
     tool,
 )
 from bench.web import caddy, caddy_requests_per_second, requests_per_second
+from ptserver.keys import make_keys
 
 _SCALES = {"ns": 1e9, "µs": 1e6, "ms": 1e3, "calls/s": 1.0, "events/s": 1.0, "MB": 1e-6}
 
@@ -68,8 +69,11 @@ class Row:
     met: bool | None
 
 
-def figures(tcp: str, unix: str, *, scale: float) -> list[Figure]:
-    """Return all figures. tcp, unix: addresses of servers; scale: 1 for full counts of calls."""
+def figures(tcp: str, unix: str, secure: Sequence[str], *, scale: float) -> list[Figure]:
+    """Return all figures.
+
+    tcp, unix: addresses of servers; secure: runs a program under one with TLS; scale: 1 for full counts of calls.
+    """
 
     def in_process(name: str) -> list[str]:
         return [PTSERVER, "run", "--server", f"bench.servers:{name}"]
@@ -124,6 +128,7 @@ def figures(tcp: str, unix: str, *, scale: float) -> list[Figure]:
         ),
         Figure("pread of 100 bytes", "served in process", "µs", calls(local, "pread", 50_000), Target(25)),
         Figure("pread of 100 bytes", "served over TCP", "µs", calls(remote, "pread", 10_000), Target(150)),
+        Figure("pread of 100 bytes", "served over TLS", "µs", calls(secure, "pread", 10_000)),
         Figure(
             "pread of 100 bytes",
             "served over a Unix socket",
@@ -137,6 +142,7 @@ def figures(tcp: str, unix: str, *, scale: float) -> list[Figure]:
         Figure(
             "32 goroutines", "served over TCP", "calls/s", rate(remote, 40_000), Target(15_000, at_least=True)
         ),
+        Figure("32 goroutines", "served over TLS", "calls/s", rate(secure, 40_000)),
         Figure("HTTP requests", "native", "calls/s", web([], 40_000)),
         Figure(
             "HTTP requests",
@@ -151,6 +157,7 @@ def figures(tcp: str, unix: str, *, scale: float) -> list[Figure]:
         Figure("start to end of nothing", "ptserver run", "ms", start(run), Target(150)),
         Figure("start to end of nothing", "served in process", "ms", start(local)),
         Figure("start to end of nothing", "served over TCP", "ms", start(remote)),
+        Figure("start to end of nothing", "served over TLS", "ms", start(secure)),
         Figure("memory of the stub host", "served in process", "MB", memory(local), Target(60)),
         Figure("memory of the stub host", "served over TCP", "MB", memory(remote), Target(60)),
     ]
@@ -238,7 +245,10 @@ def main() -> None:
         tcp = stack.enter_context(serving("passthrough", "127.0.0.1:0"))
         unix = stack.enter_context(serving("passthrough", f"unix:{folder}/server"))
         scale = 0.1 if options.quick else 1
-        wanted = [*figures(tcp, unix, scale=scale), *tracing.figures(scale=scale)]
+        make_keys(f"{folder}/keys", ["localhost"], days=1, token=False)
+        tls = stack.enter_context(serving("passthrough", "127.0.0.1:0", "--keys", f"{folder}/keys/server"))
+        secure = [PTSERVER, "run", "--server", tls, "--keys", f"{folder}/keys/client"]
+        wanted = [*figures(tcp, unix, secure, scale=scale), *tracing.figures(scale=scale)]
         chosen = [f for f in wanted if options.only in f.group or options.only in f.way or f.way == "native"]
         rows = measure(chosen, 1 if options.quick else options.repeat)
     sys.exit(show(rows, as_json=options.json))
