@@ -1,8 +1,9 @@
-"""`python -m bench.attach [--json] [--rounds N] [--quick]`: what it takes to look into programs, and what they notice.
+"""`python -m bench.attach [--json] [--rounds N] [--quick]`: what looking into programs takes, and what they notice.
 
-Three things: lists of 10,000 goroutines, against delve; naming functions of a large program; and what is left of a
-loaded server's speed while somebody watches it, against strace. Delve is Debian's, which reads programs of Go 1.21, so
-its list is of such a one. Each figure is the median of the rounds; ratios are to the server alone in the same round.
+Three things: lists of 10,000 goroutines, against delve; naming functions of a large program; and what is left of the
+speed of a loaded server while somebody watches it, against strace. Delve is Debian's, which reads programs of Go
+1.21, so its list is of such a one. Each figure is the median of the rounds; ratios are to the server alone in the
+same round.
 """
 
 import argparse
