@@ -1,6 +1,6 @@
 """Which of the traced calls are shown: by goroutine, function, path, duration and error.
 
-    --goid N          made by one of these goroutines
+    --goid N          made by one of these goroutines; 0: by none
     --func REGEXP     with a function on the goroutine's stack whose name the regular expression is found in
     --path PATTERN    that name such a file, or use a descriptor that a call in the trace has opened by such a name;
                       a pattern is a whole path as the program gives it, with `*`, `?` and `[...]` as in a shell
@@ -135,7 +135,7 @@ class SelectingSink:
         return (
             on_path
             and (not errors or event.errno != 0)
-            and (not goids or event.goid in goids)
+            and (not goids or (event.goid or 0) in goids)
             and (duration is None or (event.duration_ns is not None and duration.holds(event.duration_ns)))
             and (function is None or self._has_function(event.stack))
         )
