@@ -229,7 +229,8 @@ class FileMappings:
                 if writes:
                     file.begin_writing()
                     self._has_written = True
-                self._known[process.pid, fd] = facts.key
+                if self._watches:  # else nobody hears of it when the number is closed
+                    self._known[process.pid, fd] = facts.key
                 self._install(call, fd, file.fd_to_map(writable=writes))
                 file.users -= 1
         except NotificationGoneError:
