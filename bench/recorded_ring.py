@@ -9,6 +9,7 @@ import os
 import random
 
 from stepping.ring import Ring
+from stepping.ring_clock import TscClock
 from stepping.ring_inject import Installed
 from stepping.ring_layout import (
     HEAD_OFFSET,
@@ -57,12 +58,20 @@ def rewind(ring: Ring) -> None:
     ring._tail = 0
 
 
+def _count_now() -> int:
+    clock = TscClock()
+    try:
+        return clock.read_count()
+    finally:
+        clock.close()
+
+
 def _records(count: int, pcs: list[int], rng: random.Random) -> bytes:
     stacks = [[rng.choice(pcs) for _ in range(rng.randint(5, 12))] for _ in range(200)]
     packed = [(len(stack), STACK.pack(*stack, *[0] * (_WORDS - len(stack)))) for stack in stacks]
     stats = [b"".join(rng.randrange(1 << 16).to_bytes(8, "little") for _ in range(18)) for _ in range(500)]
     made = []
-    clock = 10**13
+    clock = _count_now()
     for index in range(count):
         name, copied, value = _REQUEST[index % len(_REQUEST)]
         row = SYSCALLS[name]

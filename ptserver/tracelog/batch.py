@@ -47,7 +47,7 @@ class Remembered(Generic[K, V]):
     """A function whose values are kept."""
 
     def __init__(self, make: Callable[[K], V]) -> None:
-        self._values = _Table(make)
+        self._values = Table(make)
 
     def of(self, keys: Sequence[K]) -> list[V]:
         """Return the function's value for each key."""
@@ -56,7 +56,7 @@ class Remembered(Generic[K, V]):
         return list(map(self._values.__getitem__, keys))
 
 
-class _Table(dict[K, V]):
+class Table(dict[K, V]):
     """A dictionary that makes what it lacks."""
 
     def __init__(self, make: Callable[[K], V]) -> None:

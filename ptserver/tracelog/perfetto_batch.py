@@ -9,7 +9,7 @@ from functools import cached_property
 from itertools import repeat
 from typing import Generic, TypeVar
 
-from ptserver.tracelog.batch import LINES_AT_ONCE, MOSTLY_REPEATED, CallBatch, Remembered, are_texts
+from ptserver.tracelog.batch import LINES_AT_ONCE, MOSTLY_REPEATED, CallBatch, Remembered, Table, are_texts
 from ptserver.tracelog.events import Frame
 from ptserver.tracelog.output import LineWriter
 from ptserver.tracelog.perfetto_packets import BEGIN, NEEDS_STATE, TIMESTAMP, PacketWriter
@@ -22,6 +22,8 @@ from stepping.syscalls.model import Arch, Syscall
 
 _MAX_ERRNO = 4095
 _MAX_BUSY = 1 << 16
+#: The tag of int_value in a `DebugAnnotation`.
+_NUMBER = b"\x20"
 
 K = TypeVar("K")
 
@@ -237,15 +239,18 @@ class _Plan:
 
 
 class _EntryRenderer:
-    """Makes entries of the annotation `args`."""
+    """Makes entries of the annotation `args`. What stands before a value depends on its size alone."""
 
     def __init__(self, packets: PacketWriter, name: str, limit: int) -> None:
         self._packets = packets
         self._name = name
         self._limit = limit
-        self._label = packets.note_name(name)
-        self._text = packets.note_name("text")
-        self._numbers = Remembered(self.node)
+        label, text = packets.note_name(name), packets.note_name("text")
+        self._known = Remembered(self.node)
+        self._numbers: Table[int, bytes] = Table(lambda size: _entry_head(label + _NUMBER, size))
+        self._texts: Table[int, bytes] = Table(lambda size: _entry_head(label + _text_head(size), size))
+        self._parts: Table[int, bytes] = Table(lambda size: _entry_head(text + _text_head(size), size))
+        self._wholes: Table[int, bytes] = Table(lambda size: _entry_head(label, size))
         self._sizes: Remembered[int, bytes] = Remembered(
             lambda size: bytes_field(11, packets.entry("size", size))
         )
@@ -257,31 +262,43 @@ class _EntryRenderer:
         return bytes_field(11, self._packets.entry(self._name, to_plain(node, self._limit)))
 
     def numbers(self, numbers: Sequence[int]) -> Sequence[bytes]:
-        if max(numbers) < MOSTLY_REPEATED:
-            return self._numbers.of(numbers)
-        return list(map(self.node, numbers))
+        highest = max(numbers)
+        if highest < MOSTLY_REPEATED:
+            return self._known.of(numbers)
+        if highest >= 1 << 63 or min(numbers) < 0:
+            return list(map(self.node, numbers))
+        heads = self._numbers
+        return [heads[len(encoded)] + encoded for encoded in varints(numbers)]
 
     def addresses(self, addresses: Sequence[int]) -> Sequence[bytes]:
-        label = self._label
-        return [
-            bytes_field(11, b"%b\x32%c%#x" % (label, len(hex(address)), address))
-            if address
-            else self.node(None)
-            for address in addresses
-        ]
+        heads = self._texts
+        shown = [heads[len(text)] + text for text in map(b"%#x".__mod__, addresses)]
+        if 0 in addresses:
+            null = self.node(None)
+            return [text if address else null for text, address in zip(shown, addresses, strict=True)]
+        return shown
 
     def buffers(self, contents: Sequence[bytes], sizes: Sequence[int]) -> list[bytes]:
-        limit, label, text = self._limit, self._label, self._text
+        limit, texts, parts, wholes = self._limit, self._texts, self._parts, self._wholes
         cut = [content[:limit] for content in contents]
         if not are_texts(cut):
             return [self.node(Data(content, size)) for content, size in zip(contents, sizes, strict=True)]
         real = [max(size, len(content)) for content, size in zip(contents, sizes, strict=True)]
         return [
-            bytes_field(11, label + bytes_field(6, shown))
+            texts[len(shown)] + shown
             if size == len(shown)
-            else bytes_field(11, label + bytes_field(11, text + bytes_field(6, shown)) + size_entry)
-            for shown, size, size_entry in zip(cut, real, self._sizes.of(real), strict=True)
+            else wholes[len(parts[len(shown)]) + len(shown) + len(entry)] + parts[len(shown)] + shown + entry
+            for shown, size, entry in zip(cut, real, self._sizes.of(real), strict=True)
         ]
+
+
+def _entry_head(label: bytes, size: int) -> bytes:
+    """Return what stands before *size* bytes in a dictionary's entry; label: what comes first in it."""
+    return b"\x5a" + varint(len(label) + size) + label
+
+
+def _text_head(size: int) -> bytes:
+    return b"\x32" + varint(size)
 
 
 def _around(
