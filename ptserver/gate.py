@@ -103,9 +103,14 @@ class Gate:
         return self._judge(self._bind, outs[1], "bind")
 
     def heard(self, row: Syscall, ins: dict[int, bytes], failure: int) -> None:
-        """Note a call that the kernel has refused, if *failure* says that it has."""
+        """Note a call that the kernel has refused, if *failure* says that it has.
+
+        Of calls without a path only EROFS does: EPERM and EACCES have other meanings there (epoll_ctl on a file).
+        """
         if failure in _DENIALS:
             paths = [ins[i] for i, arg in enumerate(row.args) if arg.kind is ArgKind.PATH and i in ins]
+            if not paths and failure != errno.EROFS:
+                return
             target = " and ".join(path.decode("utf-8", "backslashreplace") for path in paths)
             self._note(row.name, target, failure, os.strerror(failure))
 

@@ -46,11 +46,6 @@ class Keys:
     mutual: bool
     token: str
 
-    @property
-    def proves_the_peer(self) -> bool:
-        """Whether who connects must prove that it may: for the end that listens."""
-        return self.mutual or bool(self.token)
-
 
 def listening_keys(folder: str | Path) -> Keys:
     """Return the keys of the end that listens.
