@@ -130,7 +130,6 @@ class _Progress:
         self._name = name
         self._where = where
         self._started = time.monotonic()
-        self._shown = False
 
     def __call__(self, sent: int, total: int) -> None:
         """Say that *sent* of *total* bytes are on their way."""

@@ -165,7 +165,7 @@ def _keeps(server: Server) -> None:
 @check(_GROUP, "what is not the program that was offered is not executed")
 def _checks(server: Server) -> None:
     program = _program(_EXITS)
-    with _session(server, program, program[:-1] + b"\0") as session:
+    with _session(server, program, program[:-1] + bytes([program[-1] ^ 1])) as session:
         refused = session.wait_for(Refused)
         require(isinstance(refused, Refused) and refused.code == "launch", f"the host says {refused}")
 
