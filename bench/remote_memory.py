@@ -17,6 +17,14 @@ from bench.measure import PTSERVER, BenchError, program, serving
 _VARIABLE = ("--remote-var", "main.counter")
 _MODES = ("atomic", "load", "store")
 
+_PARTS = {
+    "registers": "read, write registers",
+    "signal": "signal's details",
+    "emulate": "the emulator, where needed",
+    "store": "store",
+    "resume": "resume",
+}
+
 RATIO_TARGET = 1.05
 LOCAL_TARGET_NS, TCP_TARGET_NS = 120_000, 250_000
 
@@ -37,16 +45,9 @@ def split(accesses: int) -> dict[str, float]:
         raise BenchError(done.stderr)
     seen, spent = done.stdout.splitlines()
     parts = {name: ns / (accesses + 1) for name, ns in json.loads(spent).items()}
-    known = {name: parts[name] for name in ("registers", "signal", "emulate", "store", "resume")}
-    return {
-        "trap and switches": int(seen) - parts["take"],
-        "read, write registers": known["registers"],
-        "signal's details": known["signal"],
-        "emulate": known["emulate"],
-        "store": known["store"],
-        "resume": known["resume"],
-        "the rest of the host": parts["take"] - sum(known.values()),
-    }
+    known = {title: parts.get(name, 0.0) for name, title in _PARTS.items()}
+    trap = {"trap and switches": int(seen) - parts["take"]}
+    return trap | known | {"decode, decide, execute": parts["take"] - sum(known.values())}
 
 
 def measure(rounds: int, accesses: int, work_rounds: int) -> dict[str, float]:

@@ -17,12 +17,10 @@ from ptserver.remote_tracer import RemoteTracer
 from ptserver.run import RunOptions
 from ptserver.run_here import run_here
 from stepping import ptrace_api
-from stepping.remote_access import RemoteAccess
 from stepping.tracee import Tracee
 from stepping.tracee_engine import TraceeEngine
 
 _spent: dict[str, int] = defaultdict(int)
-_count = [0]
 
 
 def _clocked(part: str, owner: Any, name: str) -> None:
@@ -42,7 +40,6 @@ def _clocked(part: str, owner: Any, name: str) -> None:
 def main() -> None:
     """Run and print."""
     _clocked("take", RemoteTracer, "_take")
-    _clocked("serve", RemoteAccess, "serve")
     _clocked("emulate", TraceeEngine, "load")
     _clocked("emulate", TraceeEngine, "execute")
     _clocked("emulate", TraceeEngine, "read")
@@ -53,7 +50,7 @@ def main() -> None:
     _clocked("registers", Tracee, "write_registers")
     _clocked("signal", ptrace_api, "getsiginfo")
     _clocked("signal", ptrace_api, "getsigmask")
-    _clocked("resume", ptrace_api, "cont")
+    _clocked("resume", Tracee, "resume")
     options = RunOptions(sys.argv[1], tuple(sys.argv[2:]), remote=Wanted(("main.counter",)))
     run_here(options, os.path.abspath(sys.argv[1]), None)
     print(json.dumps(_spent))

@@ -25,7 +25,7 @@ def plan_remote(path: str, wanted: Wanted | None) -> Plan | None:
         return None
     plan = make_plan(path, wanted)
     for variable, why in plan.in_place.items():
-        if variable.name in wanted.variables:
+        if variable.name in wanted.variables or wanted.types:
             print(
                 f"ptserver: note: {variable.name} stays where it is, because {why}: what else is on its page is slow",
                 file=sys.stderr,

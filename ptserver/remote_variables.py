@@ -1,6 +1,7 @@
 """Which variables of a program are remote: from what a user names to addresses, or one line that says why not.
 
     --remote-var NAME                a package-level variable, by its full name, such as main.counter
+    --remote-type TYPE               all package-level variables of that type, such as main.Gauge
     --remote-range [NAME=]START-END  addresses as linked, hexadecimal, such as hits=0x593ff8-0x594000
 
 Refused are what cannot be remote with all that a program may do to it: code, constants, Go's own runtime, variables
@@ -89,7 +90,11 @@ class _Planner:
             raise RemoteVariableError("remote variables need a program for amd64, or --engine=emulate")
 
     def plan(self, wanted: Wanted) -> Plan:
-        variables = [self._named(name) for name in dict.fromkeys(wanted.variables)]
+        names = [
+            *wanted.variables,
+            *(name for type_name in wanted.types for name in self._of_type(type_name)),
+        ]
+        variables = [self._named(name) for name in dict.fromkeys(names)]
         named = set(variables)
         variables += [self._range(text) for text in wanted.ranges]
         _check_disjoint(variables)
@@ -131,6 +136,24 @@ class _Planner:
         if len(name.encode()) > MAX_NAME_BYTES:
             raise RemoteVariableError(f"a name of more than {MAX_NAME_BYTES} bytes: {name[:40]}...")
         return RemoteVariable(address, size, name)
+
+    def _of_type(self, name: str) -> list[str]:
+        """Return the names of the variables of a type."""
+        dwarf = self._binary.dwarf if self._binary is not None else None
+        if dwarf is None:
+            raise RemoteVariableError(f"{self._elf.path} has no debugging information, so no types are known")
+        wanted = dwarf.find_type(name)
+        if wanted is None:
+            raise RemoteVariableError(f"{self._elf.path} has no type {name}")
+        found = []
+        for symbol in self._elf.iter_symbols():
+            if symbol.type == _STT_OBJECT and symbol.size == wanted.size:
+                variable = dwarf.find_variable(symbol.name)
+                if variable is not None and variable.addr == symbol.addr and variable.type.name == name:
+                    found.append(symbol.name)
+        if not found:
+            raise RemoteVariableError(f"{self._elf.path} has no package-level variable of type {name}")
+        return found
 
     def _unknown(self, name: str) -> str:
         if not self._elf.has_symbols and (self._binary is None or self._binary.dwarf is None):

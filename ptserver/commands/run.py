@@ -119,6 +119,13 @@ from ptserver.trace_options import TraceOptions
     "May be given several times.",
 )
 @click.option(
+    "--remote-type",
+    "remote_types",
+    metavar="TYPE",
+    multiple=True,
+    help="As --remote-var, for all package-level variables of a type of Go, such as main.Gauge.",
+)
+@click.option(
     "--remote-range",
     "remote_ranges",
     metavar="[NAME=]START-END",
@@ -153,6 +160,7 @@ def run_command(
     engine: str,
     seed: int | None,
     remote_variables: tuple[str, ...],
+    remote_types: tuple[str, ...],
     remote_ranges: tuple[str, ...],
     remote_trace: str | None,
     trace: TraceOptions | None,
@@ -203,7 +211,7 @@ def run_command(
             return
     if program is None:
         raise click.UsageError("Missing argument 'PROGRAM'.")
-    remote = Wanted(remote_variables, remote_ranges)
+    remote = Wanted(remote_variables, remote_ranges, remote_types)
     if seed is not None and engine != "emulate":
         raise click.UsageError("--seed belongs to --engine=emulate")
     if spread and (on is not None or engine == "emulate" or trace is not None or server != "passthrough"):
@@ -213,15 +221,13 @@ def run_command(
     if on is not None and (engine == "emulate" or trace is not None):
         raise click.UsageError("--on goes with neither --engine=emulate nor --trace")
     if remote and (on is not None or engine in ("emulate", "step") or spread):
-        raise click.UsageError(
-            "--remote-var and --remote-range go with neither --on, --spread nor another engine"
-        )
+        raise click.UsageError("remote variables go with neither --on, --spread nor another engine")
     if remote and trace is not None and server == "passthrough":
         raise click.UsageError(
             "--trace with remote variables needs a --server; --remote-trace logs the accesses"
         )
     if remote_trace is not None and not remote:
-        raise click.UsageError("--remote-trace belongs to --remote-var and --remote-range")
+        raise click.UsageError("--remote-trace belongs to --remote-var, --remote-type and --remote-range")
     ctx.exit(
         run(
             RunOptions(

@@ -124,6 +124,15 @@ def test_a_log_of_accesses(tmp_path: Path) -> None:
     assert len(re.findall(r" main\.mixed\.func\d\S* .*: add main\.table(\[\d+\])? 8, 1 = ", text)) == 400
 
 
+def test_all_variables_of_a_type(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    program = build("remote_counter")
+    run = ("run", "--remote-type", "main.gauge", "--remote-trace", log)
+    assert ptserver(*run, program, "gauges") == (0, "1 2\n", "")
+    places = re.findall(r": (add main\.\w+) 8, ", log.read_text())
+    assert places == ["add main.left", "add main.right"]
+
+
 def test_a_server_watches_and_intercepts() -> None:
     status, out, err = ptserver(
         *("run", "--server", "watching_memory:Watching", *VARIABLES, build("remote_counter"), "mixed"),
@@ -179,6 +188,8 @@ def test_what_cannot_be_executed_leaves_the_program_stopped(tmp_path: Path) -> N
         (("--remote-var", "runtime.writeBarrier"), "belongs to Go's runtime"),
         (("--remote-var", "os.Args"), "os.Args holds pointers"),
         (("--remote-var", "runtime.buildVersion.str"), "is a constant, which cannot be remote"),
+        (("--remote-type", "main.nothing"), "has no type main.nothing"),
+        (("--remote-type", "main.pair"), "has no package-level variable of type main.pair"),
         (("--remote-range", "0x10-0x20"), "heap, stacks, thread-local storage and the vDSO cannot be remote"),
         (("--remote-range", "7ffc00000000-7ffc00001000"), "heap, stacks, thread-local storage"),
         (("--remote-range", "401000-401008"), "lies in the program's code"),
@@ -188,7 +199,7 @@ def test_what_cannot_be_executed_leaves_the_program_stopped(tmp_path: Path) -> N
         (("--remote-range", "what"), "'what' is not a range"),
         (
             ("--remote-var", "main.counter", "--engine=emulate"),
-            "go with neither --on, --spread nor another engine",
+            "remote variables go with neither --on, --spread nor another engine",
         ),
         (("--remote-var", "main.counter", "--trace"), "--remote-trace logs the accesses"),
         (("--remote-trace", "x"), "--remote-trace belongs to"),
