@@ -1,6 +1,7 @@
 """What the ring says of goroutines and of the runtime's own calls, against what the program says."""
 
 import os
+import select
 import signal
 import subprocess
 from collections import Counter
@@ -17,7 +18,7 @@ from ptserver.tracing_events import FrameNames
 from ptserver.tracing_go import KINDS, GoEvents, RuntimeWanted
 from stepping.ring import Ring
 from stepping.ring_inject import find_pages, remove_leftovers
-from stepping.ring_probes import Probes, decode_patches
+from stepping.ring_probes import Moment, Probes, decode_patches
 from stepping.ring_site import find_site
 from stepping.syscalls.table import SYSCALLS
 from stepping.tracee_memory import TraceeMemory
@@ -254,3 +255,29 @@ def program_state(program: Program) -> dict[str, object]:
         ]
     memory.close()
     return state | {"probed": code}
+
+
+@pytest.mark.parametrize("go", OLD_MIDDLE_NEW)
+def test_conditions_that_are_hard_on_probes(go: str) -> None:
+    """Profiles, growing stacks, collections, preemption, children, signals, threads that end: nothing may break."""
+    commands = ("efault", "profile", "churn", "children", "signals", "locked")
+    with running("ring_hard", go=go) as program:
+        natively = [program.ask(command) for command in commands]
+        wanted = RuntimeWanted(RUNTIME_CALLS, frozenset(KINDS))
+        ring = Ring.attach(program.pid, rows("write", "read"), probes=wanted.find_probes(str(program.path)))
+        seen: Counter[int] = Counter()
+        for command, expected in zip(commands, natively, strict=True):
+            program.send(command)
+            while not select.select([program.process.stdout], [], [], 0.005)[0]:
+                while (batch := ring.read_batch()) is not None:
+                    seen.update(batch.numbers)
+            answer = program.answer()
+            assert answer.split()[0] == expected.split()[0], command
+        while (batch := ring.read_batch()) is not None:
+            seen.update(batch.numbers)
+        assert ring.detach()
+        ring.close()
+        assert seen[Moment.STATUS] > 1000
+        assert seen[Moment.GC_START] > 0
+        assert seen[SYSCALLS["futex"].numbers["amd64"]] > 0
+        assert program.ask("churn").split()[0] == natively[commands.index("churn")].split()[0]
