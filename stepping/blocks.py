@@ -1,8 +1,8 @@
 """The disassembler, for amd64 and arm64: the one module that imports capstone.
 
-`Decoder.iter_instructions` classifies code, by way of `instructions`, at a megabyte or two a second: capstone's
-objects are not used, only the text that it prints, and what that says is remembered. `Decoder.iter_text` gives
-the text itself.
+`Decoder.iter_traits` classifies code, by way of `instructions`, at a megabyte or two a second: capstone's objects are not
+used, only its records, and what each says is remembered by the instruction's bytes. `Decoder.iter_instructions` and
+`Decoder.iter_text` give more, for less code.
 
 A decoder belongs to one thread. Not trusted: the code. Bytes that are no instruction decode as `Flow.TRAP`, one byte
 long (amd64) or four (arm64).
@@ -22,15 +22,15 @@ from stepping.instructions import (
     Traits,
     classify_amd64,
     classify_arm64,
-    shape_amd64,
-    shape_arm64,
 )
 from stepping.syscalls.model import Arch
 
 _MAX_REMEMBERED = 1 << 16
 
 #: cs_insn: id, address, size, bytes, mnemonic, operands, detail; texts end with a NUL.
-_RAW = struct.Struct("=8xQH24x32s160s6x8x")
+_RAW = struct.Struct("=8xQH24s32s160s6x8x")
+#: The flows of instructions with a target, as numbers.
+_FIRST_DIRECT, _LAST_DIRECT = int(Flow.JUMP), int(Flow.CALL)
 
 
 #: An instruction as it is written, in Intel's or Arm's syntax: address, size in bytes, mnemonic, operands.
@@ -44,10 +44,10 @@ class Decoder:
         self.arch: Arch = arch
         if arch == "amd64":
             self._capstone = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64)
-            self._classify, self._shape, self._quantum = classify_amd64, shape_amd64, 1
+            self._classify, self._quantum = classify_amd64, 1
         else:
             self._capstone = capstone.Cs(capstone.CS_ARCH_ARM64, capstone.CS_MODE_ARM)
-            self._classify, self._shape, self._quantum = classify_arm64, shape_arm64, 4
+            self._classify, self._quantum = classify_arm64, 4
         self._remembered: dict[bytes, Traits] = {}
 
     def iter_text(self, code: bytes, address: int) -> Iterator[Text]:
@@ -67,29 +67,32 @@ class Decoder:
     def iter_traits(self, code: bytes, address: int) -> Iterator[tuple[int, int, Traits]]:
         """Yield address, size and traits of the instructions of *code*, which begins at *address*.
 
-        Traits are remembered by the shape of the text, so the target of `Touch.GLOBAL` may be another instruction's.
+        Traits are remembered by the bytes of the instruction, so the target of `Touch.GLOBAL` may be another one's.
         """
-        remembered, shape = self._remembered, self._shape
+        remembered = self._remembered
         offset = 0
         while offset < len(code):
             at, size = address + offset, 0
             for text in self._iter_raw(code[offset:] if offset else code, at):
-                at, size, mnemonic, operands = text
-                # What is behind the NULs is left over from other texts.
-                mnemonic = mnemonic[: mnemonic.index(0)]
-                operands = operands[: operands.index(0)]
-                # Without memory, a first letter tells registers from targets.
-                key = mnemonic + (shape(operands) if b"[" in operands else operands[:1])
+                at, size, raw, mnemonic, operands = text
+                key = raw[:size]
                 traits = remembered.get(key)
-                if traits is not None and traits.target and traits.flow:
-                    at_target = operands.rfind(b"0x")
-                    target = int(operands[at_target:], 16) if at_target >= 0 else 0
-                    traits = Traits(traits.flow, traits.touch, target) if target else None
                 if traits is None:
-                    traits = self._classify(mnemonic.decode("ascii"), operands.decode("ascii"), at + size)
+                    # What is behind the NULs is left over from other texts.
+                    words = (
+                        mnemonic[: mnemonic.index(0)].decode("ascii"),
+                        operands[: operands.index(0)].decode("ascii"),
+                    )
+                    traits = self._classify(*words, at + size)
                     if len(remembered) >= _MAX_REMEMBERED:
                         remembered.clear()
-                    remembered[key] = traits
+                    remembered[key] = (
+                        traits._replace(target=traits.target - at) if _is_direct(traits) else traits
+                    )
+                elif _FIRST_DIRECT <= traits[0] <= _LAST_DIRECT:
+                    traits = Traits(
+                        traits[0], traits[1], traits[2] + at
+                    )  # targets are remembered as distances
                 yield at, size, traits
             offset = at + size - address
             if offset < len(code):
@@ -97,7 +100,7 @@ class Decoder:
                 yield address + offset, size, self._classify(BAD, "", 0)
                 offset += size
 
-    def _iter_raw(self, code: bytes, address: int) -> Iterator[tuple[int, int, bytes, bytes]]:
+    def _iter_raw(self, code: bytes, address: int) -> Iterator[tuple[int, int, bytes, bytes, bytes]]:
         """Return instructions as capstone's C library lays them out: by far quicker than field by field."""
         found = ctypes.POINTER(capstone._cs_insn)()
         library = capstone._cs
@@ -118,3 +121,7 @@ class Decoder:
         for instruction in self.iter_instructions(code, address):
             return instruction
         return Instruction(address, self._quantum, Flow.TRAP, Touch.FOREIGN, 0)
+
+
+def _is_direct(traits: Traits) -> bool:
+    return _FIRST_DIRECT <= traits.flow <= _LAST_DIRECT

@@ -148,28 +148,6 @@ def _touch_amd64(name: str, operands: str, end: int) -> tuple[Touch, int]:
     return touch | Touch.MEMORY, 0
 
 
-_FAR_OPERAND = len("[rsp + 0x1234")
-
-
-def shape_amd64(operands: bytes) -> bytes:
-    """Return what matters of operands that name memory: with the same mnemonic, the same traits.
-
-    They are returned whole where there is no shorter way to say it. Of one shape, only targets differ.
-    """
-    bracket = operands.index(b"[")
-    base = operands[bracket + 1 : bracket + 4]
-    if operands.find(b"[", bracket + 1) >= 0 or operands[bracket - 1 : bracket] == b":" or base[:2] == b"0x":
-        return operands
-    if base == b"rip":
-        return b"[rip]"
-    if base == b"rsp":
-        behind = operands[bracket + 4 : bracket + 8]
-        if operands.find(b"]") - bracket > _FAR_OPERAND:
-            return operands
-        return b"[rsp]" if behind[:1] == b"]" or behind[3:].isdigit() else b"[]"
-    return b"[]"
-
-
 # -- arm64 ----------------------------------------------------------------------------------------------------
 
 _ARM_BRANCHES = frozenset({"cbz", "cbnz", "tbz", "tbnz"})
@@ -205,11 +183,6 @@ def classify_arm64(mnemonic: str, operands: str, end: int) -> Traits:
     if mnemonic in ("dc", "ic", "at", "sys"):
         return _MEMORY
     return _NOTHING
-
-
-def shape_arm64(operands: bytes) -> bytes:
-    """As `shape_amd64`."""
-    return operands if b"[sp" in operands else b"[]"
 
 
 def _control_arm64(mnemonic: str, operands: str) -> Traits | None:

@@ -3,7 +3,7 @@
 import pytest
 
 from stepping.blocks import Decoder
-from stepping.instructions import Flow, Touch, classify_amd64, classify_arm64, shape_amd64, shape_arm64
+from stepping.instructions import Flow, Touch, classify_amd64, classify_arm64
 
 NEXT = Flow.NEXT
 END = 0x1000
@@ -93,14 +93,19 @@ def test_arm64(mnemonic: str, operands: str, flow: Flow, touch: Touch, target: i
     assert classify_arm64(mnemonic, operands, END) == (flow, touch, target)
 
 
-def test_operands_of_one_shape_have_the_same_traits() -> None:
-    for table, shape in ((AMD64, shape_amd64), (ARM64, shape_arm64)):
-        by_shape: dict[str, tuple[Flow, Touch]] = {}
-        for mnemonic, operands, flow, touch, _ in table:
-            if "[" not in operands:
-                continue
-            key = f"{mnemonic} {shape(operands.encode())!r}"
-            assert by_shape.setdefault(key, (flow, touch)) == (flow, touch), key
+def test_what_is_remembered_is_the_same_elsewhere() -> None:
+    """Targets are relative; a jump to itself is one, too."""
+    code = bytes.fromhex("ebfe 7502 e800000000 488b0510000000 c3")
+    decoder = Decoder("amd64")
+    for address in (0x1000, 0x2000):
+        found = [
+            (at - address, size, traits.flow, traits.target)
+            for at, size, traits in decoder.iter_traits(code, address)
+        ]
+        assert found[0] == (0, 2, Flow.JUMP, address)
+        assert found[1] == (2, 2, Flow.BRANCH, address + 6)
+        assert found[2] == (4, 5, Flow.CALL, address + 9)
+        assert [one[2] for one in found[3:]] == [Flow.NEXT, Flow.RETURN]
 
 
 def test_bytes_that_are_no_instruction() -> None:
