@@ -1,8 +1,8 @@
 """The disassembler, for amd64 and arm64: the one module that imports capstone.
 
-`Decoder.iter_traits` classifies code, by way of `instructions`, at a megabyte or two a second: capstone's objects are not
-used, only its records, and what each says is remembered by the instruction's bytes. `Decoder.iter_instructions` and
-`Decoder.iter_text` give more, for less code.
+`Decoder.iter_traits` classifies code, by way of `instructions`, at a megabyte or two a second: capstone's objects are
+not used, only its records, and what each says is remembered by the instruction's bytes. `Decoder.iter_instructions`
+and `Decoder.iter_text` tell more, and take longer.
 
 A decoder belongs to one thread. Not trusted: the code. Bytes that are no instruction decode as `Flow.TRAP`, one byte
 long (amd64) or four (arm64).

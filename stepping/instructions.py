@@ -9,6 +9,7 @@ Source: Intel SDM volume 2; Arm ARM (DDI 0487), part C; for what Unicorn 2.1 lac
 
 import re
 from enum import IntEnum, IntFlag
+from functools import cache
 from typing import NamedTuple
 
 
@@ -70,10 +71,6 @@ class Traits(NamedTuple):
 BAD = "(bad)"
 
 _BAD = Traits(Flow.TRAP, Touch.FOREIGN)
-_NOTHING = Traits(Flow.NEXT, Touch.NOTHING)
-_STACK = Traits(Flow.NEXT, Touch.STACK)
-_MEMORY = Traits(Flow.NEXT, Touch.MEMORY)
-_ATOMIC = Traits(Flow.NEXT, Touch.ATOMIC | Touch.MEMORY)
 
 # -- amd64 ----------------------------------------------------------------------------------------------------
 
@@ -91,61 +88,80 @@ _FOREIGN = frozenset({"rdseed", "rdpid", "rdpkru", "wrpkru", "xsavec", "xsavec64
 _RIP = re.compile(r"\[rip(?: ([+-]) (0x[0-9a-f]+|\d+))?\]")
 #: Up to 64 KiB from the stack pointer: Go has functions whose frames are a gigabyte.
 _STACK_OPERAND = re.compile(r"\[rsp(?: [+-] (?:0x[0-9a-f]{1,4}|\d))?\]|[fg]s:\[(?:0x[0-9a-f]+|\d+)\]")
-_ABSOLUTE = re.compile(r"(?<![fg]s:)\[(0x[0-9a-f]+|\d+)\]")
+_TARGET = re.compile(r"0x[0-9a-f]+")
 
 
 def classify_amd64(mnemonic: str, operands: str, end: int) -> Traits:
     """Return what an instruction does. end: the address behind it, to which operands may be relative."""
-    name = mnemonic
-    locked = False
-    if " " in mnemonic:
-        prefixes, _, name = mnemonic.rpartition(" ")
-        locked = "lock" in prefixes
-    touch, target = _touch_amd64(name, operands, end)
-    if locked or (name == "xchg" and touch):
-        touch |= Touch.ATOMIC
-    if (name.startswith(_FOREIGN_PREFIXES) and name not in _NO_AVX) or name in _FOREIGN:
-        touch |= Touch.FOREIGN
+    place, target = _place_amd64(operands, end)
+    traits = _traits_amd64(mnemonic, place)
+    if target and (traits.flow in _DIRECT or (traits.touch & Touch.GLOBAL and traits.flow is Flow.NEXT)):
+        return Traits(traits.flow, traits.touch, target)
+    return traits
+
+
+_DIRECT = frozenset({Flow.JUMP, Flow.BRANCH, Flow.CALL})
+
+
+class _Place(IntEnum):
+    """What operands name: no memory, a target, memory on the stack, at a known or at a computed address."""
+
+    NONE = 0
+    TARGET = 1
+    STACK = 2
+    GLOBAL = 3
+    MEMORY = 4
+
+
+_TOUCHES = {_Place.STACK: Touch.STACK, _Place.GLOBAL: Touch.GLOBAL, _Place.MEMORY: Touch.MEMORY}
+
+
+def _place_amd64(operands: str, end: int) -> tuple[_Place, int]:
+    bracket = operands.find("[")
+    if bracket < 0:
+        return (_Place.TARGET, int(operands, 16)) if _TARGET.fullmatch(operands) else (_Place.NONE, 0)
+    if operands.find("[", bracket + 1) >= 0:
+        return _Place.MEMORY, 0
+    base = operands[bracket + 1 : bracket + 4]
+    if base == "rip":
+        sign, distance = _RIP.search(operands).groups()  # type: ignore[union-attr]
+        offset = int(distance, 0) if distance else 0
+        return _Place.GLOBAL, (end - offset if sign == "-" else end + offset) & (1 << 64) - 1
+    segment = operands[bracket - 1 : bracket] == ":"
+    if (base == "rsp" or segment) and _STACK_OPERAND.search(operands):
+        return _Place.STACK, 0
+    if not segment and base[0].isdigit():
+        return _Place.GLOBAL, int(operands[bracket + 1 : operands.index("]")], 0)
+    return _Place.MEMORY, 0
+
+
+@cache
+def _traits_amd64(mnemonic: str, place: _Place) -> Traits:
+    """Return what is known without the numbers; there are some thousand combinations."""
+    prefixes, _, name = mnemonic.rpartition(" ")
     if name == BAD:
         return _BAD
-    first = name[0]
-    if first == "j" or name in _LOOPS:
-        if operands.startswith("0x"):
-            return Traits(Flow.JUMP if name == "jmp" else Flow.BRANCH, touch, int(operands, 16))
-        return Traits(Flow.INDIRECT_JUMP, touch)
-    if name == "call":
+    touch = Touch.MEMORY if name in _HIDDEN_ACCESS else Touch.NOTHING
+    if name not in _NO_ACCESS:
+        touch |= _TOUCHES.get(place, Touch.NOTHING)
+    if "lock" in prefixes or (name == "xchg" and touch):
+        touch |= Touch.ATOMIC
+    if name in _PUSHES or name in _RETURNS or name == "call":
         touch |= Touch.STACK
-        if operands.startswith("0x"):
-            return Traits(Flow.CALL, touch, int(operands, 16))
-        return Traits(Flow.INDIRECT_CALL, touch)
+    if (name.startswith(_FOREIGN_PREFIXES) and name not in _NO_AVX) or name in _FOREIGN:
+        touch |= Touch.FOREIGN
+    direct = place is _Place.TARGET
+    if name[0] == "j" or name in _LOOPS:
+        if not direct:
+            return Traits(Flow.INDIRECT_JUMP, touch)
+        return Traits(Flow.JUMP if name == "jmp" else Flow.BRANCH, touch)
+    if name == "call":
+        return Traits(Flow.CALL if direct else Flow.INDIRECT_CALL, touch)
     if name in _RETURNS:
-        return Traits(Flow.RETURN, touch | Touch.STACK)
+        return Traits(Flow.RETURN, touch)
     if name in ("syscall", "sysenter", "int"):
         return Traits(Flow.SYSCALL, touch | Touch.SYSCALL)
-    if name in _TRAPS:
-        return Traits(Flow.TRAP, touch)
-    return Traits(Flow.NEXT, touch, target)
-
-
-def _touch_amd64(name: str, operands: str, end: int) -> tuple[Touch, int]:
-    touch = Touch.STACK if name in _PUSHES else Touch.NOTHING
-    if name in _HIDDEN_ACCESS:
-        return touch | Touch.MEMORY, 0
-    if "[" not in operands or name in _NO_ACCESS:
-        return touch, 0
-    if operands.count("[") > 1:
-        return touch | Touch.MEMORY, 0
-    if _STACK_OPERAND.search(operands):
-        return touch | Touch.STACK, 0
-    relative = _RIP.search(operands)
-    if relative:
-        sign, distance = relative.groups()
-        offset = int(distance, 0) if distance else 0
-        return touch | Touch.GLOBAL, (end - offset if sign == "-" else end + offset) & (1 << 64) - 1
-    absolute = _ABSOLUTE.search(operands)
-    if absolute:
-        return touch | Touch.GLOBAL, int(absolute[1], 0)
-    return touch | Touch.MEMORY, 0
+    return Traits(Flow.TRAP if name in _TRAPS else Flow.NEXT, touch)
 
 
 # -- arm64 ----------------------------------------------------------------------------------------------------
@@ -160,50 +176,47 @@ _ARM_ATOMIC = re.compile(
     r"(?:ld(?:a?x[rp]|add|clr|eor|set|[su]max|[su]min)|st(?:l?x[rp]|add|clr|eor|set|[su]max|[su]min)|cas|swp|clrex)"
 )
 _ARM_STACK_OPERAND = re.compile(r"\[sp(?:, #-?(?:0x[0-9a-f]+|\d+))?\]!?")
-_ARM_LITERAL = re.compile(r"#(0x[0-9a-f]+|\d+)$")
 
 
 def classify_arm64(mnemonic: str, operands: str, end: int) -> Traits:
     """Return what an instruction does; see `classify_amd64`."""
+    place = _Place.NONE
+    if "[" in operands:
+        place = _Place.STACK if _ARM_STACK_OPERAND.search(operands) else _Place.MEMORY
+    traits = _traits_arm64(mnemonic, place)
+    if traits.flow in _DIRECT or (traits.touch & Touch.GLOBAL and "#" in operands):
+        return Traits(traits.flow, traits.touch, int(operands.rpartition("#")[2], 0))
+    return traits
+
+
+_ARM_FLOWS = {
+    "b": Flow.JUMP,
+    "bl": Flow.CALL,
+    "svc": Flow.SYSCALL,
+    **dict.fromkeys(_ARM_BRANCHES, Flow.BRANCH),
+    **dict.fromkeys(_ARM_INDIRECT_JUMPS, Flow.INDIRECT_JUMP),
+    **dict.fromkeys(_ARM_INDIRECT_CALLS, Flow.INDIRECT_CALL),
+    **dict.fromkeys(_ARM_RETURNS, Flow.RETURN),
+    **dict.fromkeys(_ARM_TRAPS, Flow.TRAP),
+}
+
+
+@cache
+def _traits_arm64(mnemonic: str, place: _Place) -> Traits:
+    """As `_traits_amd64`."""
     if mnemonic == BAD:
         return _BAD
-    if mnemonic[0] in "bcrtshued":
-        control = _control_arm64(mnemonic, operands)
-        if control is not None:
-            return control
+    flow = Flow.BRANCH if mnemonic.startswith("b.") else _ARM_FLOWS.get(mnemonic, Flow.NEXT)
+    if flow is not Flow.NEXT:
+        return Traits(flow, Touch.SYSCALL if flow is Flow.SYSCALL else Touch.NOTHING)
+    if mnemonic == "clrex":
+        return Traits(flow, Touch.ATOMIC)
     if _ARM_ATOMIC.match(mnemonic):
-        return _ATOMIC if mnemonic != "clrex" else Traits(Flow.NEXT, Touch.ATOMIC)
-    if "[" in operands:
-        if mnemonic in _ARM_NO_ACCESS:
-            return _NOTHING
-        return _STACK if _ARM_STACK_OPERAND.search(operands) else _MEMORY
-    if mnemonic in ("ldr", "ldrsw"):
-        literal = _ARM_LITERAL.search(operands)
-        return Traits(Flow.NEXT, Touch.GLOBAL, int(literal[1], 0)) if literal else _MEMORY
+        return Traits(flow, Touch.ATOMIC | Touch.MEMORY)
+    if place is _Place.NONE and mnemonic in ("ldr", "ldrsw"):
+        return Traits(flow, Touch.GLOBAL)
+    if mnemonic in _ARM_NO_ACCESS:
+        return Traits(flow, Touch.NOTHING)
     if mnemonic in ("dc", "ic", "at", "sys"):
-        return _MEMORY
-    return _NOTHING
-
-
-def _control_arm64(mnemonic: str, operands: str) -> Traits | None:
-    if mnemonic == "b":
-        return Traits(Flow.JUMP, Touch.NOTHING, _target_arm64(operands))
-    if mnemonic == "bl":
-        return Traits(Flow.CALL, Touch.NOTHING, _target_arm64(operands))
-    if mnemonic.startswith("b.") or mnemonic in _ARM_BRANCHES:
-        return Traits(Flow.BRANCH, Touch.NOTHING, _target_arm64(operands))
-    if mnemonic in _ARM_INDIRECT_JUMPS:
-        return Traits(Flow.INDIRECT_JUMP, Touch.NOTHING)
-    if mnemonic in _ARM_INDIRECT_CALLS:
-        return Traits(Flow.INDIRECT_CALL, Touch.NOTHING)
-    if mnemonic in _ARM_RETURNS:
-        return Traits(Flow.RETURN, Touch.NOTHING)
-    if mnemonic == "svc":
-        return Traits(Flow.SYSCALL, Touch.SYSCALL)
-    if mnemonic in _ARM_TRAPS:
-        return Traits(Flow.TRAP, Touch.NOTHING)
-    return None
-
-
-def _target_arm64(operands: str) -> int:
-    return int(operands.rpartition("#")[2], 0)
+        return Traits(flow, Touch.MEMORY)
+    return Traits(flow, _TOUCHES.get(place, Touch.NOTHING))
