@@ -27,6 +27,7 @@ from typing import NamedTuple
 
 from ptserver.goroutine_list import printable
 from ptserver.tracelog.events import SyscallEvent, row_of
+from stepping.ring_batch import RingBatch
 from stepping.syscalls import ArgKind, ResultKind
 
 #: Stands for what runs on threads without a goroutine: the scheduler, the collector's own work, C code.
@@ -35,6 +36,7 @@ NO_GOROUTINE = 0
 _IN = frozenset({ArgKind.IN, ArgKind.IOV_IN, ArgKind.MSG_IN, ArgKind.MMSG_IN})
 _OUT = frozenset({ArgKind.OUT, ArgKind.IOV_OUT, ArgKind.MSG_OUT, ArgKind.MMSG_OUT})
 _ABSENT_LISTINGS = 2
+_MAX_ERRNO = 4095
 
 
 class ThreadSample(NamedTuple):
@@ -148,20 +150,56 @@ class Accounts:
 
     def take_call(self, event: SyscallEvent) -> None:
         """Take a call that has ended, or that nobody saw the end of (it counts, with no time)."""
-        goid = event.goid or NO_GOROUTINE
-        start_ns, duration_ns = event.start_ns, event.duration_ns or 0
-        account = self._accounts.get(goid) or self._open(goid, start_ns)
-        account.calls += 1
-        account.call_ns += duration_ns
-        account.last_ns = max(account.last_ns, start_ns + duration_ns)
-        if event.errno:
-            account.errors += 1
-        elif event.value:
-            moves = _MOVES.get(event.name)
+        duration_ns = event.duration_ns or 0
+        moved = event.value if event.value and not event.errno else 0
+        end_ns = event.start_ns + duration_ns
+        self.add_calls(
+            event.goid or NO_GOROUTINE, event.name, 1, int(event.errno != 0), duration_ns, moved, end_ns
+        )
+
+    def take_batch(self, batch: RingBatch, now_ns: int) -> dict[str, tuple[int, int, int]]:
+        """Take many calls, the same as `take_call` of each, and quicker: what belongs together is added up first.
+
+        Returns by name how many calls there were, how many failed, and their time.
+        """
+        sums: dict[str, tuple[int, int, int]] = {}
+        durations, goids, values = batch.duration_ns, batch.goids, batch.values
+        for group in batch.groups():
+            by_goroutine: dict[int, list[int]] = {}
+            for index in group.indexes:
+                value = values[index]
+                used = by_goroutine.get(goids[index])
+                if used is None:
+                    used = by_goroutine[goids[index]] = [0, 0, 0, 0]
+                used[0] += 1
+                used[2] += durations[index]
+                if value > 0:
+                    used[3] += value
+                elif 0 > value >= -_MAX_ERRNO:
+                    used[1] += 1
+            name = group.row.name
+            for goid, (calls, errors, call_ns, moved) in by_goroutine.items():
+                self.add_calls(goid, name, calls, errors, call_ns, moved, now_ns)
+            columns = zip(*by_goroutine.values(), strict=True)
+            calls, errors, call_ns, _ = (sum(column) for column in columns)
+            sums[name] = calls, errors, call_ns
+        return sums
+
+    def add_calls(
+        self, goid: int, name: str, calls: int, errors: int, call_ns: int, moved: int, last_ns: int
+    ) -> None:
+        """Take calls of one name by one goroutine. moved: the sum of what they returned, if they did not fail."""
+        account = self._accounts.get(goid) or self._open(goid, last_ns)
+        account.calls += calls
+        account.errors += errors
+        account.call_ns += call_ns
+        account.last_ns = max(account.last_ns, last_ns)
+        if moved:
+            moves = _MOVES.get(name)
             if moves is None:
-                moves = _MOVES[event.name] = _moves(event.name)
-            account.read_bytes += event.value * moves[0]
-            account.written_bytes += event.value * moves[1]
+                moves = _MOVES[name] = _moves(name)
+            account.read_bytes += moved * moves[0]
+            account.written_bytes += moved * moves[1]
 
     def take_threads(self, now_ns: int, samples: Iterable[ThreadSample]) -> None:
         """Take a sample of all threads."""

@@ -23,8 +23,6 @@ from ptserver.goroutine_list import FrameRow, GoroutineRow, GroupRow, Selection
 from ptserver.goroutine_meter import Meter
 from ptserver.goroutine_stats import Account, Accounts, Listed, Totals
 from ptserver.inspection_process import InspectedProcess
-from ptserver.proc_status import ThreadNumbers
-from ptserver.tracelog.events import SyscallEvent
 from ptserver.tracing_events import exe_identity
 from stepping.ring import BATCH, Ring
 from stepping.ring_site import NoRingError, find_site
@@ -54,7 +52,6 @@ class AttachSource:
         self._notes: list[str] = []
         self._ring: Ring | None = None
         self._meter = Meter(self.pid, listings=False)
-        self._numbers = ThreadNumbers(self.pid)
         accounts = self._meter.accounts
         self._listing = Listing(self._inspected, selection, lambda goid: accounts.get(goid) is not None)
         self._pidfd = os.pidfd_open(self.pid)
@@ -164,20 +161,17 @@ class AttachSource:
         ring = self._ring
         if ring is None:
             return False
-        take, calls, outer = self._meter.accounts.take_call, self._calls, self._numbers.outer
         while True:
             batch = ring.read_batch(final=final)
-            events = batch.calls().tuples(SyscallEvent) if batch is not None else []
-            for event in events:
-                take(event if not self._numbers else event._replace(tid=outer(event.tid)))
-                numbers = calls.get(event.name)
-                if numbers is None:
-                    numbers = calls[event.name] = [0, 0, 0]
-                numbers[0] += 1
-                numbers[1] += event.errno != 0
-                numbers[2] += event.duration_ns or 0
+            if batch is not None:
+                sums = self._meter.accounts.take_batch(batch.calls(), time.monotonic_ns())
+                for name, (calls, errors, call_ns) in sums.items():
+                    before = self._calls.setdefault(name, [0, 0, 0])
+                    before[0] += calls
+                    before[1] += errors
+                    before[2] += call_ns
             if not (final and batch):
-                return len(events) >= BATCH // 2
+                return batch is not None and batch.size >= BATCH // 2
 
     def _top(self, interval_ns: int, stacks: "_Stacks") -> Iterator[GoroutineUse]:
         """Yield the goroutines that used most in this interval, then those that the list has first."""

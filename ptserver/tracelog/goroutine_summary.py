@@ -9,6 +9,7 @@ idle.
 """
 
 import json
+import time
 from typing import Any, Literal
 
 from ptserver.goroutine_meter import Meter
@@ -58,8 +59,7 @@ class GoroutineSummarySink:
         """Count many calls; take a sample, if it is time."""
         if self._meter is None:
             self._meter = Meter(batch.records.pid)
-        for event in batch.events():
-            self._meter.accounts.take_call(event)
+        self._meter.accounts.take_batch(batch.records, time.monotonic_ns())
         self.flush()
 
     def flush(self) -> None:

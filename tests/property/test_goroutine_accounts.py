@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from ptserver.goroutine_stats import NO_GOROUTINE, Accounts, Listed, ThreadSample, Totals
 from ptserver.tracelog.events import SyscallEvent
+from tests.ringrecords import Record, batch_of
 
 goids = st.integers(0, 12)
 tids = st.integers(100, 104)
@@ -88,6 +89,39 @@ def test_a_goroutine_that_always_runs_gets_all(steps: list[tuple[int, bool]]) ->
     assert given_ns + accounts.pending_cpu_ns == used
     if steps[-1][1]:
         assert given_ns == used
+
+
+records = st.builds(
+    Record,
+    name=names,
+    value=st.one_of(st.integers(-5000, 5000), st.integers(-(1 << 62), 1 << 62)),
+    goid=goids,
+    duration=st.integers(0, 1 << 40),
+)
+
+
+@given(st.lists(records, max_size=40))
+def test_many_calls_at_once_are_the_same_as_each(made: list[Record]) -> None:
+    each, at_once = Accounts(), Accounts()
+    batch = batch_of(made)
+    events = batch.tuples(SyscallEvent)
+    for event in events:
+        each.take_call(event)
+    by_name = at_once.take_batch(batch, 5)
+    fields = ("goid", "calls", "errors", "call_ns", "read_bytes", "written_bytes")
+    one, other = (
+        {tuple(getattr(account, name) for name in fields) for account in accounts.by_goroutine()}
+        for accounts in (each, at_once)
+    )
+    assert one == other
+    assert by_name == {
+        name: (
+            sum(event.name == name for event in events),
+            sum(event.name == name and event.errno != 0 for event in events),
+            sum(event.duration_ns or 0 for event in events if event.name == name),
+        )
+        for name in {event.name for event in events}
+    }
 
 
 def test_the_error_is_the_deviation_of_many_samples() -> None:
