@@ -151,6 +151,7 @@ class RemoteTracer:
         if status.event is Event.EXEC and self._access is not None:
             self._access.close()  # another program, which has no remote variables
             self._access = None
+            self.remote.forget()
         if self._access is not None and self._access.fault_address(tracee) is not None:
             try:
                 self._serve(tracee, self._access)

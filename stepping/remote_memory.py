@@ -71,6 +71,10 @@ class RemoteMap:
         self.memory = memory
         self._starts = [variable.address for variable in self.variables]
 
+    def forget(self) -> None:
+        """Have no variables any more: the process executes another program."""
+        self.variables, self._starts, self.pages = [], [], frozenset()
+
     def __contains__(self, address: object) -> bool:
         return isinstance(address, int) and address & -PAGE_BYTES in self.pages
 

@@ -124,6 +124,29 @@ def test_a_log_of_accesses(tmp_path: Path) -> None:
     assert len(re.findall(r" main\.mixed\.func\d\S* .*: add main\.table(\[\d+\])? 8, 1 = ", text)) == 400
 
 
+def test_another_program_in_its_place_has_no_remote_variables(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    program = build("remote_counter")
+    natively = subprocess.run([program, "exec"], capture_output=True, text=True, check=True).stdout
+    assert ptserver("run", *VARIABLES, "--remote-trace", log, program, "exec") == (0, natively, "")
+    assert len(log.read_text().splitlines()) == 2
+
+
+def test_it_is_stopped_and_continued_as_any_job() -> None:
+    command = ["ptserver", "run", "--remote-var", "main.counter", build("remote_counter"), "wait"]
+    child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert child.stdin is not None
+    assert child.stdout is not None
+    assert child.stdout.readline() == "ready\n"
+    (program,) = Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split()
+    os.kill(int(program), signal.SIGTSTP)
+    _, status = os.waitpid(child.pid, os.WUNTRACED)
+    assert os.WIFSTOPPED(status)
+    child.send_signal(signal.SIGCONT)
+    out, _ = child.communicate("look\n", timeout=60)
+    assert (child.returncode, out) == (0, "0\n")
+
+
 def test_all_variables_of_a_type(tmp_path: Path) -> None:
     log = tmp_path / "log"
     program = build("remote_counter")
