@@ -34,12 +34,11 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from functools import partial
 from typing import NamedTuple
 
-from ptserver.errors import PtServerError
 from ptserver.mapped_file import CHUNK_BYTES, FileFacts, MappedFile
 from ptserver.messages import Result
 from ptserver.pending_call import PendingCall, Process
 from ptserver.policy import MAPPING_CALLS
-from stepping.errors import NotificationGoneError
+from stepping.errors import NotificationGoneError, SteppingError
 from stepping.listener import Listener
 from stepping.maps import read_maps
 from stepping.syscalls import ArgKind, Syscall
@@ -76,7 +75,7 @@ _CHANGES_BY_NAME = frozenset({"open", "openat", "openat2", "creat", "truncate"})
 
 
 class Asked(NamedTuple):
-    """A call that the server is to make for process *pid*; call: the program's own call, if it is that one."""
+    """A call that the server is to make for *process*; call: the program's own call, if it is that one."""
 
     process: Process
     name: str
@@ -95,7 +94,7 @@ Ask = Callable[[Asked, Callable[[Result], None]], None]
 class FileMappings:
     """See the module's text.
 
-    ask, proceed, answer, send: what the host does with calls; say: tells the user a line.
+    ask, proceed, answer: what the host does with calls; say: tells the user a line.
     """
 
     def __init__(
@@ -222,17 +221,21 @@ class FileMappings:
             elif facts.rdev == _ZERO_DEVICE:
                 self._install_zero(call, fd)
             else:
-                file = yield from self._fetched(call, facts, kept.value, offset, length, writes)
-                grows = status.value & os.O_ACCMODE == os.O_RDWR and offset + length > facts.size
-                file.is_watched = file.is_watched or not is_private or grows
-                self._watches = self._watches or file.is_watched
-                if writes:
-                    file.begin_writing()
-                    self._has_written = True
-                if self._watches:  # else nobody hears of it when the number is closed
-                    self._known[process.pid, fd] = facts.key
-                self._install(call, fd, file.fd_to_map(writable=writes))
-                file.users -= 1
+                file = yield from self._find(call, facts)
+                file.users += 1
+                try:
+                    yield from self._fetch(file, call, kept.value, offset, length, writes)
+                    grows = status.value & os.O_ACCMODE == os.O_RDWR and offset + length > facts.size
+                    file.is_watched = file.is_watched or not is_private or grows
+                    self._watches = self._watches or file.is_watched
+                    if writes or file.is_written:
+                        file.begin_writing()
+                        self._has_written = True
+                    if self._watches:  # else nobody hears of it when the number is closed
+                        self._known[process.pid, fd] = facts.key
+                    self._install(call, fd, file.fd_to_map(writable=writes))
+                finally:
+                    file.users -= 1
         except NotificationGoneError:
             pass  # the thread begins anew, and finds everything here
         except OSError as error:
@@ -242,20 +245,29 @@ class FileMappings:
         else:
             self._proceed(call)
         if not any(file.handle == kept.value and file.process is process for file in self._files.values()):
-            yield [Asked(process, "close", (kept.value, 0, 0, 0, 0, 0), {}, {})]
+            yield [_close(process, kept.value)]
 
-    def _fetched(
-        self, call: PendingCall, facts: FileFacts, handle: int, offset: int, length: int, writes: bool
+    def _find(
+        self, call: PendingCall, facts: FileFacts
     ) -> Generator[Sequence[Asked], list[Result], MappedFile]:
-        """Return the file, with that range of it here; one user more."""
+        """Return the file, of which as much is right as is here."""
         file = self._files.get(facts.key)
         if file is None:
-            self._forget_unmapped(call.process.pid)
-            file = self._files[facts.key] = MappedFile(facts)
+            closes = self._forget_unmapped(call.process.pid)
+            if closes:
+                yield closes
+            file = self._files.get(facts.key)  # another thread may map it as well
+            if file is None:
+                file = self._files[facts.key] = MappedFile(facts)
         elif file.facts != facts:
             yield from self._write_back([file])
-            file.take_facts(facts)
-        file.users += 1
+            yield from self._refetch(file, facts)
+        return file
+
+    def _fetch(
+        self, file: MappedFile, call: PendingCall, handle: int, offset: int, length: int, writes: bool
+    ) -> Work:
+        """Bring that range of the file here. Raises: OSError, if that cannot be done."""
         old, owner = file.handle, file.process
         if owner is None or writes:
             file.handle, file.process = handle, call.process
@@ -266,7 +278,6 @@ class FileMappings:
             results = yield [_read_chunk(call.process, handle, number) for number in window]
             for number, result in zip(window, results, strict=True):
                 if result.errno:
-                    file.users -= 1
                     raise OSError(result.errno, "the server cannot read the file")
                 file.fill(number, result.outs.get(1, b""))
             if not is_told and time.monotonic() > begun + _QUIET_SECONDS:
@@ -276,8 +287,7 @@ class FileMappings:
                     f"fetching a file that the program maps: {megabytes[0]} of {megabytes[1]} MB so far"
                 )
         if owner is not None and file.handle == handle:
-            yield [Asked(owner, "close", (old, 0, 0, 0, 0, 0), {}, {})]
-        return file
+            yield [_close(owner, old)]
 
     def _install(self, call: PendingCall, number: int, fd: int) -> None:
         """Put *fd* at that number of the program's own process."""
@@ -309,21 +319,26 @@ class FileMappings:
                 self._listener.put_fd(call.notification_id, self._null, place[1])
                 self._installed.discard(place)
 
-    def _forget_unmapped(self, pid: int) -> None:
-        """Give up files that nobody maps any more, once there are many."""
+    def _forget_unmapped(self, pid: int) -> list[Asked]:
+        """Give up files that no process maps any more, once there are many; return what closes them at the server."""
         total = sum(file.size_bytes for file in self._files.values())
         if len(self._files) < self._enough[0] and total < self._enough[1]:
-            return
+            return []
         try:
-            mapped = " ".join({vma.path for vma in read_maps(pid)})
-        except (OSError, PtServerError):
-            return
+            pids = {pid, *(place[0] for place in self._installed)}
+            mapped = " ".join({vma.path for each in pids for vma in read_maps(each)})
+        except (OSError, SteppingError):
+            return []
+        closes = []
         for key, file in list(self._files.items()):
             if not file.users and not file.is_written and file.name not in mapped:
                 del self._files[key]
                 file.close()
+                if file.process is not None:
+                    closes.append(_close(file.process, file.handle))
         total = sum(file.size_bytes for file in self._files.values())
         self._enough = max(_MANY_FILES, 2 * len(self._files)), max(_MANY_BYTES, 2 * total)
+        return closes
 
     # Files that are mapped.
 
@@ -460,6 +475,10 @@ def _facts(told: Result) -> FileFacts | None:
 
 def _fstat(process: Process, fd: int) -> Asked:
     return Asked(process, "fstat", (fd, _SOME_ADDRESS, 0, 0, 0, 0), {}, {1: _STAT_BYTES})
+
+
+def _close(process: Process, handle: int) -> Asked:
+    return Asked(process, "close", (handle, 0, 0, 0, 0, 0), {}, {})
 
 
 def _read_chunk(process: Process, handle: int, number: int) -> Asked:

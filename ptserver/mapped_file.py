@@ -83,10 +83,16 @@ class MappedFile:
         self.facts = facts
 
     def take_own_change(self, facts: FileFacts) -> None:
-        """Take over what the server says after a change that has been made here too."""
-        if facts.size != self.facts.size:
+        """Take over what the server says after a change that has been made here too; it has grown by zeros."""
+        before = self.facts.size
+        if facts.size != before:
             os.ftruncate(self.fd, facts.size)
         self.facts = facts
+        if self.is_written and facts.size > before:  # a mapping may reach there already
+            for number in range(before // CHUNK_BYTES, (facts.size - 1) // CHUNK_BYTES + 1):
+                if number not in self._filled:
+                    self._filled.add(number)
+                    self._originals[number] = b""
 
     def missing(self, offset: int, size: int) -> list[int]:
         """Return the chunks of that range, as far as the file goes, that are not here."""
