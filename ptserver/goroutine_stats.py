@@ -296,10 +296,10 @@ class Accounts:
 
     def _open(self, goid: int, now_ns: int) -> Account:
         if len(self._accounts) >= self._max:
-            oldest = sorted(self._accounts.values(), key=lambda account: account.last_ns)
-            for account in oldest[: self._max // 4 + 1]:
-                if account.goid != NO_GOROUTINE:
-                    self._close(account)
+            others = [account for account in self._accounts.values() if account.goid != NO_GOROUTINE]
+            others.sort(key=lambda account: account.last_ns)
+            for account in others[: self._max // 4 + 1]:
+                self._close(account)
         account = self._accounts[goid] = Account(goid, now_ns)
         return account
 
