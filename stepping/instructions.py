@@ -130,8 +130,7 @@ def _place_amd64(operands: str, end: int) -> tuple[_Place, int]:
     segment = operands[bracket - 1 : bracket] == ":"
     if (base == "rsp" or segment) and _STACK_OPERAND.search(operands):
         return _Place.STACK, 0
-    if not segment and base[0].isdigit():
-        return _Place.GLOBAL, int(operands[bracket + 1 : operands.index("]")], 0)
+    # An absolute address, too: Go's runtime writes to such a one in order to crash.
     return _Place.MEMORY, 0
 
 

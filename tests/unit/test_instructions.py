@@ -24,7 +24,7 @@ AMD64 = [
     ("mov", "rax, qword ptr [rip + 0x20]", NEXT, Touch.GLOBAL, 0x1020),
     ("mov", "rax, qword ptr [rip - 8]", NEXT, Touch.GLOBAL, 0xFF8),
     ("mov", "rax, qword ptr [rip]", NEXT, Touch.GLOBAL, 0x1000),
-    ("mov", "rax, qword ptr [0x1234]", NEXT, Touch.GLOBAL, 0x1234),
+    ("mov", "rax, qword ptr [0x1234]", NEXT, Touch.MEMORY, 0),
     ("mov", "rax, qword ptr fs:[0xfffffffffffffff8]", NEXT, Touch.STACK, 0),
     ("mov", "rax, qword ptr fs:[rcx]", NEXT, Touch.MEMORY, 0),
     ("push", "rax", NEXT, Touch.STACK, 0),
