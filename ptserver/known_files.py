@@ -168,6 +168,11 @@ class KnownFiles:
         if name in _MAKES_STREAM and not result.errno:
             self._streams.add(result.value)
 
+    def heard_late(self, result: Result) -> None:
+        """Consider the result of a call that nobody waits for any more; it may have changed something all the same."""
+        self._aheads.pop(result.id, None)
+        self.forget()
+
     def abandon(self, call: PendingCall) -> bool:
         """Forget *call*, which does not wait any more; return whether it did here."""
         for fd, waiting in self._waiting.items():

@@ -379,6 +379,8 @@ class RemoteHost(Host):
                 return
             raise ProtocolError(f"the server answered call {result.id}, which nobody made") from None
         if call is None:
+            if self._known is not None:
+                self._known.heard_late(result)
             return
         if self._known is not None:
             self._known.heard(call, result)

@@ -206,5 +206,13 @@ def test_a_read_that_fails_is_made_as_it_is(host: Host) -> None:
     assert host.made == ["read"]
 
 
+def test_a_call_that_was_given_up_may_have_changed_something(host: Host) -> None:
+    host.open()
+    host.known.heard_late(Result(50, 5))
+    assert host.call("fstat", 5, 1, outs={1: 144}) is None
+    host.sent.clear()
+    assert host.read(4) is None
+
+
 def test_an_answer_that_nobody_asked_for_is_told(host: Host) -> None:
     assert not host.known.take_own(Result(99))
