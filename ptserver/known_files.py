@@ -169,7 +169,7 @@ class KnownFiles:
             self._streams.add(result.value)
 
     def heard_late(self, result: Result) -> None:
-        """Consider the result of a call that nobody waits for any more; it may have changed something all the same."""
+        """Consider the result of a call that nobody waits for any more; it may have changed something."""
         self._aheads.pop(result.id, None)
         self.forget()
 
