@@ -70,6 +70,14 @@ class RunOptions:
         return [os.fsencode(word) for word in (self.argv0 or self.program, *self.arguments)]
 
 
+def _refuse_runtime_events(options: RunOptions) -> None:
+    """Raise an error if a trace is to show what only a whole program's trace sees, not that of a host."""
+    if options.trace is not None and (options.trace.events or options.trace.runtime().calls):
+        from ptserver.tracing import TraceSourceError
+
+        raise TraceSourceError("--events and -e runtime are for programs that run natively, without a server")
+
+
 def run(options: RunOptions) -> int:
     """Run the program; return the exit status for this process. Dies by the signal that the program died by.
 
@@ -84,6 +92,7 @@ def run(options: RunOptions) -> int:
     if options.emulated or header.arch != native_arch():
         from ptserver.run_here import run_emulated
 
+        _refuse_runtime_events(options)
         return run_emulated(options, path)
     stub = find_stub_marker(path, header)
     if options.on is not None:
@@ -105,6 +114,7 @@ def run(options: RunOptions) -> int:
         from ptserver.run_here import run_traced
 
         return run_traced(options, path)
+    _refuse_runtime_events(options)
     from ptserver.transport import is_address
 
     if is_address(options.server):
