@@ -188,14 +188,15 @@ def build_area(probes: Probes, address: int, bias: int) -> tuple[bytes, list[Pat
     _OFFSETS.pack_into(area, 0, *probes.offsets)
     bits = sum(1 << (old * 16 + new) for old, new in probes.transitions)
     area[_TRANSITIONS_OFFSET : _TRANSITIONS_OFFSET + 32] = bits.to_bytes(32, "little")
-    routines = CODE[:RAW_THUNK]
-    area[_CODE_OFFSET : _CODE_OFFSET + len(routines)] = routines
-    at = _CODE_OFFSET + len(routines)
+    area[_CODE_OFFSET : _CODE_OFFSET + RAW_THUNK] = CODE[:RAW_THUNK]
+    at = _CODE_OFFSET + RAW_THUNK
+    routines = address + _CODE_OFFSET
     patches: list[Patch] = []
     for place in (*probes.raw, *probes.entries):
         is_raw = place.number < FIRST_EVENT
-        make = _raw_thunk if is_raw else _entry_thunk
-        thunk = make(place, address + at, address + _CODE_OFFSET, bias)
+        thunk = (
+            _raw_thunk(place, routines, bias) if is_raw else _entry_thunk(place, address + at, routines, bias)
+        )
         if at + len(thunk) > AREA_BYTES or len(patches) >= _MAX_PATCHES:
             raise ValueError(f"{len(probes.raw) + len(probes.entries)} probes do not fit")
         area[at : at + len(thunk)] = thunk
@@ -257,7 +258,7 @@ def _find_entry(binary: GoBinary, moment: Moment) -> Place | None:
     return Place(function.entry + prologue.start(), prologue[0], moment) if prologue else None
 
 
-def _raw_thunk(place: Place, thunk: int, routines: int, bias: int) -> bytes:
+def _raw_thunk(place: Place, routines: int, bias: int) -> bytes:
     made = bytearray(CODE[RAW_THUNK:RAW_END])
     struct.pack_into("<I", made, RAW_NUMBER - RAW_THUNK - 4, place.number)
     after = place.address + bias + len(place.original) + _SYSCALL_BYTES
