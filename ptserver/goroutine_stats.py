@@ -151,7 +151,7 @@ class Accounts:
     def take_call(self, event: SyscallEvent) -> None:
         """Take a call that has ended, or that nobody saw the end of (it counts, with no time)."""
         duration_ns = event.duration_ns or 0
-        moved = event.value if event.value and not event.errno else 0
+        moved = max(event.value or 0, 0)
         end_ns = event.start_ns + duration_ns
         self.add_calls(
             event.goid or NO_GOROUTINE, event.name, 1, int(event.errno != 0), duration_ns, moved, end_ns
