@@ -190,6 +190,7 @@ class EmulatedTarget:
 
     def cont(self) -> Stop:
         """See `Target.cont`."""
+        self._interrupted = False
         for thread in list(self._machine.threads.values()):
             at = thread.context.pc
             if thread.wait is None and at in self._originals and not self._is_elsewhere(thread):

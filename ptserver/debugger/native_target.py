@@ -153,6 +153,7 @@ class NativeTarget:
 
     def step(self, tid: int) -> Stop:
         """See `Target.step`."""
+        self._interrupted = False
         if self._pending:
             return self._pending.pop(0)
         tracee = self._tracee(tid)
@@ -172,6 +173,7 @@ class NativeTarget:
 
     def cont(self) -> Stop:
         """See `Target.cont`."""
+        self._interrupted = False
         if self._pending:
             return self._pending.pop(0)
         for tid, signo in self._held:

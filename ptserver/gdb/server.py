@@ -361,10 +361,10 @@ class GdbServer:
             data = self._socket.recv(1, socket.MSG_PEEK)
             if data == b"\x03":
                 self._socket.recv(1)
-            while not over.wait(_INTERRUPT_INTERVAL_S / 100):
+            # Again and again: one that comes just before the wait for the program would go unnoticed.
+            while not over.is_set():
                 signal.pthread_kill(main, signal.SIGINT)
-                if over.wait(_INTERRUPT_INTERVAL_S):
-                    return
+                over.wait(_INTERRUPT_INTERVAL_S)
 
         before = signal.signal(signal.SIGINT, lambda *_: self._target.interrupt())
         watcher = threading.Thread(target=watch, name="gdb-interrupts", daemon=True)
