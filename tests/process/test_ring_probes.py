@@ -66,14 +66,18 @@ def answers(program: Program) -> Iterator[list[str]]:
 @pytest.mark.parametrize("flags", [("-ldflags=-s -w",), ("-buildmode=pie",)])
 def test_stripped_and_position_independent_programs_have_probes_too(flags: tuple[str, ...]) -> None:
     with running("go_events", flags=flags) as program:
-        watched = Watched(program)
+        before = program_state(program)
+        watched = Watched(program, KINDS, RUNTIME_CALLS)
         program.send("work 2")
         facts = list(answers(program))
-        exits = {
-            event.goid for event in watched.read() if isinstance(event, GoEvent) and event.what == "exit"
-        }
-        assert {int(fact[1]) for fact in facts if fact[0] == "worker"} <= exits
+        events = watched.read()
         watched.close()
+        assert program_state(program) == before
+    exits = {event.goid for event in events if isinstance(event, GoEvent) and event.what == "exit"}
+    assert {int(fact[1]) for fact in facts if fact[0] == "worker"} <= exits
+    calls = [event for event in events if isinstance(event, SyscallEvent)]
+    assert "futex" in {call.name for call in calls}
+    assert any(call.goid is not None for call in calls if call.name != "write")
 
 
 @pytest.mark.parametrize("go", OLD_MIDDLE_NEW)
@@ -245,11 +249,12 @@ def program_state(program: Program) -> dict[str, object]:
     """What attaching might change, the functions with probes included; after the runtime has opened what it opens."""
     program.send("work 1")
     list(answers(program))
-    state = traces_of(program.pid, find_site(program.pid))
+    site = find_site(program.pid)
+    state = traces_of(program.pid, site)
     memory = TraceeMemory(program.pid)
     with GoBinary.open(str(program.path), prefer_table=True) as binary:
         code = [
-            memory.read(function.entry, function.end - function.entry)
+            memory.read(function.entry + site.load_bias, function.end - function.entry)
             for function in binary.functions.iter_functions()
             if function.name in PROBED
         ]
