@@ -27,13 +27,22 @@ import errno
 import mmap
 import os
 import resource
-import stat
-import struct
 import time
 from collections.abc import Callable, Generator, Iterable, Sequence
 from functools import partial
-from typing import NamedTuple
 
+from ptserver.file_calls import (
+    SOME_ADDRESS,
+    ZERO_DEVICE,
+    Ask,
+    Asked,
+    Work,
+    ask_chunk,
+    ask_close,
+    ask_facts,
+    facts_of,
+    refusal_to_map,
+)
 from ptserver.mapped_file import CHUNK_BYTES, FileFacts, MappedFile
 from ptserver.messages import Result
 from ptserver.pending_call import PendingCall, Process
@@ -45,13 +54,7 @@ from stepping.syscalls import ArgKind, Syscall
 from stepping.syscalls.marshal import Args
 
 _MAP_TYPE, _MAP_PRIVATE = 0x0F, 0x02
-_O_PATH = 0o10000000
 _SEEK_CUR, _F_GETFL = 1, 3
-_ZERO_DEVICE = os.makedev(1, 5)
-#: struct stat of amd64: st_dev, st_ino, st_mode, st_rdev, st_size, then times of modification and change.
-_STAT = struct.Struct("=QQ8xI12xQq16x16xqqqq")
-_STAT_BYTES = 144
-_SOME_ADDRESS = 8
 #: How long fetching may take before the user hears of it.
 _QUIET_SECONDS = 1.0
 #: Chunks that are fetched at the same time.
@@ -72,23 +75,6 @@ _CHANGES_NOTHING = frozenset(
 _UNKNOWN = (0, 0)
 _CLOSES = frozenset({"close", "dup2", "dup3", "close_range"})
 _CHANGES_BY_NAME = frozenset({"open", "openat", "openat2", "creat", "truncate"})
-
-
-class Asked(NamedTuple):
-    """A call that the server is to make for *process*; call: the program's own call, if it is that one."""
-
-    process: Process
-    name: str
-    args: Args
-    ins: dict[int, bytes]
-    outs: dict[int, int]
-    call: PendingCall | None = None
-
-
-#: Work that is done when the generator ends.
-Work = Generator[Sequence[Asked], list[Result], None]
-#: Has the server make a call, and calls back with its result.
-Ask = Callable[[Asked, Callable[[Result], None]], None]
 
 
 class FileMappings:
@@ -205,20 +191,20 @@ class FileMappings:
         process = call.process
         kept, told, status = yield [
             Asked(process, "mmap", call.args, {}, {}, call),
-            _fstat(process, fd),
+            ask_facts(process, fd),
             Asked(process, "fcntl", (fd, _F_GETFL, 0, 0, 0, 0), {}, {}),
         ]
-        facts = _facts(told)
+        facts = facts_of(told)
         if kept.errno or facts is None or status.errno:
             self._answer(call, 0, kept.errno or told.errno or status.errno or errno.ENODEV, {})
             return
         is_private = flags & _MAP_TYPE == _MAP_PRIVATE
         writes = not is_private and bool(prot & mmap.PROT_WRITE)
-        failure = _refusal(facts, status.value, writes)
+        failure = refusal_to_map(facts, status.value, writes)
         try:
             if failure:
                 pass
-            elif facts.rdev == _ZERO_DEVICE:
+            elif facts.rdev == ZERO_DEVICE:
                 self._install_zero(call, fd)
             else:
                 file = yield from self._find(call, facts)
@@ -245,7 +231,7 @@ class FileMappings:
         else:
             self._proceed(call)
         if not any(file.handle == kept.value and file.process is process for file in self._files.values()):
-            yield [_close(process, kept.value)]
+            yield [ask_close(process, kept.value)]
 
     def _find(
         self, call: PendingCall, facts: FileFacts
@@ -275,7 +261,7 @@ class FileMappings:
         begun, is_told = time.monotonic(), False
         for start in range(0, len(missing), _WINDOW):
             window = missing[start : start + _WINDOW]
-            results = yield [_read_chunk(call.process, handle, number) for number in window]
+            results = yield [ask_chunk(call.process, handle, number) for number in window]
             for number, result in zip(window, results, strict=True):
                 if result.errno:
                     raise OSError(result.errno, "the server cannot read the file")
@@ -287,7 +273,7 @@ class FileMappings:
                     f"fetching a file that the program maps: {megabytes[0]} of {megabytes[1]} MB so far"
                 )
         if owner is not None and file.handle == handle:
-            yield [_close(owner, old)]
+            yield [ask_close(owner, old)]
 
     def _install(self, call: PendingCall, number: int, fd: int) -> None:
         """Put *fd* at that number of the program's own process."""
@@ -335,7 +321,7 @@ class FileMappings:
                 del self._files[key]
                 file.close()
                 if file.process is not None:
-                    closes.append(_close(file.process, file.handle))
+                    closes.append(ask_close(file.process, file.handle))
         total = sum(file.size_bytes for file in self._files.values())
         self._enough = max(_MANY_FILES, 2 * len(self._files)), max(_MANY_BYTES, 2 * total)
         return closes
@@ -356,16 +342,16 @@ class FileMappings:
             process = file.process
             assert process is not None
             asked = [
-                Asked(process, "pwrite64", (file.handle, _SOME_ADDRESS, len(data), at, 0, 0), {1: data}, {})
+                Asked(process, "pwrite64", (file.handle, SOME_ADDRESS, len(data), at, 0, 0), {1: data}, {})
                 for at, data in changes
             ]
             if not asked:
                 continue
-            results: list[Result] = yield [*asked, _fstat(process, file.handle)]
+            results: list[Result] = yield [*asked, ask_facts(process, file.handle)]
             failures = {result.errno for result in results[:-1]} - {0}
             if failures:
                 self._say(f"what the program wrote to a mapped file is lost: {os.strerror(min(failures))}")
-            facts = _facts(results[-1])
+            facts = facts_of(results[-1])
             if facts is not None:
                 file.take_own_change(facts)
 
@@ -375,9 +361,9 @@ class FileMappings:
         descriptors = self._descriptors(row, call)
         unknown = [fd for fd in descriptors if (process.pid, fd) not in self._known]
         if unknown:
-            told = yield [_fstat(process, fd) for fd in unknown]
+            told = yield [ask_facts(process, fd) for fd in unknown]
             for fd, each in zip(unknown, told, strict=True):
-                facts = _facts(each)
+                facts = facts_of(each)
                 self._known[process.pid, fd] = None if facts is None else facts.key
         files = {}
         for fd in descriptors:
@@ -390,14 +376,14 @@ class FileMappings:
         if name in _CLOSES:
             self._close_numbers(process, name, call.args)
         args, ins, outs, *_ = call.gathered
-        extra = [_fstat(process, fd) for fd in files] if name not in _CHANGES_NOTHING | _CLOSES else []
+        extra = [ask_facts(process, fd) for fd in files] if name not in _CHANGES_NOTHING | _CLOSES else []
         if extra and (name in _WRITES or (name in _WRITES_AT and args[_WRITES_AT[name]] >> 63)):
             extra.append(Asked(process, "lseek", (args[0], 0, _SEEK_CUR, 0, 0, 0), {}, {}))
         made = yield [Asked(process, name, args, ins, outs, call), *extra]
         result, after = made[0], made[1:]
         if extra and not result.errno:
             for file, each in zip(files.values(), after, strict=False):
-                changed = _facts(each)
+                changed = facts_of(each)
                 if changed is not None and not self._repeat(file, name, call, result, changed, after[-1]):
                     yield from self._refetch(file, changed)
         elif name in _CHANGES_BY_NAME and not result.errno:
@@ -430,7 +416,7 @@ class FileMappings:
         assert process is not None
         for start in range(0, len(had), _WINDOW):
             window = had[start : start + _WINDOW]
-            results = yield [_read_chunk(process, file.handle, number) for number in window]
+            results = yield [ask_chunk(process, file.handle, number) for number in window]
             for number, result in zip(window, results, strict=True):
                 if not result.errno:
                     with contextlib.suppress(OSError):
@@ -441,9 +427,9 @@ class FileMappings:
     def _check_sizes(self) -> Work:
         """See whether a file that was opened or truncated by name is one of those that are mapped."""
         files = [file for file in self._files.values() if file.is_watched]
-        told = yield [_fstat(file.process, file.handle) for file in files if file.process is not None]
+        told = yield [ask_facts(file.process, file.handle) for file in files if file.process is not None]
         for file, each in zip(files, told, strict=True):
-            facts = _facts(each)
+            facts = facts_of(each)
             if facts is not None and facts.size != file.facts.size:
                 yield from self._refetch(file, facts)
 
@@ -462,37 +448,3 @@ class FileMappings:
             indexes = [index for index, arg in enumerate(row.args) if arg.kind is ArgKind.FD]
             self._indexes[row.name] = indexes
         return [call.args[index] & 0xFFFFFFFF for index in indexes]
-
-
-def _facts(told: Result) -> FileFacts | None:
-    """Return what a result of fstat says, None if it failed."""
-    data = told.outs.get(1, b"")
-    if told.errno or len(data) < _STAT.size:
-        return None
-    dev, ino, mode, rdev, size, *changed = _STAT.unpack_from(data)
-    return FileFacts(dev, ino, mode, rdev, size, (changed[0], changed[1], changed[2], changed[3]))
-
-
-def _fstat(process: Process, fd: int) -> Asked:
-    return Asked(process, "fstat", (fd, _SOME_ADDRESS, 0, 0, 0, 0), {}, {1: _STAT_BYTES})
-
-
-def _close(process: Process, handle: int) -> Asked:
-    return Asked(process, "close", (handle, 0, 0, 0, 0, 0), {}, {})
-
-
-def _read_chunk(process: Process, handle: int, number: int) -> Asked:
-    args = (handle, _SOME_ADDRESS, CHUNK_BYTES, number * CHUNK_BYTES, 0, 0)
-    return Asked(process, "pread64", args, {}, {1: CHUNK_BYTES})
-
-
-def _refusal(facts: FileFacts, flags: int, writes: bool) -> int:
-    """Return the errno with which the kernel refuses to map such a file, open with such *flags*; 0 if it does not."""
-    if flags & _O_PATH:
-        return errno.EBADF
-    access = flags & os.O_ACCMODE
-    if access == os.O_WRONLY or (writes and access != os.O_RDWR):
-        return errno.EACCES
-    if stat.S_ISREG(facts.mode) or (stat.S_ISCHR(facts.mode) and facts.rdev == _ZERO_DEVICE):
-        return 0
-    return errno.ENODEV

@@ -23,7 +23,8 @@ from typing import ClassVar
 from ptserver.connection import Connection
 from ptserver.endings import exit_of
 from ptserver.errors import ConnectionLostError, ProtocolError
-from ptserver.file_mappings import Asked, FileMappings
+from ptserver.file_calls import Asked
+from ptserver.file_mappings import FileMappings
 from ptserver.host import Host, ThreadChange
 from ptserver.host_signals import HostSignals
 from ptserver.host_streams import HostStreams
