@@ -65,6 +65,7 @@ from ptserver.policy import CLOCKS_OF_DAY, FORKS, REACHES_SELF_ONLY, interest_in
 from ptserver.poll_loop import SPIN_SECONDS
 from ptserver.remote_processes import RemoteProcesses
 from ptserver.terminal import user_terminal
+from ptserver.to_user import say
 from stepping.launch import Launched
 from stepping.syscalls import Arch
 from stepping.wait_status import WAIT_ALL
@@ -493,9 +494,3 @@ class RemoteHost(Host):
                 else:
                     self._loop.watch(self._listener.fileno(), self._on_call)
         self._streams.watch(congested=self._congested)
-
-
-def say(line: str) -> None:
-    """Tell the user a line, if somebody reads it."""
-    with contextlib.suppress(OSError):
-        os.write(_STDERR, f"ptserver: {line}\n".encode())

@@ -6,8 +6,9 @@ from ptserver.local_resources import LocalResources
 from ptserver.local_server import Server
 from ptserver.machine import native_arch
 from ptserver.pending_call import PendingCall, Process
-from ptserver.remote_host import RemoteHost, say
+from ptserver.remote_host import RemoteHost
 from ptserver.rules import Rules
+from ptserver.to_user import say
 
 
 def host_by(rules: Rules) -> type[RemoteHost]:
