@@ -30,7 +30,7 @@ test-go-matrix: $(STAMP)
 	$(PYTEST) -m goversions
 
 test-slow: $(STAMP)
-	@sh tools/system-packages caddy etcd-server hugo nats-server rclone
+	@sh tools/system-packages bash caddy etcd-server fzf hugo nats-server rclone restic
 	$(PYTEST) -m slow
 
 # Medians and ratios against native, strace and gVisor, side by side in one run.

@@ -122,6 +122,7 @@ class RemoteHost(Host):
                 self._main,
                 self._processes,
                 self._pending,
+                self._rows,
                 self._loop,
                 self._listener,
                 self._answer,
@@ -459,7 +460,7 @@ class RemoteHost(Host):
         """Go on with forks; return whether the stops of the first process are its own, not a fork's."""
         if self._children is not None:
             self._children.advance()
-        return not self._is_seized(self.pid)
+        return self._children is None or not self._children.is_held(self.pid)
 
     def _signal_program(self, signo: int) -> None:
         if self._main.left:

@@ -21,7 +21,7 @@ import errno
 import os
 import signal
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from ptserver.endings import exit_of
@@ -33,9 +33,11 @@ from ptserver.poll_loop import PollLoop
 from stepping.errors import MemoryFaultError, SteppingError, TraceeGoneError
 from stepping.listener import Listener
 from stepping.signal_sets import has_one_thread, read_signal_sets
+from stepping.syscalls import Syscall, Sysno
 
 if TYPE_CHECKING:
     from stepping.fork_call import ForkCall
+    from stepping.signal_stop import SignalStop
 
 #: Calls before which the server must know how the process treats signals.
 _DEPEND_ON_SIGNALS = FORKS | EXECS | {"wait4", "waitid"}
@@ -47,8 +49,6 @@ _CLONE_REFUSED = 0x00000200 | 0x00000400 | 0x7E020000 | 0x00000080
 _PARENT_TID = 2
 #: Nothing must hold these up.
 _AT_ONCE = frozenset({signal.SIGKILL, signal.SIGCONT, signal.SIGPIPE})
-#: How long a call that may wait may hold up a signal to its thread.
-_GRACE_SECONDS = 0.005
 _TERMINAL_STOPS = (signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
 _SHADOW_OPTIONS = frozenset({1, 2, 36, 37})  # PR_[GS]ET_PDEATHSIG, PR_[GS]ET_CHILD_SUBREAPER
 _NR_TGKILL = {"x86_64": 234, "aarch64": 131}[os.uname().machine]
@@ -62,17 +62,23 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class _Deferred(NamedTuple):
-    """A signal that is delivered when these calls have been answered; *waiting* only for a moment."""
+    """A signal that is delivered when these calls have been answered."""
 
     process: Process
     message: Signal
     quick: set[int]
-    waiting: set[int]
+
+
+class _Stop(NamedTuple):
+    """A process that is being stopped, and the signals that it is to get then."""
+
+    stop: "SignalStop"
+    messages: list[Signal]
 
 
 class RemoteProcesses:
     """See the module's text. main: the first process. by_pid: every process by its number here, and by its threads'.
-    pending: the calls that wait for their answers, by thread.
+    pending: the calls that wait for their answers, by thread. rows: of the table, by number.
 
     answer, proceed, forget: of the host, for calls; gone: hears of a process's end. send: to the server.
     first_can_stop: whether a terminal's signals stop the first process as they would natively.
@@ -83,6 +89,7 @@ class RemoteProcesses:
         main: Process,
         by_pid: dict[int, Process],
         pending: dict[int, PendingCall],
+        rows: Mapping[Sysno, Syscall],
         loop: PollLoop,
         listener: Listener,
         answer: Callable[[PendingCall, int, int, dict[int, bytes]], None],
@@ -97,6 +104,7 @@ class RemoteProcesses:
         self._main = main
         self._by_pid = by_pid
         self._pending = pending
+        self._rows = rows
         self._by_id = {main.id: main}
         self._loop = loop
         self._listener = listener
@@ -110,6 +118,7 @@ class RemoteProcesses:
         self._told: dict[int, SignalState] = {}
         self._stopping: dict[int, int] = {}
         self._deferred: list[_Deferred] = []
+        self._stops: dict[int, _Stop] = {}
 
     # Calls.
 
@@ -188,7 +197,8 @@ class RemoteProcesses:
         from stepping.fork_call import ForkCall, clone_arguments
 
         self._unborn[call.id] = shadow
-        if not self._listener.is_waiting(call.notification_id):
+        is_stopped = call.tid in self._stops  # and will make its call again
+        if is_stopped or not self._listener.is_waiting(call.notification_id):
             call.answer = lambda: self.fork(call, shadow, outs)
             return
         row = call.row
@@ -221,8 +231,16 @@ class RemoteProcesses:
                 self.abandon(call)
             if fork.is_over:
                 del self._forks[call_id]
+        for pid, (stop, _) in list(self._stops.items()):
+            try:
+                stop.advance()
+            except TraceeGoneError:
+                del self._stops[pid]
+            else:
+                if stop.is_over:
+                    del self._stops[pid]
         for process in self._by_id.values():
-            if process is not self._main and not self.is_seized(process.pid):
+            if process is not self._main and not self.is_held(process.pid):
                 self._look_for_stop(process)
         self.deliver_deferred()
 
@@ -262,6 +280,7 @@ class RemoteProcesses:
         for fork, _, _ in self._forks.values():
             fork.forget(pid)
         self.advance()
+        self._stops.pop(pid, None)
         del self._by_id[process.id]
         self._told.pop(process.id, None)
         self._gone(process)
@@ -280,30 +299,51 @@ class RemoteProcesses:
     def deliver(self, message: Signal) -> None:
         """Give a signal that has reached a shadow to its process, when no call is made that it must not interrupt.
 
-        A handler without SA_RESTART makes a call fail that waits for its answer, even one that natively never does.
-        So a signal waits for calls that do not wait, and, in a process of one thread, a moment for those that may.
+        A handler without SA_RESTART makes a call fail that waits for its answer, even one that natively never does. A
+        process of one thread is therefore stopped first (`stepping.signal_stop`); in another, where handlers do not
+        do that, as Go's, a signal waits for the calls that do not wait.
         """
         process = self._by_id.get(message.pid or self._main.id)
         if process is None or process.left:
             return
-        calls = [call for call in self._pending.values() if call.process is process and call.row is not None]
-        if not calls or message.signo in _AT_ONCE or _has_default_action(process, message.signo):
+        if message.signo in _AT_ONCE or _has_default_action(process, message.signo):
             self._deliver(process, message)
-            return
-        waiting = {call.id for call in calls if _may_wait(call)}
-        quick = {call.id for call in calls} - waiting
-        if waiting and has_one_thread(process.pid):
-            self._deferred.append(_Deferred(process, message, quick, waiting))
-            deferred = self._deferred[-1]
-            self._loop.later(_GRACE_SECONDS, lambda: self._end_grace(deferred))
-        elif quick:
-            self._deferred.append(_Deferred(process, message, quick, set()))
+        elif has_one_thread(process.pid) and not self.is_seized(process.pid):
+            self._deliver_stopped(process, message)
         else:
-            self._deliver(process, message)
+            quick = {c.id for c in self._pending.values() if c.process is process and not _may_wait(c)}
+            if quick:
+                self._deferred.append(_Deferred(process, message, quick))
+            else:
+                self._deliver(process, message)
 
-    def _end_grace(self, deferred: "_Deferred") -> None:
-        deferred.waiting.clear()
-        self.deliver_deferred()
+    def _deliver_stopped(self, process: Process, message: Signal) -> None:
+        from stepping.signal_stop import SignalStop
+
+        stop = self._stops.get(process.pid)
+        if stop is not None:
+            stop.messages.append(message)
+            return
+        messages = [message]
+
+        def deliver() -> None:
+            for one in messages:
+                self._deliver(process, one)
+
+        try:
+            started = SignalStop(process.pid, self._begins_anew, deliver)
+        except SteppingError:
+            deliver()
+            return
+        self._stops[process.pid] = _Stop(started, messages)
+
+    def _begins_anew(self, number: int) -> bool:
+        row = self._rows.get(Sysno(number))
+        return row is not None and (not row.may_wait or row.name in FORKS)
+
+    def is_held(self, pid: int) -> bool:
+        """Whether the first thread of process *pid* is stopped, or to be stopped, by this host."""
+        return pid in self._stops or self.is_seized(pid)
 
     def deliver_deferred(self) -> None:
         """Deliver the signals whose calls have been answered."""
@@ -312,7 +352,7 @@ class RemoteProcesses:
         pending = {call.id for call in self._pending.values()}
         deferred, self._deferred = self._deferred, []
         for one in deferred:
-            if pending & one.quick or pending & one.waiting:
+            if pending & one.quick:
                 self._deferred.append(one)
             elif not one.process.left and self._by_id.get(one.process.id) is one.process:
                 self._deliver(one.process, one.message)

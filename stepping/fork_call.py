@@ -38,7 +38,7 @@ _ALL_SIGNALS = (1 << 64) - 1
 _OPTIONS = Option.SYSGOOD | Option.FORK | Option.VFORK | Option.CLONE | Option.EXITKILL
 _BIRTHS = frozenset({Event.FORK, Event.VFORK, Event.CLONE})
 #: The result of a call that the kernel is about to restart, as it stands in a register of x86.
-_ERESTARTSYS = -512
+ERESTARTSYS = -512
 
 Args = tuple[int, int, int, int, int, int]
 
@@ -108,7 +108,7 @@ class ForkCall:
 
     def advance(self) -> None:
         """Take the reports that have come, and go on as far as possible without waiting."""
-        while self.outcome is Outcome.PENDING and (status := _next_stop(self._thread)) is not None:
+        while self.outcome is Outcome.PENDING and (status := next_stop(self._thread)) is not None:
             try:
                 if not status.is_stop:
                     raise TraceeGoneError(self._thread.tid)
@@ -116,7 +116,7 @@ class ForkCall:
             except TraceeGoneError:
                 self.outcome = Outcome.GONE
         newborn = self._newborn
-        while newborn is not None and not self.child_is_free and (status := _next_stop(newborn)) is not None:
+        while newborn is not None and not self.child_is_free and (status := next_stop(newborn)) is not None:
             try:
                 self._child_step(newborn, status)
             except TraceeGoneError:
@@ -141,7 +141,7 @@ class ForkCall:
         restarts = registers.pc == self._ip - len(
             layout.syscall_instruction
         )  # arm64 turns the clock back itself
-        if not restarts and not (registers.pc == self._ip and registers.result == _ERESTARTSYS):
+        if not restarts and not (registers.pc == self._ip and registers.result == ERESTARTSYS):
             self._give_up()
             return
         self._saved = registers.copy()
@@ -169,7 +169,7 @@ class ForkCall:
             thread.resume(Resume.SYSCALL)
         elif status.kind is WaitKind.SYSCALL:
             result = thread.read_registers().result
-            if result == _ERESTARTSYS:
+            if result == ERESTARTSYS:
                 self._undo()
             else:
                 self.errno = -result
@@ -244,7 +244,7 @@ class ForkCall:
         self.child_is_free = True
 
 
-def _next_stop(tracee: Tracee) -> WaitStatus | None:
+def next_stop(tracee: Tracee) -> WaitStatus | None:
     """Return the next report of *tracee*, None if there is none now; never the end of a process."""
     if tracee.tid != tracee.pid:
         try:
