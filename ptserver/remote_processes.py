@@ -138,7 +138,7 @@ class RemoteProcesses:
             case "tkill":
                 self._signal_thread(call, process.id, args[0] & _MASK32, args[1] & _MASK32)
             case "kill" if args[0] & _MASK32 == process.id:
-                self._answer(call, 0, _kill(process, args[1] & _MASK32), {})
+                self._signal_own(call, args[1] & _MASK32, lambda: _kill(process, args[1] & _MASK32))
             case "prctl" if args[0] & _MASK32 not in _SHADOW_OPTIONS or self.is_seized(call.tid):
                 self._proceed(call)
             case name:
@@ -184,8 +184,26 @@ class RemoteProcesses:
             self._answer(call, 0, errno.ESRCH, {})
             return
         tid = process.pid if thread == process.id else thread
-        failed = _libc.syscall(_NR_TGKILL, process.pid, ctypes.c_int(tid), ctypes.c_int(signo))
-        self._answer(call, 0, ctypes.get_errno() if failed else 0, {})
+
+        def send() -> int:
+            failed = _libc.syscall(_NR_TGKILL, process.pid, ctypes.c_int(tid), ctypes.c_int(signo))
+            return ctypes.get_errno() if failed else 0
+
+        self._signal_own(call, signo, send)
+
+    def _signal_own(self, call: PendingCall, signo: int, send: Callable[[], int]) -> None:
+        """Answer a call by which a process signals itself; it is to have its signal before the call returns.
+
+        send: sends the signal and returns the errno.
+        """
+        process = call.process
+        if signo and has_one_thread(process.pid) and _is_caught(process, signo):
+            call.answer = lambda: self._answer(
+                call, 0, 0, {}
+            )  # when the handler has run, and the call begins anew
+            self._deliver_stopped(process, Signal(signo, process.id))
+        else:
+            self._answer(call, 0, send(), {})
 
     # Births.
 
@@ -390,6 +408,13 @@ def _has_default_action(process: Process, signo: int) -> bool:
     except TraceeGoneError:
         return False
     return not (sets.ignored | sets.caught | sets.blocked) >> (signo - 1) & 1
+
+
+def _is_caught(process: Process, signo: int) -> bool:
+    try:
+        return bool(read_signal_sets(process.pid, process.pid).caught >> (signo - 1) & 1)
+    except TraceeGoneError:
+        return False
 
 
 def _kill(process: Process, signo: int) -> int:
