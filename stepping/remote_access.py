@@ -39,10 +39,12 @@ from stepping.x86_instructions import (
     NotAnInstructionError,
     Unit,
     decode_instruction,
+    is_narrow_exchange,
 )
 
 _SEGV_MAPERR, _SEGV_ACCERR = 1, 2
 _ADDRESS_AT = 16
+_ZERO_FLAG = 0x40
 
 
 class UnsupportedAccessError(SteppingError):
@@ -186,6 +188,8 @@ class RemoteAccess:
                 after = self._emulate(tracee, instruction, registers)
             finally:
                 view.pinned = None
+            if is_narrow_exchange(instruction) and after["eflags"] & _ZERO_FLAG:
+                after["rax"] = registers["rax"]
             if direct is not None:
                 return after
             seen = remote.atomic(address, "compare_exchange", bytes(pinned.new), old)

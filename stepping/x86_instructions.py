@@ -401,7 +401,13 @@ def _unit_of_0f(instruction: Instruction) -> Unit:
         if opcode in _MMX_1 and not _is_sse_prefixed(instruction):
             return Unit.OWN
         return Unit.SSE
-    return Unit.GENERAL
+    return Unit.OWN if is_narrow_exchange(instruction) else Unit.GENERAL
+
+
+def is_narrow_exchange(instruction: Instruction) -> bool:
+    """Whether it is cmpxchg of 32 bits, after whose success Unicorn has cleared the upper half of rax, wrongly."""
+    is_cmpxchg = instruction.map == 1 and instruction.opcode == 0xB1
+    return is_cmpxchg and not instruction.wide and 0x66 not in instruction.prefixes
 
 
 def _is_sse_prefixed(instruction: Instruction) -> bool:

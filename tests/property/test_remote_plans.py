@@ -11,7 +11,7 @@ from stepping.remote_memory import AtomicOperation, RemoteMap, RemoteVariable, a
 from stepping.remote_plans import execute_plainly
 from stepping.tracee_engine import READ, WRITE, TraceeEngine
 from stepping.tracee_memory import TraceeMemory
-from stepping.x86_instructions import decode_instruction
+from stepping.x86_instructions import GENERAL_REGISTERS, decode_instruction, is_narrow_exchange
 
 PC, DATA = 0x401000, 0x500000
 SIZE = 64
@@ -87,11 +87,11 @@ def test_plain_accesses(
     code = code_of(name, register, displacement, wide=wide)
     instruction = decode_instruction(code)
     registers = Registers(AMD64, [0] * len(AMD64.names))
-    for index, value in enumerate(values):
-        registers[
-            ("rax", "rcx", "rdx", "rsp", "rbp", "rsi", "rdi", *(f"r{n}" for n in range(8, 16)), "rbx")[index]
-        ] = value
+    for general, value in zip(GENERAL_REGISTERS, values, strict=True):
+        registers[general] = value
     registers["rbx"], registers["eflags"], registers.pc = DATA, 0x202, PC
+    if is_narrow_exchange(instruction):
+        registers["rax"] &= 0xFFFFFFFF  # the emulator has no opinion of its own on the upper half
     data = bytearray(SIZE)
     data[displacement : displacement + 8] = (registers["rax"] if equal else word).to_bytes(8, "little")
 

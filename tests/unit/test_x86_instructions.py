@@ -37,6 +37,8 @@ def unit_of(code: str) -> Unit:
         ("0f 31", Unit.OWN),  # rdtsc
         ("0f ae 20", Unit.OWN),  # xsave
         ("0f 05", Unit.OWN),  # syscall
+        ("0f b1 0f", Unit.OWN),  # cmpxchg of 32 bits
+        ("48 0f b1 0f", Unit.GENERAL),
     ],
 )
 def test_units(code: str, unit: Unit) -> None:
