@@ -93,7 +93,8 @@ def fork_shadow(state: ShadowState, outs: dict[int, int]) -> CallResult:
             if pid == 0:
                 _become(state, theirs)
             socket.send_fds(births, [str(pid).encode()], [ours.fileno()])
-        return pid, 0, {index: _FD.pack(os.pidfd_open(pid)) for index in outs}
+        wanted = [index for index, size in outs.items() if size == _FD.size][:1]
+        return pid, 0, {index: _FD.pack(os.pidfd_open(pid)) for index in wanted}
     except OSError as error:
         return 0, error.errno or errno.EAGAIN, {}
 

@@ -6,6 +6,7 @@ import itertools
 import os
 import pwd
 import re
+import resource
 import select
 import signal
 import socket
@@ -200,6 +201,17 @@ def test_h4_a_session_has_its_own_descriptors_alone(tmp_path: Path) -> None:
                 assert b"of the first" not in text
         second.exit()
         first.exit()
+
+
+def test_h8_no_limits_are_set_on_others() -> None:
+    with serving("passthrough", "--listen", "127.0.0.1:0") as server:
+        client = server.open()
+        for pid in (server.process.pid, server.zygote, *children(server.zygote), os.getpid()):
+            before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+            for ins in ({2: bytes(16)}, {}):
+                assert client.call("prlimit64", pid, 7, 1, 0, ins=ins).errno == errno.EPERM
+            assert resource.prlimit(pid, resource.RLIMIT_NOFILE) == before
+        client.exit()
 
 
 @pytest.mark.skipif(landlock.abi() < 6, reason="needs Landlock ABI 6 (Linux 6.12)")
