@@ -59,6 +59,8 @@ class Watch:
     def close(self) -> None:
         """Let go of the program, and give signals their meaning back."""
         self._source.close()
+        # The terminal may have said that it is gone before the kernel sends the signal that says so.
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
         self._signals.close()
 
     def write(self, write: Show, *, once: bool) -> None:
