@@ -5,6 +5,7 @@ programs.
 """
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,9 @@ from tests.running import Ended, started
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 PATIENCE_SECONDS = 300.0
+
+#: What is waited for, and what is typed then.
+Talk = Sequence[tuple[str, bytes]]
 
 SCRIPT = """
 set -u
@@ -46,25 +50,25 @@ def executable(name: str) -> Path:
 
 
 def run(
-    name: str, *args: str, work: Path, served: bool, env: dict[str, str] | None = None, keys: bytes = b""
+    name: str, *args: str, work: Path, served: bool, env: dict[str, str] | None = None, talk: Talk = ()
 ) -> Ended:
-    """Run a program in the folder *work*, natively or at a server there; with *keys*, typed at a terminal."""
+    """Run a program in the folder *work*, natively or at a server there; with a *talk*, at a terminal."""
     path = executable(name)
     env = base_environment() | {"HOME": str(work)} | (env or {})
     command: list[str | Path] = [path, *args]
     if not served:
-        return finish(command, path, env, work, keys)
+        return finish(command, path, env, work, talk)
     log = work.with_name("server-log")
     with none_left(), serving("passthrough", "127.0.0.1:0", cwd=work, env=env, log=log) as (address, _):
         command = ["ptserver", "run", "--server", address, *command]
-        return finish(command, path, base_environment() | {"TERM": env.get("TERM", "")}, Path("/"), keys)
+        return finish(command, path, base_environment() | {"TERM": env.get("TERM", "")}, Path("/"), talk)
 
 
-def finish(command: list[str | Path], path: Path, env: dict[str, str], cwd: Path, keys: bytes) -> Ended:
-    with started(command, path, env=env, cwd=cwd, terminal=bool(keys)) as child:
-        for line in keys.splitlines(keepends=True):
-            child.expect("seen apple")
-            child.send(line)
+def finish(command: list[str | Path], path: Path, env: dict[str, str], cwd: Path, talk: Talk) -> Ended:
+    with started(command, path, env=env, cwd=cwd, terminal=bool(talk)) as child:
+        for awaited, keys in talk:
+            child.expect(awaited)
+            child.send(keys)
         return child.finish(seconds=PATIENCE_SECONDS)
 
 
@@ -121,7 +125,8 @@ def test_fzf_at_a_terminal(work: Path) -> None:
     env = {"TERM": "xterm", "FZF_DEFAULT_COMMAND": "printf 'apple\\nbanana\\ncherry\\n'"}
     options = ("--no-height", "--preview", "echo seen {}")
     ended = [
-        run("fzf", *options, work=work, served=served, env=env, keys=b"ban\r") for served in (False, True)
+        run("fzf", *options, work=work, served=served, env=env, talk=(("seen apple", b"ban"), ("1/3", b"\r")))
+        for served in (False, True)
     ]
     for one in ended:
         assert one.status == 0
