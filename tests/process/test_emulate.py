@@ -174,6 +174,10 @@ def test_a_file_that_is_no_program_is_refused(tmp_path: Path) -> None:
     assert "not an ELF file" in done.stderr
 
 
+#: Tests that skip themselves on one processor, which is what an emulated program sees.
+ONE_PROCESSOR = {"TestLongAdjustTimers"}
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize(
@@ -194,7 +198,7 @@ def test_packages_of_the_standard_library_pass_on_arm64(package: str, tmp_path: 
     expected = results_of(run(*native_command("arm64"), program, *arguments, cwd=folder, seconds=1700).stdout)
     # qemu-user cannot execute what some tests start.
     passed = {name for name, result in expected.items() if result == "PASS"}
-    assert passed <= {name for name, result in results.items() if result == "PASS"}
+    assert passed - ONE_PROCESSOR <= {name for name, result in results.items() if result == "PASS"}
 
 
 def results_of(output: str) -> dict[str, str]:
