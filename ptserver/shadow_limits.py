@@ -13,12 +13,15 @@ import os
 import resource
 import struct
 
-from ptserver.execute import Executed
+from ptserver.execute import Executed, execute
 from ptserver.shadow_descriptors import Descriptors
+from stepping.syscalls import SYSCALLS
 
 _RLIMIT = struct.Struct("=QQ")
 _INFINITY = (1 << 64) - 1
 _COUNT = 16  # RLIM_NLIMITS
+_CAPABILITY_VERSION = 0x20080522  # _LINUX_CAPABILITY_VERSION_3
+_CAP_SYS_RESOURCE = 24
 
 
 class Limits:
@@ -57,8 +60,9 @@ class Limits:
     def apply(self) -> None:
         """Make the program's limits this process's, for an exec; what may not be changed stays as it is."""
         self._own = [resource.getrlimit(number) for number in range(_COUNT)]
+        can_raise = _can_raise_limits()
         for number, (soft, hard) in enumerate(self._limits):
-            keeps_hard = number == resource.RLIMIT_NOFILE and os.geteuid() != 0  # it could not be undone
+            keeps_hard = number == resource.RLIMIT_NOFILE and not can_raise  # it could not be undone
             new_hard = self._own[number][1] if keeps_hard else _to_python(hard)
             _try_to_set(number, (_to_python(soft), new_hard))
 
@@ -80,6 +84,15 @@ class Limits:
             resource.setrlimit(number, (_to_python(soft), _to_python(hard)))
         self._limits[number] = (soft, hard)
         return 0
+
+
+def _can_raise_limits() -> bool:
+    """Whether this process may raise what it has lowered: it has CAP_SYS_RESOURCE, which root may lack."""
+    header = _CAPABILITY_VERSION.to_bytes(4, "little") + bytes(4)
+    _, failure, outs = execute(
+        SYSCALLS["capget"], (1, 1, 0, 0, 0, 0), {0: header, 1: bytes(24)}, {0: 8, 1: 24}
+    )
+    return not failure and bool(int.from_bytes(outs[1][:4], "little") >> _CAP_SYS_RESOURCE & 1)
 
 
 def _try_to_set(number: int, limit: tuple[int, int]) -> None:
