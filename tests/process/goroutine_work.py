@@ -43,10 +43,12 @@ class Worker:
 
 
 @contextlib.contextmanager
-def working(command: tuple[str, ...] = ()) -> Iterator[Worker]:
-    """Run it, by *command* before its name if given; at the end it must still be well."""
+def working(command: tuple[str, ...] = (), weight: int = 1) -> Iterator[Worker]:
+    """Run it, by *command* before its name if given; at the end it must still be well. weight: how hard it works."""
     pipe = subprocess.PIPE
-    with subprocess.Popen([*command, build("goroutine_work")], stdin=pipe, stdout=pipe, text=True) as process:
+    with subprocess.Popen(
+        [*command, build("goroutine_work"), str(weight)], stdin=pipe, stdout=pipe, text=True
+    ) as process:
         try:
             yield Worker(process)
             assert process.stdin is not None

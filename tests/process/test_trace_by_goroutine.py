@@ -43,7 +43,7 @@ def summed(worker: Worker, by: str, rounds: int) -> tuple[dict[str, Any], Done, 
 
 
 def test_by_goroutine() -> None:
-    with working() as worker:
+    with working(weight=10) as worker:
         ticks = cpu_ticks(worker.pid)
         table, least, most = summed(worker, "goroutine", 6000)
         used_ns = (cpu_ticks(worker.pid) - ticks + 2) * 10**9 // os.sysconf("SC_CLK_TCK")
@@ -67,7 +67,7 @@ def test_by_goroutine() -> None:
 
 def test_by_site() -> None:
     with working() as worker:
-        table, least, most = summed(worker, "site", 600)
+        table, least, most = summed(worker, "site", 60)
         reader = max(table["rows"], key=lambda row: row["read_bytes"])
         assert least.reads <= reader["calls"] <= most.reads
         assert (reader["live"], reader["ended"]) == (1, 0)
@@ -76,7 +76,7 @@ def test_by_site() -> None:
 
 def test_by_function() -> None:
     with working() as worker:
-        table, least, most = summed(worker, "function", 600)
+        table, least, most = summed(worker, "function", 60)
         (reader,) = [row for row in table["rows"] if row["function"] == "main.read"]
         assert least.reads <= reader["calls"] <= most.reads
 
