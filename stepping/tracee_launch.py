@@ -143,12 +143,14 @@ def run_to_first_instruction(group: TraceeGroup) -> None:
     Raises:
         TraceeGoneError: it has exited instead.
     """
+    tracee = group.leader
+    if tracee is None:
+        raise TraceeGoneError(group.pid)
     executed = False
     while True:
-        report = group.wait()
-        if group.exit is not None or report is None:
+        status = tracee.wait()  # for this one alone: others of this thread may have something to report too
+        if status is None or not status.is_stop:
             raise TraceeGoneError(group.pid)
-        tracee, status = report
         if status.kind is WaitKind.SYSCALL and executed:
             return
         if status.event is Event.EXEC:

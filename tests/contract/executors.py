@@ -11,9 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from goabi.elf import ElfFile
-from stepping import ptrace_api
 from stepping.breakpoints import Breakpoints
-from stepping.errors import TraceeGoneError
 from stepping.executor import (
     AboutToCall,
     CannotExecute,
@@ -36,6 +34,7 @@ from stepping.tracee_group import TraceeGroup
 from stepping.tracee_launch import launch_stopped
 from stepping.tracee_memory import TraceeMemory
 from tests.cfixtures import build_c
+from tests.process.tracees import end
 
 Make = Callable[[TraceeGroup, Breakpoints, TraceeMemory], Executor]
 
@@ -88,12 +87,7 @@ def bench(make: Make, *, is_real: bool) -> Iterator[Bench]:
     finally:
         elf.close()
         memory.close()
-        for pid in {group.pid, *(tracee.pid for tracee in group)}:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        with contextlib.suppress(TraceeGoneError):
-            while True:
-                ptrace_api.wait_any()
+        end(group)
 
 
 def check_count(b: Bench) -> None:

@@ -1,10 +1,15 @@
 """Programs for tests to trace: small Python and shell ones that say when they are ready."""
 
 import contextlib
+import os
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+
+from stepping import ptrace_api
+from stepping.errors import TraceeGoneError
+from stepping.tracee_group import TraceeGroup
 
 THREADS = """
 import sys, threading, time
@@ -40,6 +45,17 @@ def python(source: str) -> Iterator[subprocess.Popen[str]]:
         child.stdout.close()
         child.send_signal(signal.SIGKILL)
         child.wait()
+
+
+def end(group: TraceeGroup) -> None:
+    """Kill what *group* traces and wait for just that: this thread may have other tracees and children."""
+    for pid in {group.pid, *(tracee.pid for tracee in group)}:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    for tid in sorted({group.pid, *(tracee.tid for tracee in group)}, reverse=True):
+        with contextlib.suppress(TraceeGoneError):
+            while ptrace_api.wait(tid) is not None:
+                pass
 
 
 def ask(child: subprocess.Popen[str], line: str) -> str:
