@@ -399,7 +399,8 @@ class RemoteProcesses:
 
 
 def _may_wait(call: PendingCall) -> bool:
-    return call.row is not None and call.row.may_wait and call.row.name not in FORKS
+    """Whether a signal may interrupt *call*: one that natively may wait, or a hypercall, which the stub repeats."""
+    return call.row is None or (call.row.may_wait and call.row.name not in FORKS)
 
 
 def _has_default_action(process: Process, signo: int) -> bool:
