@@ -156,7 +156,8 @@ def test_both_sources_see_the_same_calls(tmp_path: Path) -> None:
             assert tracer.line() == f"status {3 << 8}"
         calls: Counter[str] = Counter()
         for event in tracer.events():
-            if event["type"] == "syscall":
+            # By stops, a call that a signal interrupts is seen each time that it is begun anew.
+            if event["type"] == "syscall" and not str(event.get("errno")).startswith("ERESTART"):
                 event["args"].pop("event", None)  # the ring does not follow epoll_ctl's pointer
                 text = json.dumps([event["name"], event["args"], event["value"], event.get("errno")])
                 # What differs from run to run: process id, names of temporary files, addresses.
@@ -165,10 +166,10 @@ def test_both_sources_see_the_same_calls(tmp_path: Path) -> None:
                 calls[re.sub(r"0x[0-9a-f]+|\b\d{9,}\b", "N", text)] += 1
         seen.append(calls)
     by_ring, by_stops = seen
-    assert by_ring - by_stops == Counter()
+    assert by_ring - by_stops == Counter(), by_stops - by_ring
     # The runtime looks up the size of huge pages with SYSCALL instructions of its own.
     own = sorted((by_stops - by_ring).elements())
-    assert [json.loads(text)[0] for text in own] == ["close", "openat"]
+    assert [json.loads(text)[0] for text in own] == ["close", "openat"], own
     assert "/sys/kernel/mm/transparent_hugepage/" in own[1]
 
 
