@@ -31,7 +31,8 @@ test-go-matrix: $(STAMP)
 
 test-slow: $(STAMP)
 	@sh tools/system-packages bash caddy etcd-server fzf hugo nats-server rclone restic
-	$(PYTEST) -m slow
+	$(PYTEST) -m slow --hypothesis-profile=search
+	$(PYTEST) tests/property --hypothesis-profile=search
 
 # Medians and ratios against native, strace and gVisor, side by side in one run.
 bench: $(STAMP)

@@ -184,7 +184,7 @@ class Dwarf:
         value = _attributes(die).get(attribute)
         if value is None:
             raise DwarfError(f"the entry at {die.offset:#x} of .debug_info lacks attribute {attribute}")
-        target = int(value.value)
+        target = _number(value)
         return target if value.form == "DW_FORM_ref_addr" else target + int(die.cu.cu_offset)
 
     # -- types ------------------------------------------------------------------------------------------------
@@ -212,8 +212,7 @@ class Dwarf:
         return known
 
     def _make_type(self, die: "DIE") -> GoType:
-        name_attribute = die.attributes.get("DW_AT_name")
-        name = name_attribute.value.decode("utf-8", "replace") if name_attribute is not None else "?"
+        name = _name(die) or "?"
         kind = self._kind(die)
         size = self._size(die, kind)
         if kind is Kind.STRUCT:
@@ -240,7 +239,7 @@ class Dwarf:
 
     def _kind(self, die: "DIE") -> Kind:
         attribute = _attributes(die).get(_AT_GO_KIND)
-        number = 0 if attribute is None else int(attribute.value) & 31
+        number = 0 if attribute is None else _number(attribute) & 31
         if number:
             try:
                 return Kind(number)
@@ -257,7 +256,7 @@ class Dwarf:
     def _size(self, die: "DIE", kind: Kind) -> int:
         size = die.attributes.get("DW_AT_byte_size")
         if size is not None:
-            return int(size.value)
+            return _number(size)
         return 16 if kind is Kind.INTERFACE else 8  # what is left is one pointer, or two
 
     def _type_later(self, die: "DIE", attribute: str | int) -> Any:
@@ -270,12 +269,11 @@ class Dwarf:
         fields = []
         for child in self._iter_children(die):
             if child.tag == "DW_TAG_member":
-                name = child.attributes.get("DW_AT_name")
+                name = _name(child)
                 place = child.attributes.get("DW_AT_data_member_location")
                 if name is None or place is None or not isinstance(place.value, int):
                     raise DwarfError(f"the field at {child.offset:#x} of .debug_info is damaged")
-                text = name.value.decode("utf-8", "replace")
-                fields.append(Field(text, place.value, self._type_at(self._reference(child, "DW_AT_type"))))
+                fields.append(Field(name, place.value, self._type_at(self._reference(child, "DW_AT_type"))))
         return tuple(fields)
 
     def _array_count(self, die: "DIE") -> int:
@@ -284,7 +282,7 @@ class Dwarf:
                 count = child.attributes.get("DW_AT_count") or child.attributes.get("DW_AT_upper_bound")
                 if count is not None:
                     last = count.name == "DW_AT_upper_bound"
-                    return int(count.value) + 1 if last else int(count.value)
+                    return _number(count) + 1 if last else _number(count)
         return 0
 
     def _map_storage(self, die: "DIE") -> GoType:
@@ -297,8 +295,7 @@ class Dwarf:
             if die.tag != "DW_TAG_typedef":
                 break
             die = self._parse(self._reference(die, "DW_AT_type"))
-        name = die.attributes.get("DW_AT_name")
-        return name is not None and name.value == b"runtime.eface"
+        return _name(die) == "runtime.eface"
 
     # -- variables and parameters -----------------------------------------------------------------------------
 
@@ -326,14 +323,26 @@ class Dwarf:
     def _iter_parameters(self, die: "DIE") -> Iterator[Parameter]:
         for child in self._iter_children(die):
             if child.tag == "DW_TAG_formal_parameter":
-                named = child.attributes.get("DW_AT_name")
                 result = child.attributes.get("DW_AT_variable_parameter")
-                name = named.value.decode("utf-8", "replace") if named is not None else ""
                 yield Parameter(
-                    name,
+                    _name(child) or "",
                     self._type_at(self._reference(child, "DW_AT_type")),
                     result is not None and bool(result.value),
                 )
+
+
+def _name(die: "DIE") -> str | None:
+    """The entry's name; None where it has none, or where damage has given the attribute another form."""
+    attribute = die.attributes.get("DW_AT_name")
+    if attribute is None or not isinstance(attribute.value, bytes):
+        return None
+    return attribute.value.decode("utf-8", "replace")
+
+
+def _number(attribute: Any) -> int:
+    if not isinstance(attribute.value, int):
+        raise DwarfError(f"{attribute.name} at {attribute.offset:#x} of .debug_info is not a number")
+    return attribute.value
 
 
 def _attributes(die: "DIE") -> dict[Any, Any]:

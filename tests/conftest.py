@@ -11,10 +11,14 @@ import pytest
 #: An environment variable that every process started by a test inherits, so that leftovers can be found.
 MARK = "PTSERVER_TEST_RUN"
 
+#: The same examples in every run, so that a change fails for what it changed; `make test-slow` looks for new ones.
 hypothesis.settings.register_profile(
-    "ptserver", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+    "same", deadline=None, derandomize=True, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
-hypothesis.settings.load_profile("ptserver")
+hypothesis.settings.register_profile(
+    "search", parent=hypothesis.settings.get_profile("same"), derandomize=False
+)
+hypothesis.settings.load_profile("same")
 
 
 def marked_processes(value: str) -> list[str]:

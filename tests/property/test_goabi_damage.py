@@ -192,6 +192,7 @@ def read_dwarf(path: Path) -> None:
 
 @many
 @given(damages, st.sampled_from([".debug_info", ".debug_abbrev", ".debug_addr"]))
+@example([(0.95703125, b"\x01")], ".debug_abbrev")  # a name in the form of a number
 def test_debugging_information(damage: Damage, name: str) -> None:
     start, size = sections()[name]
     survive(damaged(start, size, damage), read_dwarf)
