@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from bench.measure import BenchError
 from tests.gofixtures import ROOT, build
 
-EMULATED = (sys.executable, "-m", "ptserver.emulated_host")
+EMULATED = (sys.executable, "-m", "ptserver.emulated.host")
 QEMU = {"amd64": "qemu-x86_64", "arm64": "qemu-aarch64"}
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
 

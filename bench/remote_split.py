@@ -11,11 +11,11 @@ import time
 from collections import defaultdict
 from typing import Any
 
-from ptserver.memory_stores import ServedStore
-from ptserver.remote_options import Wanted
-from ptserver.remote_tracer import RemoteTracer
-from ptserver.run import RunOptions
-from ptserver.run_here import run_here
+from ptserver.remote_memory.options import Wanted
+from ptserver.remote_memory.stores import ServedStore
+from ptserver.remote_memory.tracer import RemoteTracer
+from ptserver.running.here import run_here
+from ptserver.running.run import RunOptions
 from stepping import ptrace_api
 from stepping.tracee import Tracee
 from stepping.tracee_engine import TraceeEngine

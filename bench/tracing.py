@@ -26,10 +26,10 @@ from bench.run import Figure, Target, measure, show
 from goabi.binary import GoBinary
 from ptserver.tracelog.batch import CallBatch
 from ptserver.tracelog.events import TraceStart
+from ptserver.tracelog.go_events import RuntimeWanted
 from ptserver.tracelog.sinks import Form, open_sink
+from ptserver.tracelog.stepping_events import FrameNames
 from ptserver.tracelog.text import TextOptions
-from ptserver.tracing_events import FrameNames
-from ptserver.tracing_go import RuntimeWanted
 from stepping.ring import Ring
 from stepping.ring_inject import find_pages
 from stepping.syscalls.table import SYSCALLS

@@ -5,7 +5,7 @@
     DIR/client/cert.pem key.pem ca.pem   copy this to the end that connects    (with a token: ca.pem token)
 
 Files are 0600 and folders 0700 from the moment they exist, and nothing is ever overwritten. Keys are on the curve
-P-256, which every TLS 1.3 peer has. `ptserver.tls` reads the folders.
+P-256, which every TLS 1.3 peer has. `ptserver.net.tls` reads the folders.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from ptserver.errors import KeysError
-from ptserver.tls import AUTHORITY, CERTIFICATE, KEY, TOKEN
+from ptserver.net.tls import AUTHORITY, CERTIFICATE, KEY, TOKEN
 
 #: The names by which a server is always reached from its own machine.
 _OWN_NAMES = ("localhost", "127.0.0.1", "::1")

@@ -5,7 +5,7 @@ import heapq
 import msgspec
 
 from ptserver.attach.snapshot import CallUse, GoroutineUse, SiteUse, Snapshot, Use
-from ptserver.goroutine_stats import Accounts
+from ptserver.inspection.goroutine_stats import Accounts
 from ptserver.tracelog.batch import CallBatch
 from ptserver.tracelog.events import Event, SyscallEvent
 from ptserver.tracelog.summary import Counts

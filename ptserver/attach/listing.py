@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator
 
 from goabi.errors import GoAbiError
 from ptserver.errors import PtServerError
-from ptserver.goroutine_list import FrameRow, GoroutineRow, GroupRow, Groups, Selection
-from ptserver.goroutine_rows import RowMaker
-from ptserver.goroutine_stats import Listed, format_site
-from ptserver.inspection_process import InspectedProcess
+from ptserver.inspection.goroutine_list import FrameRow, GoroutineRow, GroupRow, Groups, Selection
+from ptserver.inspection.goroutine_rows import RowMaker
+from ptserver.inspection.goroutine_stats import Listed, format_site
+from ptserver.inspection.process import InspectedProcess
 from stepping.errors import SteppingError
 
 #: How many goroutines are copied in one stop.

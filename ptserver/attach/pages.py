@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from ptserver.attach.snapshot import GoroutineUse, GroupUse, SiteUse, Snapshot, Use
-from ptserver.goroutine_list import FrameRow, format_duration, is_shown
-from ptserver.goroutine_stats import NO_GOROUTINE
+from ptserver.inspection.goroutine_list import FrameRow, format_duration, is_shown
+from ptserver.inspection.goroutine_stats import NO_GOROUTINE
 
 
 class Shown(Protocol):

@@ -4,9 +4,9 @@ import msgspec
 
 from ptserver.attach.snapshot import Snapshot, decode
 from ptserver.errors import ConnectionLostError
-from ptserver.goroutine_list import Selection
+from ptserver.inspection.goroutine_list import Selection
 from ptserver.messages import SessionFacts, Watch, WatchedRows
-from ptserver.watcher import NoSessionError, Watcher
+from ptserver.watching.watcher import NoSessionError, Watcher
 
 
 class RemoteSource:

@@ -13,8 +13,8 @@ from inspect import cleandoc
 import msgspec
 
 from ptserver import messages
-from ptserver.goroutine_list import FrameRow
-from ptserver.goroutine_stats import Totals
+from ptserver.inspection.goroutine_list import FrameRow
+from ptserver.inspection.goroutine_stats import Totals
 
 
 class Use(messages.Use, frozen=True, omit_defaults=True, gc=False):

@@ -19,11 +19,11 @@ import msgspec
 
 from ptserver.attach.listing import STOP_RECORDS, Listing, place
 from ptserver.attach.snapshot import CallUse, GoroutineUse, GroupUse, SiteUse, Snapshot, Use
-from ptserver.goroutine_list import FrameRow, GoroutineRow, GroupRow, Selection
-from ptserver.goroutine_meter import Meter
-from ptserver.goroutine_stats import Account, Accounts, Listed, Totals
-from ptserver.inspection_process import InspectedProcess
-from ptserver.tracing_events import exe_identity
+from ptserver.inspection.goroutine_list import FrameRow, GoroutineRow, GroupRow, Selection
+from ptserver.inspection.goroutine_meter import Meter
+from ptserver.inspection.goroutine_stats import Account, Accounts, Listed, Totals
+from ptserver.inspection.process import InspectedProcess
+from ptserver.tracelog.stepping_events import exe_identity
 from stepping.ring import BATCH, Ring
 from stepping.ring_site import NoRingError, find_site
 from stepping.syscalls import SYSCALLS

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from ptserver.attach.pages import PAGES
 from ptserver.attach.snapshot import GoroutineUse, GroupUse, SiteUse, Snapshot, Use
-from ptserver.goroutine_list import FrameRow, is_shown
+from ptserver.inspection.goroutine_list import FrameRow, is_shown
 from ptserver.tracelog.goroutine_summary import format_bytes
 
 HELP = """\

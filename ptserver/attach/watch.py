@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from ptserver.attach.snapshot import Snapshot
-from ptserver.host_signals import HostSignals
+from ptserver.hosts.signals import HostSignals
 
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 #: How long the loop waits at most; the ring is read that often.

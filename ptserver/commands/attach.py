@@ -79,7 +79,7 @@ def attach_command(
     from ptserver.attach.source import AttachSource
     from ptserver.attach.watch import Source, Watch, line_writer
     from ptserver.commands.inspect_arguments import compiled
-    from ptserver.goroutine_list import Selection
+    from ptserver.inspection.goroutine_list import Selection
     from ptserver.tracelog.filters import parse_filters
 
     selection = Selection(states, compiled(func), system=system)

@@ -27,9 +27,9 @@ def blocks_command(program: str, function: str | None, *, as_json: bool, no_cach
     ptserver blocks --json ./main 'net/http.*'
     """
     from goabi.binary import GoBinary
-    from ptserver.block_list import encoder, format_function, make_row, select_functions
-    from ptserver.inspection import InspectError
-    from ptserver.program_blocks import open_blocks
+    from ptserver.blocks.listing import encoder, format_function, make_row, select_functions
+    from ptserver.blocks.of_program import open_blocks
+    from ptserver.inspection.inspector import InspectError
 
     encode = encoder()
     found = False

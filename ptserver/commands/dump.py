@@ -18,7 +18,7 @@ def dump_command(pid: int, output: str | None, *, quiet: bool) -> None:
     ptserver dump 1234 -o core
     gdb ./main core
     """
-    from ptserver.core_dump import dump_process
+    from ptserver.inspection.core_dump import dump_process
 
     path = output or f"core.{pid}"
     dumped = dump_process(pid, path)

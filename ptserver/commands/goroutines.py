@@ -9,7 +9,7 @@ from ptserver.commands.inspect_arguments import compiled, inspect_arguments, pri
 from ptserver.commands.watch_arguments import Connect, server_arguments
 
 if TYPE_CHECKING:
-    from ptserver.goroutine_list import GoroutineRow
+    from ptserver.inspection.goroutine_list import GoroutineRow
 
 
 @click.command("goroutines", no_args_is_help=True)
@@ -59,7 +59,7 @@ def goroutines_command(
         raise click.UsageError("--group and --by-state exclude each other")
     pattern = compiled(func)
 
-    from ptserver.goroutine_list import (
+    from ptserver.inspection.goroutine_list import (
         Groups,
         Selection,
         SummaryRow,
@@ -69,8 +69,8 @@ def goroutines_command(
         format_summary,
         format_trace,
     )
-    from ptserver.goroutine_rows import RowMaker
-    from ptserver.inspection import inspect_target
+    from ptserver.inspection.goroutine_rows import RowMaker
+    from ptserver.inspection.inspector import inspect_target
     from ptserver.messages import Watch
 
     encode = encoder()

@@ -12,7 +12,7 @@ import click
 from ptserver.commands.watch_arguments import Connect
 
 if TYPE_CHECKING:
-    from ptserver.goroutine_list import GoroutineRow, SummaryRow
+    from ptserver.inspection.goroutine_list import GoroutineRow, SummaryRow
     from ptserver.messages import Watch
 
 Command = Callable[..., Any]
@@ -56,8 +56,8 @@ def session_rows(connect: Connect, session: str, watch: "Watch") -> "Iterator[Go
     """
     import msgspec
 
-    from ptserver.goroutine_list import GoroutineRow, SummaryRow, read_rows
-    from ptserver.watcher import NoSessionError
+    from ptserver.inspection.goroutine_list import GoroutineRow, SummaryRow, read_rows
+    from ptserver.watching.watcher import NoSessionError
 
     watcher = connect()
     try:

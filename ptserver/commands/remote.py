@@ -93,7 +93,7 @@ def remote_command(
     Exit status: 0 after SIGTERM or SIGINT; 64 for a wrong option, address, token file or folder of keys; 69 if ADDR
     cannot be listened at; 70 if ptserver failed.
     """
-    from ptserver.remote import RemoteOptions, remote
+    from ptserver.offered.remote import RemoteOptions, remote
 
     remote(
         RemoteOptions(

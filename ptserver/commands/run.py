@@ -4,7 +4,7 @@ import click
 
 from ptserver.commands.common_options import keepalive_option
 from ptserver.commands.trace_arguments import OptionalValueCommand, trace_arguments
-from ptserver.trace_options import TraceOptions
+from ptserver.tracelog.options import TraceOptions
 
 
 @click.command(
@@ -198,12 +198,12 @@ def run_command(
     ptserver run --engine=emulate --seed 7 ./main
     ptserver run --server db1:11235 --remote-var main.counter ./main
     """
-    from ptserver.remote_options import Wanted
-    from ptserver.run import RunOptions, run
+    from ptserver.remote_memory.options import Wanted
+    from ptserver.running.run import RunOptions, run
 
     rules = None
     if local or remote_rules or rules_file is not None or explain is not None:
-        from ptserver.rules import chosen_rules
+        from ptserver.rules.rules import chosen_rules
 
         rules = chosen_rules(rules_file, local, remote_rules)
         if explain is not None:

@@ -111,8 +111,8 @@ def serve_command(
     keys that is not in order; 69 if ADDR cannot be listened at; 70 if the server failed; 77 if sessions cannot be
     confined as they should be.
     """
-    from ptserver.confinement import parse_confinement
-    from ptserver.serve import ServeOptions, serve
+    from ptserver.confinement.options import parse_confinement
+    from ptserver.sessions.serve import ServeOptions, serve
 
     confinement = parse_confinement(
         root=root,

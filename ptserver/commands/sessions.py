@@ -20,8 +20,8 @@ def sessions_command(connect: Connect, *, as_json: bool) -> None:
     import msgspec
 
     from ptserver.commands.inspect_arguments import printing
-    from ptserver.goroutine_list import format_duration, printable
-    from ptserver.watcher import age
+    from ptserver.inspection.goroutine_list import format_duration, printable
+    from ptserver.watching.watcher import age
 
     watcher = connect()
     watcher.close()

@@ -9,7 +9,7 @@ from ptserver.commands.inspect_arguments import inspect_arguments, printing, ses
 from ptserver.commands.watch_arguments import Connect, server_arguments
 
 if TYPE_CHECKING:
-    from ptserver.goroutine_list import GoroutineRow, SummaryRow
+    from ptserver.inspection.goroutine_list import GoroutineRow, SummaryRow
 
 
 @click.command("stack", no_args_is_help=True)
@@ -41,9 +41,15 @@ def stack_command(
     ptserver stack 1234 18
     ptserver stack --runtime core.1234 18
     """
-    from ptserver.goroutine_list import GoroutineRow, Selection, encoder, format_details, format_trace
-    from ptserver.goroutine_rows import RowMaker
-    from ptserver.inspection import InspectError, inspect_target
+    from ptserver.inspection.goroutine_list import (
+        GoroutineRow,
+        Selection,
+        encoder,
+        format_details,
+        format_trace,
+    )
+    from ptserver.inspection.goroutine_rows import RowMaker
+    from ptserver.inspection.inspector import InspectError, inspect_target
     from ptserver.messages import Watch
 
     encode = encoder()

@@ -75,7 +75,7 @@ def step_command(
         raise click.UsageError("a running process cannot be emulated")
     if gdb is not None and (commands or script is not None):
         raise click.UsageError("--gdb leaves no commands to execute here")
-    from ptserver.run import RunOptions
+    from ptserver.running.run import RunOptions
 
     if trace is None and (output is not None or as_json):
         raise click.UsageError("--output and --json belong to --trace")
@@ -85,7 +85,7 @@ def step_command(
                 "--trace runs a program to its end: it goes with no --gdb, --pid or commands"
             )
         from ptserver.program import find_program
-        from ptserver.run_logged import run_logged
+        from ptserver.running.logged import run_logged
 
         path, header = find_program(program, emulated=engine != "native")
         argv = RunOptions(program, arguments).argv

@@ -6,7 +6,7 @@ import click
 
 from ptserver.commands.trace_arguments import log_arguments
 from ptserver.commands.watch_arguments import Connect, server_arguments
-from ptserver.trace_options import TraceOptions
+from ptserver.tracelog.options import TraceOptions
 
 
 @click.command("trace", context_settings={"allow_interspersed_args": False}, no_args_is_help=True)
@@ -41,13 +41,13 @@ def trace_command(
         _trace_session(connect, target, log)
         return
     if not target.isdecimal():
-        from ptserver.run import RunOptions, run
+        from ptserver.running.run import RunOptions, run
 
         ctx.exit(run(RunOptions(target, arguments, trace=log)))
     if arguments:
         raise click.UsageError(f"process {target} runs already: it takes no arguments")
-    from ptserver.process_stop import find_process
-    from ptserver.tracing import trace_process
+    from ptserver.inspection.process_stop import find_process
+    from ptserver.tracelog.tracing import trace_process
 
     pid = find_process(int(target)).pid
     sink = log.open(_command_line(pid), pid)
@@ -66,7 +66,7 @@ def trace_command(
 
 
 def _trace_session(connect: Connect, session: str, log: TraceOptions) -> None:
-    from ptserver.watched_trace import trace_session
+    from ptserver.watching.trace import trace_session
 
     if log.stacks:
         raise click.UsageError(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ptserver.trace_options import TraceOptions
+from ptserver.tracelog.options import TraceOptions
 
 if TYPE_CHECKING:
     from ptserver.tracelog.selection import Selection
@@ -194,7 +194,7 @@ def _events(text: str | None, source: str) -> frozenset[str]:
     """Return the kinds of events that `--events` asks for."""
     if text is None:
         return frozenset()
-    from ptserver.tracing_go import KINDS
+    from ptserver.tracelog.go_events import KINDS
 
     kinds = frozenset(text.replace("all", ",".join(KINDS)).split(","))
     if not kinds <= set(KINDS):

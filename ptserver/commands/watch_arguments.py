@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from ptserver.watcher import Watcher
+    from ptserver.watching.watcher import Watcher
 
 Command = Callable[..., Any]
 Connect = Callable[[], "Watcher"]
@@ -27,7 +27,7 @@ def server_arguments(*, required: bool = False) -> Callable[[Command], Command]:
                 raise click.UsageError("--token-file and --keys belong to --server")
 
             def connect() -> "Watcher":
-                from ptserver.watcher import Watcher
+                from ptserver.watching.watcher import Watcher
 
                 return Watcher.connect(address, token_file, keys)
 

@@ -46,7 +46,7 @@ def skip(text: str) -> Never:
 class Server:
     """The server to check.
 
-    address: as `ptserver.transport` writes it; scratch: a folder at the server that the checks may fill, or
+    address: as `ptserver.net.transport` writes it; scratch: a folder at the server that the checks may fill, or
     empty; token: the secret that it wants, or empty; timeout: how many seconds it may take to answer.
     """
 

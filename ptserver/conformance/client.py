@@ -15,8 +15,6 @@ from typing import Any
 
 import msgspec
 
-from ptserver import transport
-from ptserver.connection import client_handshake
 from ptserver.errors import ConnectError, ConnectionLostError, ProtocolError
 from ptserver.messages import (
     CODECS,
@@ -36,7 +34,9 @@ from ptserver.messages import (
     Syscall,
     Welcome,
 )
-from ptserver.wire import HEADER_BYTES, MAX_FRAME_BYTES, Codec, frame_size
+from ptserver.net import transport
+from ptserver.net.connection import client_handshake
+from ptserver.net.wire import HEADER_BYTES, MAX_FRAME_BYTES, Codec, frame_size
 
 HELLO = Hello(
     versions=(PROTOCOL_VERSION,),

@@ -14,7 +14,7 @@ from ptserver.messages import (
     ThreadEvent,
     WindowSize,
 )
-from ptserver.wire import MAX_FRAME_BYTES
+from ptserver.net.wire import MAX_FRAME_BYTES
 
 _GROUP = "framing"
 _CALL = {"type": "syscall", "id": 1, "tid": 2, "pid": 2, "name": "close", "args": [0xFFFF, 0, 0, 0, 0, 0]}

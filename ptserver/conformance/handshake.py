@@ -16,7 +16,7 @@ from ptserver.messages import (
     WatcherWelcome,
     Welcome,
 )
-from ptserver.wire import MAX_HELLO_BYTES
+from ptserver.net.wire import MAX_HELLO_BYTES
 
 _GROUP = "handshake"
 

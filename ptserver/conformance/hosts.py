@@ -14,7 +14,6 @@ from collections.abc import Iterator
 import msgspec
 
 from ptserver.conformance.checks import Check, Server, check, fail, require
-from ptserver.connection import Connection, answer_hello, receive_hello
 from ptserver.errors import ConnectionLostError, RefusedError
 from ptserver.messages import (
     CODECS,
@@ -35,8 +34,9 @@ from ptserver.messages import (
     ToServer,
     Welcome,
 )
-from ptserver.offer_handshake import send_offer
-from ptserver.transport import connect
+from ptserver.net.connection import Connection, answer_hello, receive_hello
+from ptserver.net.transport import connect
+from ptserver.offered.handshake import send_offer
 
 _GROUP = "host"
 _SIGTERM, _SIGCONT, _SIGTSTP = 15, 18, 20

@@ -13,8 +13,8 @@ from collections.abc import Callable
 
 from goabi.elf_header import read_elf_header
 from ptserver.debugger.target import Stop
-from ptserver.emulated_host import EmulatedResources
-from ptserver.emulated_processes import SignalRelay
+from ptserver.emulated.host import EmulatedResources
+from ptserver.emulated.processes import SignalRelay
 from stepping.emulation.machine import Machine
 from stepping.emulation.threads import Thread
 from stepping.emulator import Trap, TrapKind

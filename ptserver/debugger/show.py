@@ -21,7 +21,7 @@ from goabi.values import (
 )
 from ptserver.debugger.debugger import Debugger
 from ptserver.debugger.target import Stop
-from ptserver.goroutine_list import printable
+from ptserver.inspection.goroutine_list import printable
 from stepping.syscalls import Sysno, by_number
 from stepping.wait_status import signal_name
 

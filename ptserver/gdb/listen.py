@@ -6,7 +6,14 @@ import sys
 from ptserver.debugger.target import Target
 from ptserver.errors import AddressError
 from ptserver.gdb.server import GdbServer
-from ptserver.transport import TcpAddress, close_listener, is_private, listen, local_address, parse_address
+from ptserver.net.transport import (
+    TcpAddress,
+    close_listener,
+    is_private,
+    listen,
+    local_address,
+    parse_address,
+)
 
 
 def serve_gdb(address: str, target: Target, *, attached: bool) -> None:

@@ -6,14 +6,14 @@ import select
 import socket
 import traceback
 
-from ptserver.connection import Connection, Stream
 from ptserver.errors import ConnectionLostError
-from ptserver.host_signals import HostSignals
-from ptserver.poll_loop import PollLoop
+from ptserver.hosts.signals import HostSignals
+from ptserver.net.connection import Connection, Stream
+from ptserver.net.poll_loop import PollLoop
+from ptserver.net.wire import Codec
 from ptserver.spread.host import SpreadHost
 from ptserver.spread.messages import Begin, Ready, ToHost
 from ptserver.stub.hypercalls import FIRST_HYPERCALL, LAST_HYPERCALL
-from ptserver.wire import Codec
 from stepping.errors import SteppingError
 from stepping.instance import Image, Instance, instance_filter
 from stepping.launch import Program

@@ -1,7 +1,7 @@
 """How a spread program gets its hosts: the home offers it to one that waits, which executes a blank instance of it.
 
 home                                                       host
-|--- offer, purpose "spread" (`ptserver.offer_handshake`) --->|
+|--- offer, purpose "spread" (`ptserver.offered.handshake`) --->|
 |<-- hello, --- welcome ------------------------------------->|
 |<-- fetch, --- chunk, as often as needed ------------------->|   the program, if it is not kept there
 |<-- obtained ------------------------------------------------|
@@ -12,9 +12,7 @@ import os
 import select
 
 from goabi.elf_header import read_elf_header
-from ptserver.connection import Connection, Stream, server_handshake
 from ptserver.errors import ConnectionLostError, ProtocolError, RefusedError
-from ptserver.file_transfer import OfferedFile
 from ptserver.machine import native_arch, version
 from ptserver.messages import (
     CODECS,
@@ -27,9 +25,11 @@ from ptserver.messages import (
     ToServer,
     Welcome,
 )
-from ptserver.offer_handshake import SPREAD, send_offer
-from ptserver.reach import reach
-from ptserver.run_remotely import read_token
+from ptserver.net.connection import Connection, Stream, server_handshake
+from ptserver.net.reach import reach
+from ptserver.offered.file_transfer import OfferedFile
+from ptserver.offered.handshake import SPREAD, send_offer
+from ptserver.running.remotely import read_token
 
 _HANDSHAKE_SECONDS = 10.0
 #: How long a host may say nothing while it takes the program.

@@ -12,10 +12,11 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ptserver.connection import Connection
 from ptserver.errors import ConnectionLostError, LaunchError, PtServerError
-from ptserver.host_signals import HostSignals, is_passed_on
-from ptserver.poll_loop import PollLoop
+from ptserver.hosts.signals import HostSignals, is_passed_on
+from ptserver.net.connection import Connection
+from ptserver.net.poll_loop import PollLoop
+from ptserver.net.wire import Codec
 from ptserver.spread.address_space import ANYWHERE, AddressSpace
 from ptserver.spread.agent import fork_agent
 from ptserver.spread.home import Home
@@ -25,7 +26,6 @@ from ptserver.spread.offer import offer_spread
 from ptserver.spread.placement import Placement
 from ptserver.spread.requests import HostFailedError
 from ptserver.stub.hypercalls import FIRST_HYPERCALL, LAST_HYPERCALL
-from ptserver.wire import Codec
 from stepping.instance import Instance, instance_filter
 from stepping.launch import Program
 from stepping.seccomp import Rule, Verdict

@@ -1,11 +1,11 @@
 """`ptserver run --spread`, behind its command line."""
 
 from goabi.elf_header import ElfHeader
-from ptserver.endings import end_as
 from ptserver.errors import LaunchError
+from ptserver.hosts.endings import end_as
 from ptserver.machine import native_arch
-from ptserver.run import RunOptions
-from ptserver.run_here import environment
+from ptserver.running.here import environment
+from ptserver.running.run import RunOptions
 from ptserver.spread.placement import POLICIES
 from ptserver.spread.run import SpreadOptions, run_spread
 

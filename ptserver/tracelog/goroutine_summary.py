@@ -3,17 +3,17 @@
     cpu s     +-  blocked s   calls  errors  in calls s  bytes in  bytes out  goroutine
     0.412  0.003      1.250   10432       0       0.113   4.2 MiB    1.0 KiB       18  created at main.main main.go:40
 
-Calls are exact. Processor time and blocked time are estimates, as `ptserver.goroutine_stats` says; `+-` is the
-standard deviation of the processor time. The process is sampled as it runs, when events come and when the source is
-idle.
+Calls are exact. Processor time and blocked time are estimates, as `ptserver.inspection.goroutine_stats` says; `+-` is
+the standard deviation of the processor time. The process is sampled as it runs, when events come and when the source
+is idle.
 """
 
 import json
 import time
 from typing import Any, Literal
 
-from ptserver.goroutine_meter import Meter
-from ptserver.goroutine_stats import NO_GOROUTINE, Account, Accounts, SiteTotals, Totals
+from ptserver.inspection.goroutine_meter import Meter
+from ptserver.inspection.goroutine_stats import NO_GOROUTINE, Account, Accounts, SiteTotals, Totals
 from ptserver.tracelog.batch import CallBatch
 from ptserver.tracelog.events import Event, ExitEvent, SyscallEvent
 from ptserver.tracelog.output import LineWriter

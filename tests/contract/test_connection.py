@@ -12,8 +12,6 @@ from typing import Any
 import msgspec
 import pytest
 
-from ptserver import transport
-from ptserver.connection import HIGH_WATER_BYTES, Connection, Stream, client_handshake, server_handshake
 from ptserver.errors import ConnectError, ConnectionLostError, ProtocolError, PtServerError, RefusedError
 from ptserver.messages import (
     CODECS,
@@ -29,8 +27,10 @@ from ptserver.messages import (
     ToServer,
     Welcome,
 )
-from ptserver.tls import accept_tls, connect_tls, connecting_keys, listening_keys
-from ptserver.wire import MAX_HELLO_BYTES, Codec
+from ptserver.net import transport
+from ptserver.net.connection import HIGH_WATER_BYTES, Connection, Stream, client_handshake, server_handshake
+from ptserver.net.tls import accept_tls, connect_tls, connecting_keys, listening_keys
+from ptserver.net.wire import MAX_HELLO_BYTES, Codec
 
 Pair = tuple[Stream, Stream]
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from ptserver import transport
 from ptserver.conformance.__main__ import CHECKS
 from ptserver.conformance.checks import Server, run_checks
-from ptserver.wire import FrameDecoder
+from ptserver.net import transport
+from ptserver.net.wire import FrameDecoder
 from tests.contract.test_server_conformance import TOKEN, serving
 
 Fields = dict[str, Any]

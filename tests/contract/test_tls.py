@@ -13,8 +13,6 @@ from typing import Any
 import pytest
 
 from ptserver import keys as making
-from ptserver import transport
-from ptserver.connection import Connection, client_handshake, server_handshake
 from ptserver.errors import (
     ConnectError,
     ConnectionLostError,
@@ -25,10 +23,12 @@ from ptserver.errors import (
     UntrustedError,
 )
 from ptserver.messages import Ping, StreamData, ToHost, ToServer
-from ptserver.reach import reach
-from ptserver.tls import accept_tls, connect_tls, connecting_keys, listening_keys
-from ptserver.tls_stream import TlsStream
-from ptserver.wire import Codec
+from ptserver.net import transport
+from ptserver.net.connection import Connection, client_handshake, server_handshake
+from ptserver.net.reach import reach
+from ptserver.net.tls import accept_tls, connect_tls, connecting_keys, listening_keys
+from ptserver.net.tls_stream import TlsStream
+from ptserver.net.wire import Codec
 from tests.contract.test_connection import HELLO, tls_pair, wait, welcome
 
 Pair = tuple[socket.socket, socket.socket]
@@ -351,7 +351,7 @@ def test_another_machine_is_not_reached_without_tls(monkeypatch: pytest.MonkeyPa
         stream, token = reach(address, None)
         stream.close()
         assert token == ""
-        monkeypatch.setattr("ptserver.reach.is_private", lambda name: False)
+        monkeypatch.setattr("ptserver.net.reach.is_private", lambda name: False)
         with pytest.raises(UntrustedError, match="is another machine, which needs TLS"):
             reach(address, None)
 

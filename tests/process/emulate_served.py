@@ -3,7 +3,7 @@
 import os
 import sys
 
-from ptserver.emulated_host import end_as, run_emulated
+from ptserver.emulated.host import end_as, run_emulated
 from ptserver.servers import load
 
 if __name__ == "__main__":

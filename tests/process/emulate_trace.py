@@ -4,7 +4,7 @@ import os
 import sys
 from pathlib import Path
 
-from ptserver.emulated_host import end_as, run_emulated
+from ptserver.emulated.host import end_as, run_emulated
 from stepping.emulation.machine import Machine
 from stepping.syscalls import Syscall
 

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
-from ptserver.connection import Connection, Stream, client_handshake
 from ptserver.errors import ConnectionLostError
 from ptserver.messages import (
     CODECS,
@@ -30,10 +29,11 @@ from ptserver.messages import (
     ToHost,
     Welcome,
 )
+from ptserver.net.connection import Connection, Stream, client_handshake
 from ptserver.server import RuntimeServer
-from ptserver.session_log import Log
-from ptserver.session_start import ADMITTED, SessionConfig
-from ptserver.spawner import Spawner, start_spawner
+from ptserver.sessions.log import Log
+from ptserver.sessions.spawner import Spawner, start_spawner
+from ptserver.sessions.start import ADMITTED, SessionConfig
 
 AT_FDCWD = 2**64 - 100
 TIMEOUT = 20.0

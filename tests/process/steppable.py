@@ -4,7 +4,7 @@ import mmap
 import re
 
 from goabi.binary import GoBinary
-from ptserver.program_blocks import open_blocks
+from ptserver.blocks.of_program import open_blocks
 from stepping.block_cache import Block
 from stepping.breakpoints import Breakpoints
 from stepping.launch import Program

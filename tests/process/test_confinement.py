@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from ptserver.confine import check
-from ptserver.confinement import Confinement, parse_confinement
+from ptserver.confinement.confine import check
+from ptserver.confinement.options import Confinement, parse_confinement
 from ptserver.errors import CannotConfineError, RefusedError
 from stepping import landlock
 from tests.gofixtures import build
@@ -88,8 +88,8 @@ def test_a_user_confines_himself_in_a_user_namespace(jail: Path) -> None:
     """Done by another user than root, which must not be told of by an import of this test's."""
     script = (
         "import os, sys\n"
-        "from ptserver.confine import enter\n"
-        "from ptserver.confinement import parse_confinement\n"
+        "from ptserver.confinement.confine import enter\n"
+        "from ptserver.confinement.options import parse_confinement\n"
         "os.setgroups([]) if os.geteuid() == 0 else None\n"
         f"os.setresgid({NOBODY}, {NOBODY}, {NOBODY}); os.setresuid({NOBODY}, {NOBODY}, {NOBODY})\n"
         "print(enter(parse_confinement(root=sys.argv[1])))\n"
@@ -262,8 +262,8 @@ def test_the_programs_that_are_listed_are_executed_and_no_others(wanted: str) ->
     programs = [os.path.realpath(wanted)] if wanted != "none" else ["none"]
     script = (
         "import subprocess, sys\n"
-        "from ptserver.confine import enter\n"
-        "from ptserver.confinement import parse_confinement\n"
+        "from ptserver.confinement.confine import enter\n"
+        "from ptserver.confinement.options import parse_confinement\n"
         "enter(parse_confinement(executables=sys.argv[1:]))\n"
         "for program in ('/bin/true', '/bin/echo'):\n"
         "    try: print(program, subprocess.call([program, 'out']), flush=True)\n"
@@ -347,8 +347,8 @@ def test_nothing_that_a_session_starts_reaches_the_server() -> None:
     """By a process that is confined as every session is, against its parent, which is not."""
     script = (
         "import ctypes, os, signal\n"
-        "from ptserver.confine import enter\n"
-        "from ptserver.confinement import UNCONFINED\n"
+        "from ptserver.confinement.confine import enter\n"
+        "from ptserver.confinement.options import UNCONFINED\n"
         "parent = os.getppid()\n"
         "enter(UNCONFINED)\n"
         "if os.fork():\n"
@@ -418,7 +418,7 @@ def test_who_cannot_be_confined_is_not_served(tmp_path: Path) -> None:
 
 
 def test_a_kernel_without_landlock_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ptserver.confine.abi", lambda: 0)
+    monkeypatch.setattr("ptserver.confinement.confine.abi", lambda: 0)
     with pytest.raises(CannotConfineError, match="this kernel has no Landlock"):
         check(parse_confinement(read_only=True, user="nobody"))
     assert check(Confinement()) == []

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ptserver.emulated_host import run_emulated
+from ptserver.emulated.host import run_emulated
 from ptserver.servers import load
 from stepping.emulation.loader import LoadError
 from tests.conformance.modes import base_environment
@@ -19,7 +19,7 @@ from tests.gofixtures import ROOT, build, environment, goroot, toolchain
 
 ARCHES = ("amd64", "arm64")
 QEMU = {"amd64": "qemu-x86_64", "arm64": "qemu-aarch64"}
-EMULATED = (sys.executable, "-m", "ptserver.emulated_host")
+EMULATED = (sys.executable, "-m", "ptserver.emulated.host")
 
 every_arch = pytest.mark.parametrize("arch", ARCHES)
 

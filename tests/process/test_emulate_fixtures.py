@@ -14,7 +14,7 @@ from tests.conformance.test_matrix import Behaviour, behaviour
 from tests.gofixtures import build
 from tests.running import Running
 
-EMULATED = Mode("emulated", True, _local(sys.executable, "-m", "ptserver.emulated_host"))
+EMULATED = Mode("emulated", True, _local(sys.executable, "-m", "ptserver.emulated.host"))
 
 #: What is not built for arm64, or rightly does something else there.
 ONLY_AMD64 = {

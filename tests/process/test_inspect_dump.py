@@ -13,8 +13,8 @@ import pytest
 
 from goabi.core import CoreFile
 from goabi.errors import MemoryFaultError
-from ptserver.core_dump import dump_process
-from ptserver.goroutine_list import GoroutineRow, SummaryRow, read_rows
+from ptserver.inspection.core_dump import dump_process
+from ptserver.inspection.goroutine_list import GoroutineRow, SummaryRow, read_rows
 from stepping.maps import Vma, read_maps
 from tests.gofixtures import build
 from tests.process.commands import ptserver, refusal

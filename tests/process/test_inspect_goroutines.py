@@ -13,11 +13,11 @@ from random import Random
 import pytest
 
 from goabi.errors import GoAbiError
-from ptserver.goroutine_list import GoroutineRow, GroupRow, Selection, SummaryRow, read_rows
-from ptserver.goroutine_rows import RowMaker
-from ptserver.inspection import inspect_process
-from ptserver.inspection_process import STOP_RECORDS
-from ptserver.process_stop import stopped as stopped_process
+from ptserver.inspection.goroutine_list import GoroutineRow, GroupRow, Selection, SummaryRow, read_rows
+from ptserver.inspection.goroutine_rows import RowMaker
+from ptserver.inspection.inspector import inspect_process
+from ptserver.inspection.process import STOP_RECORDS
+from ptserver.inspection.process_stop import stopped as stopped_process
 from stepping.bulk_read import read_pieces
 from stepping.maps import read_maps
 from stepping.tracee_memory import TraceeMemory
@@ -243,7 +243,7 @@ def test_a_stopped_program_stays_stopped() -> None:
 def test_an_interrupt_waits_until_the_program_goes_on() -> None:
     """In a process of its own: the threads of a test runner would take the signal that this one holds back."""
     script = (
-        "import os, signal, sys; from ptserver.process_stop import stopped\n"
+        "import os, signal, sys; from ptserver.inspection.process_stop import stopped\n"
         "pid = int(sys.argv[1])\n"
         "try:\n"
         "    with stopped(pid):\n"
@@ -262,7 +262,7 @@ def test_an_interrupt_waits_until_the_program_goes_on() -> None:
 def test_the_program_goes_on_when_ptserver_is_killed_while_it_is_stopped() -> None:
     with running("goabi_states", "spin") as program:
         script = (
-            "import sys; from ptserver.process_stop import stopped\n"
+            "import sys; from ptserver.inspection.process_stop import stopped\n"
             "with stopped(int(sys.argv[1])): print('stopped', flush=True); sys.stdin.read()"
         )
         pipe = subprocess.PIPE
@@ -454,7 +454,7 @@ def test_a_program_whose_file_is_gone(tmp_path: Path) -> None:
 
 
 def test_a_stack_that_was_not_copied_to_its_end_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ptserver.inspection_process.LISTED_STACK_BYTES", 1024)
+    monkeypatch.setattr("ptserver.inspection.process.LISTED_STACK_BYTES", 1024)
     with running("goabi_states") as program, inspect_process(program.pid) as inspected:
         goid = program.names["recursion"]
         (deep,) = [each for each in inspected.iter_sightings() if each.goroutine.goid == goid]

@@ -9,11 +9,11 @@ from tests.gofixtures import ROOT
 #: Waits until the program has ended, then makes its host: a short program is as quick as that on a busy machine.
 LATE_HOST = """
 import os, select, sys
-from ptserver.host_signals import HostSignals
-from ptserver.local_host import LocalHost
+from ptserver.hosts.signals import HostSignals
+from ptserver.hosts.local import LocalHost
 from ptserver.machine import native_arch, this_machine
 from ptserver.messages import Program as Facts
-from ptserver.policy import filter_rules
+from ptserver.hosts.policy import filter_rules
 from ptserver.session import Session
 from stepping.launch import Program, launch
 from stepping.seccomp import assemble

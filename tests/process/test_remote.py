@@ -17,9 +17,9 @@ import pytest
 
 from ptserver.conformance import hosts
 from ptserver.conformance.checks import Server, run_checks
-from ptserver.connection import read_frame
 from ptserver.messages import CODECS, Executable, Offer, Refused
-from ptserver.wire import MAX_HELLO_BYTES, Codec
+from ptserver.net.connection import read_frame
+from ptserver.net.wire import MAX_HELLO_BYTES, Codec
 from tests.conformance.modes import base_environment, waiting
 from tests.gofixtures import build
 from tests.leftovers import none_left

@@ -24,7 +24,7 @@ import os, sys
 from ptserver.tracelog.events import TraceStart
 from ptserver.tracelog.jsonl import JsonLinesSink
 from ptserver.tracelog.output import LineWriter
-from ptserver.tracing import run_traced, trace_process
+from ptserver.tracelog.tracing import run_traced, trace_process
 log, mode, source, names, *argv = sys.argv[1:]
 sink = JsonLinesSink(LineWriter.open(log), TraceStart.now(argv))
 wanted = set(names.split(",")) if names else None

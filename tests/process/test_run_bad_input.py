@@ -179,7 +179,7 @@ def test_a_server_that_makes_a_mistake_ends_the_program_and_says_whose_it_is(nam
     status, _, err = ptserver("run", "--server", f"{SERVERS}:{name}", build("tree"))
     assert status == 70
     assert words in err.splitlines()[-1]
-    assert "ptserver/run.py" not in err
+    assert "ptserver/running/run.py" not in err
 
 
 def test_a_server_whose_interests_are_wrong() -> None:

@@ -23,15 +23,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ptserver.connection import Connection, server_handshake
 from ptserver.errors import ConnectionLostError
+from ptserver.hosts.policy import HOST_CALLS, filter_rules
 from ptserver.keys import make_keys
 from ptserver.messages import Exited, Goodbye, Hello, Result, StreamData, Syscall, ToServer, Welcome
 from ptserver.messages import Signal as SignalMessage
-from ptserver.policy import HOST_CALLS, filter_rules
-from ptserver.reach import reach
-from ptserver.transport import connect, listen, local_address
-from ptserver.wire import Codec
+from ptserver.net.connection import Connection, server_handshake
+from ptserver.net.reach import reach
+from ptserver.net.transport import connect, listen, local_address
+from ptserver.net.wire import Codec
 from stepping import landlock
 from stepping.seccomp import Verdict
 from stepping.syscalls import SYSCALLS
@@ -529,7 +529,7 @@ def test_l3_other_processes_of_the_user_do_not_reach_the_servers_memory(processe
     """A process that is not dumpable has files in /proc that belong to root, and only root traces it."""
     script = (
         "import ctypes, os, sys\n"
-        "from ptserver.confine import protect_this_process\n"
+        "from ptserver.confinement.confine import protect_this_process\n"
         "os.setresgid(65534, 65534, 65534); os.setresuid(65534, 65534, 65534)\n"
         "ctypes.CDLL(None).prctl(4, 1, 0, 0, 0)\n"
         "(reading, writing), (is_ready, ready) = os.pipe(), os.pipe()\n"

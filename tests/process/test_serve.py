@@ -19,8 +19,8 @@ from session_client import TIMEOUT, Client, children, hello, only_session
 from ptserver.errors import ConnectionLostError, RefusedError
 from ptserver.keys import make_keys
 from ptserver.messages import Refused
-from ptserver.reach import reach
-from ptserver.transport import connect
+from ptserver.net.reach import reach
+from ptserver.net.transport import connect
 
 PTSERVER = [sys.executable, "-c", "import cli; cli.main()"]
 

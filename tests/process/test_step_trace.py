@@ -7,7 +7,7 @@ import pytest
 
 from goabi.binary import GoBinary
 from goabi.elf import ElfFile
-from ptserver.program_blocks import open_blocks
+from ptserver.blocks.of_program import open_blocks
 from tests.cfixtures import build_c
 from tests.gofixtures import build
 from tests.process.commands import ptserver, refusal

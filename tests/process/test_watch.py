@@ -15,9 +15,8 @@ import msgspec
 import pytest
 
 from ptserver.attach.snapshot import decode
-from ptserver.connection import watcher_handshake
 from ptserver.errors import ConnectionLostError, RefusedError
-from ptserver.goroutine_list import GoroutineRow, SummaryRow, read_rows
+from ptserver.inspection.goroutine_list import GoroutineRow, SummaryRow, read_rows
 from ptserver.messages import (
     SessionFacts,
     Watch,
@@ -26,9 +25,10 @@ from ptserver.messages import (
     WatchEnded,
     WatcherHello,
 )
-from ptserver.transport import connect
-from ptserver.watcher import NoSessionError, Watcher
-from ptserver.wire import Codec
+from ptserver.net.connection import watcher_handshake
+from ptserver.net.transport import connect
+from ptserver.net.wire import Codec
+from ptserver.watching.watcher import NoSessionError, Watcher
 from tests.gofixtures import build
 from tests.process.commands import ptserver, refusal
 from tests.process.goroutine_work import Worker
@@ -337,7 +337,7 @@ def test_a_watcher_may_only_watch(served: Served, work: tuple[Worker, SessionFac
 
 
 def test_a_host_with_the_watchers_hello_is_refused_where_there_is_nothing_to_watch() -> None:
-    from ptserver.connection import server_handshake
+    from ptserver.net.connection import server_handshake
 
     ours, theirs = socket.socketpair()
     theirs.sendall(bytes(Codec("json").encode(WatcherHello((1,), ("json",), "test"))))

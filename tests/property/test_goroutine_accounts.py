@@ -5,7 +5,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ptserver.goroutine_stats import NO_GOROUTINE, Accounts, Listed, ThreadSample, Totals
+from ptserver.inspection.goroutine_stats import NO_GOROUTINE, Accounts, Listed, ThreadSample, Totals
 from ptserver.tracelog.events import SyscallEvent
 from tests.ringrecords import Record, batch_of
 

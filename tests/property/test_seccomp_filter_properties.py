@@ -5,7 +5,7 @@ import errno
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ptserver.policy import MAPPING_CALLS, REACHES_SELF_ONLY, filter_rules, interest_in
+from ptserver.hosts.policy import MAPPING_CALLS, REACHES_SELF_ONLY, filter_rules, interest_in
 from stepping.seccomp import Rule, Verdict, assemble
 from stepping.syscalls import SYSCALLS, Arch, OnlyIf, Sysno
 from tests import bpf

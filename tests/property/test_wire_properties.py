@@ -31,7 +31,7 @@ from ptserver.messages import (
     Welcome,
     WindowSize,
 )
-from ptserver.wire import Codec, FrameDecoder
+from ptserver.net.wire import Codec, FrameDecoder
 
 text = st.text(max_size=60)
 names = st.text(min_size=1, max_size=64)

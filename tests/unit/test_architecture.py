@@ -18,7 +18,7 @@ SOLE_IMPORTERS = {
     "capstone": {"stepping/blocks.py"},
     "unicorn": {"stepping/unicorn_api.py"},
     "cryptography": {"ptserver/keys.py"},
-    "ssl": {"ptserver/tls.py", "ptserver/tls_stream.py"},
+    "ssl": {"ptserver/net/tls.py", "ptserver/net/tls_stream.py"},
     "elftools": {"goabi/elf.py", "goabi/dwarf.py"},
 }
 

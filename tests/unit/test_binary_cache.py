@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from ptserver.binary_cache import BinaryCache, CacheError, default_folder
 from ptserver.messages import Executable
+from ptserver.offered.binary_cache import BinaryCache, CacheError, default_folder
 
 
 def executable(data: bytes) -> Executable:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from ptserver.block_list import schema_text
+from ptserver.blocks.listing import schema_text
 from stepping.block_cache import Block, BlockCache, cache_folder
 from stepping.block_map import BlockMap, cut_blocks
 from stepping.blocks import Decoder

@@ -7,7 +7,7 @@ import pytest
 
 from goabi.core import CoreFile, MappedFile
 from goabi.errors import MemoryFaultError
-from ptserver.core_format import (
+from ptserver.inspection.core_format import (
     ProcessState,
     Segment,
     ThreadState,

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from ptserver.execute import Executed, execute
-from ptserver.execute_arena import Arena
+from ptserver.shadow.execute import Executed, execute
+from ptserver.shadow.execute_arena import Arena
 from stepping.syscalls import SYSCALLS
 
 AT_FDCWD = 2**64 - 100

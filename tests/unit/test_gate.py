@@ -6,10 +6,10 @@ import socket
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ptserver.confinement import parse_confinement
-from ptserver.gate import GATED, Gate
-from ptserver.net_rules import decode_address
-from ptserver.session_log import Log
+from ptserver.confinement.gate import GATED, Gate
+from ptserver.confinement.net_rules import decode_address
+from ptserver.confinement.options import parse_confinement
+from ptserver.sessions.log import Log
 from stepping.syscalls.socket_messages import Message
 from tests.unit.test_net_rules import four, six, unix
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ptserver.goroutine_list import (
+from ptserver.inspection.goroutine_list import (
     FrameRow,
     GoroutineRow,
     Groups,
@@ -25,7 +25,7 @@ from ptserver.goroutine_list import (
     schema_text,
     where_it_is,
 )
-from ptserver.goroutine_rows import printable
+from ptserver.inspection.goroutine_rows import printable
 from tests.process.goabi.live import parse_dump
 
 PAGE = (Path(__file__).parents[2] / "docs/goroutines.md").read_text()

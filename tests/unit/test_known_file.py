@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ptserver import known_file
-from ptserver.known_file import FRESH_SECONDS, KnownFile
+from ptserver.hosts import known_file
+from ptserver.hosts.known_file import FRESH_SECONDS, KnownFile
 
 CONTENT = bytes(itertools.islice(itertools.cycle(range(251)), 1_500_000))
 

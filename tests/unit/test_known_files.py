@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ptserver.known_files import KnownFiles
+from ptserver.hosts.known_files import KnownFiles
 from ptserver.messages import Ahead, Listed, Message, Named, Result, Syscall
 from stepping.syscalls import SYSCALLS
 

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from ptserver.local_paths import AT_FDCWD, needs_folder, place
-from ptserver.local_table import LocalTable
-from ptserver.rules import Rules, parse_rule
+from ptserver.rules.paths import AT_FDCWD, needs_folder, place
+from ptserver.rules.rules import Rules, parse_rule
+from ptserver.rules.table import LocalTable
 from stepping.syscalls import SYSCALLS
 
 CWD = AT_FDCWD % 2**64

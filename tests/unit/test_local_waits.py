@@ -6,7 +6,7 @@ import struct
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ptserver.local_waits import merge, split, without_waiting
+from ptserver.rules.waits import merge, split, without_waiting
 from stepping.syscalls import SYSCALLS
 
 LOCAL = {2, 5, 9}

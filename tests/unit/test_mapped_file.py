@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ptserver.mapped_file import CHUNK_BYTES, FileFacts, MappedFile
+from ptserver.hosts.mapped_file import CHUNK_BYTES, FileFacts, MappedFile
 
 
 def facts(size: int, mtime: int = 1) -> FileFacts:

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ptserver.confinement import parse_confinement
+from ptserver.confinement.net_rules import NetRule, allows, decode_address, parse_rule
+from ptserver.confinement.options import parse_confinement
 from ptserver.errors import ConfinementError
-from ptserver.net_rules import NetRule, allows, decode_address, parse_rule
 
 
 def four(address: str, port: int, family: int = socket.AF_INET) -> bytes:

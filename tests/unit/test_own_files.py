@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from ptserver.own_files import host_content, merged_stat, merged_status, own_file, shadow_content
+from ptserver.hosts.own_files import host_content, merged_stat, merged_status, own_file, shadow_content
 
 OWN = 4321
 

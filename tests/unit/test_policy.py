@@ -4,7 +4,7 @@ import errno
 
 import pytest
 
-from ptserver.policy import (
+from ptserver.hosts.policy import (
     HOST_CALLS,
     REACHES_SELF_ONLY,
     filter_rules,

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ptserver.errors import RulesError
-from ptserver.rules import Rule, Rules, Side, load_rules, normalise, parse_rule
+from ptserver.rules.rules import Rule, Rules, Side, load_rules, normalise, parse_rule
 
 
 def rules(*texts: str) -> Rules:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from ptserver.shared_variables import MAX_VARIABLE_BYTES, SharedVariables, VariableError
+from ptserver.remote_memory.shared import MAX_VARIABLE_BYTES, SharedVariables, VariableError
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ptserver.execute import Executed, execute
+from ptserver.shadow.execute import Executed, execute
 from stepping.errors import MemoryFaultError
 from stepping.syscalls import SYSCALLS
 from stepping.syscalls.marshal import MAX_TRANSFER_BYTES, BadArgumentError, Gathered, gather, scatter

@@ -8,7 +8,7 @@ import pytest
 
 from ptserver.errors import ProtocolError
 from ptserver.messages import Message, StreamCredit, StreamData, StreamEnd
-from ptserver.streams import WINDOW_BYTES, IncomingStream, OutgoingStream
+from ptserver.net.streams import WINDOW_BYTES, IncomingStream, OutgoingStream
 
 
 def relay(outgoing: OutgoingStream, incoming: IncomingStream, sent: list[Message]) -> None:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from ptserver import transport
 from ptserver.errors import AddressError, ConnectError
-from ptserver.transport import TcpAddress, UnixAddress, parse_address
+from ptserver.net import transport
+from ptserver.net.transport import TcpAddress, UnixAddress, parse_address
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,8 @@ import pytest
 
 from ptserver.attach.counts import CallCounts
 from ptserver.attach.snapshot import CallUse, GoroutineUse, SiteUse, Snapshot, Use
-from ptserver.connection import Connection
 from ptserver.errors import ProtocolError
-from ptserver.host_watches import HostWatches
+from ptserver.hosts.watches import HostWatches
 from ptserver.messages import (
     Message,
     SessionFacts,
@@ -19,11 +18,12 @@ from ptserver.messages import (
     WatchedRows,
     WatchEnded,
 )
-from ptserver.poll_loop import PollLoop
-from ptserver.session_registry import SessionRegistry
-from ptserver.session_watches import SessionWatches
+from ptserver.net.connection import Connection
+from ptserver.net.poll_loop import PollLoop
+from ptserver.net.wire import Codec
+from ptserver.sessions.registry import SessionRegistry
+from ptserver.sessions.watches import SessionWatches
 from ptserver.tracelog.events import SyscallEvent, TraceSink
-from ptserver.wire import Codec
 
 CALL = SyscallEvent(5, 7, 100, 101, "read", (3, 0x1000, 8, 0, 0, 0), {}, {1: b"x" * 9000}, 8, goid=4)
 

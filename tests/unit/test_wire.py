@@ -19,7 +19,7 @@ from ptserver.messages import (
     ToHost,
     ToServer,
 )
-from ptserver.wire import HEADER_BYTES, MAX_FRAME_BYTES, Codec, FrameDecoder, frame_size
+from ptserver.net.wire import HEADER_BYTES, MAX_FRAME_BYTES, Codec, FrameDecoder, frame_size
 
 CALL = Syscall(
     id=5,

@@ -9,7 +9,7 @@ from rich.console import Console
 from ptserver.attach.screen import KEYS, split_keys
 from ptserver.attach.snapshot import CallUse, GoroutineUse, GroupUse, SiteUse, Snapshot, Use, decode, encoder
 from ptserver.attach.view import View
-from ptserver.goroutine_list import FrameRow
+from ptserver.inspection.goroutine_list import FrameRow
 
 PARK = (FrameRow("runtime.gopark", "/go/proc.go", 400), FrameRow("main.serve", "/src/main.go", 7))
 SPIN = (FrameRow("main.spin[/red]", "/src/spin.go", 9),)

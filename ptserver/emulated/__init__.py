@@ -1,0 +1,1 @@
+"""Programs that run on the emulator, with no process of their own."""

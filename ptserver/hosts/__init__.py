@@ -1,0 +1,1 @@
+"""Stub hosts: they execute a program, take its calls, and see that each is answered."""

@@ -1,0 +1,433 @@
+"""The processes of a program whose resources are a server's: their ids, births, signals, and ends.
+
+Each process of the program here has its shadow at the server, and the program knows its processes by the shadows'
+ids. What it asks about them goes to the shadows. What stays here:
+
+    fork        the server makes a shadow first; then the thread makes its copy (`stepping.fork_call`)
+    exec        the shadow becomes the new program; the process here is killed, its status is the server's business
+    exit        the server is told, and the shadow ends in the same way
+    own id      known here: nobody is asked
+    signals     to the own process or its threads are sent here; those that reach a shadow come from the server
+
+A process that stops here by a signal stops its shadow (`ProcessStopped`).
+
+Not trusted: the server; it names processes by ids, and reaches those of this program alone.
+Thread rules: the host's thread.
+"""
+
+import contextlib
+import ctypes
+import errno
+import os
+import signal
+import struct
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, NamedTuple
+
+from ptserver.hosts.endings import exit_of
+from ptserver.hosts.own_files import CONTENT, OPENING, host_content
+from ptserver.hosts.pending_call import PendingCall, Process
+from ptserver.hosts.policy import EXECS, FORKS
+from ptserver.messages import Message, ProcessExited, ProcessStopped, Signal, SignalState
+from ptserver.net.poll_loop import PollLoop
+from stepping.errors import MemoryFaultError, SteppingError, TraceeGoneError
+from stepping.listener import Listener
+from stepping.signal_sets import has_one_thread, read_signal_sets
+from stepping.syscalls import Syscall, Sysno
+
+if TYPE_CHECKING:
+    from stepping.fork_call import ForkCall
+    from stepping.signal_stop import SignalStop
+
+#: Calls before which the server must know how the process treats signals.
+_DEPEND_ON_SIGNALS = FORKS | EXECS | {"wait4", "waitid"}
+
+_CLONE_PIDFD = 0x1000
+_CLONE_PARENT_SETTID = 0x100000
+#: Namespaces of its own, descriptors or a folder shared with another process: no shadow has that.
+_CLONE_REFUSED = 0x00000200 | 0x00000400 | 0x7E020000 | 0x00000080
+_PARENT_TID = 2
+#: Nothing must hold these up.
+_AT_ONCE = frozenset({signal.SIGKILL, signal.SIGCONT, signal.SIGPIPE})
+_TERMINAL_STOPS = (signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
+_SHADOW_OPTIONS = frozenset({1, 2, 36, 37})  # PR_[GS]ET_PDEATHSIG, PR_[GS]ET_CHILD_SUBREAPER
+_NR_TGKILL = {"x86_64": 234, "aarch64": 131}[os.uname().machine]
+_NR_PIDFD_SEND_SIGNAL = 424
+_SI_QUEUE = -1
+_QUEUED = struct.Struct("=iii4xIIq")  # si_signo, si_errno, si_code, si_pid, si_uid, si_value
+_MASK32 = 0xFFFFFFFF
+_U32 = struct.Struct("=I")
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class _Deferred(NamedTuple):
+    """A signal that is delivered when these calls have been answered."""
+
+    process: Process
+    message: Signal
+    quick: set[int]
+
+
+class _Stop(NamedTuple):
+    """A process that is being stopped, and the signals that it is to get then."""
+
+    stop: "SignalStop"
+    messages: list[Signal]
+
+
+class RemoteProcesses:
+    """See the module's text. main: the first process. by_pid: every process by its number here, and by its threads'.
+    pending: the calls that wait for their answers, by thread. rows: of the table, by number.
+
+    answer, proceed, forget: of the host, for calls; gone: hears of a process's end. send: to the server.
+    first_can_stop: whether a terminal's signals stop the first process as they would natively.
+    """
+
+    def __init__(
+        self,
+        main: Process,
+        by_pid: dict[int, Process],
+        pending: dict[int, PendingCall],
+        rows: Mapping[Sysno, Syscall],
+        loop: PollLoop,
+        listener: Listener,
+        answer: Callable[[PendingCall, int, int, dict[int, bytes]], None],
+        proceed: Callable[[PendingCall], None],
+        forget: Callable[[PendingCall], None],
+        gone: Callable[[Process], None],
+        send: Callable[[Message], None],
+        *,
+        first_can_stop: bool,
+    ) -> None:
+        self._first_can_stop = first_can_stop
+        self._main = main
+        self._by_pid = by_pid
+        self._pending = pending
+        self._rows = rows
+        self._by_id = {main.id: main}
+        self._loop = loop
+        self._listener = listener
+        self._answer = answer
+        self._proceed = proceed
+        self._forget = forget
+        self._gone = gone
+        self._send = send
+        self._forks: dict[int, tuple[ForkCall, PendingCall, int]] = {}
+        self._unborn: dict[int, int] = {}  # ids of shadows whose process does not exist yet, by call
+        self._told: dict[int, SignalState] = {}
+        self._stopping: dict[int, int] = {}
+        self._deferred: list[_Deferred] = []
+        self._stops: dict[int, _Stop] = {}
+
+    # Calls.
+
+    def serve(self, call: PendingCall) -> bool:
+        """Answer *call* here if it is one of those that are; else prepare it for the server and return False."""
+        row = call.row
+        assert row is not None
+        process = call.process
+        args = call.args
+        match row.name:
+            case "getpid":
+                self._answer(call, process.id, 0, {})
+            case "gettid":
+                self._answer(call, process.id if call.tid == process.pid else call.tid, 0, {})
+            case "tgkill":
+                self._signal_thread(call, args[0] & _MASK32, args[1] & _MASK32, args[2] & _MASK32)
+            case "tkill":
+                self._signal_thread(call, process.id, args[0] & _MASK32, args[1] & _MASK32)
+            case "kill" if args[0] & _MASK32 == process.id:
+                self._signal_own(call, args[1] & _MASK32, lambda: _kill(process, args[1] & _MASK32))
+            case "prctl" if args[0] & _MASK32 not in _SHADOW_OPTIONS or self.is_seized(call.tid):
+                self._proceed(call)
+            case name:
+                if name in FORKS and not self._can_fork(call):
+                    return True
+                if name in _DEPEND_ON_SIGNALS:
+                    self._tell_signals(call)
+                elif name in OPENING and (path := call.gathered.ins.get(OPENING[name], b"")).startswith(
+                    b"/proc/"
+                ):
+                    content = host_content(path, process, self._by_id)
+                    if content is not None:
+                        call.gathered.ins[CONTENT] = content
+                return False
+        return True
+
+    def _can_fork(self, call: PendingCall) -> bool:
+        """Refuse a fork that no shadow can follow; else ask the server for what it wants besides."""
+        flags = call.args[0] if call.row is not None and call.row.name == "clone" else 0
+        if flags & _CLONE_REFUSED:
+            self._answer(call, 0, errno.EINVAL, {})
+            return False
+        if flags & _CLONE_PIDFD and call.args[_PARENT_TID]:
+            call.gathered.outs[_PARENT_TID] = _U32.size
+        return True
+
+    def _tell_signals(self, call: PendingCall) -> None:
+        try:
+            sets = read_signal_sets(call.process.pid, call.tid)
+        except TraceeGoneError:
+            return
+        process_id = call.process.id
+        is_exec = call.row is not None and call.row.name in EXECS
+        state = SignalState(process_id, sets.ignored, sets.blocked if is_exec else 0)
+        if self._told.get(process_id, SignalState(process_id, 0, 0)) != state:
+            self._told[process_id] = state
+            self._send(state)
+
+    def _signal_thread(self, call: PendingCall, group: int, thread: int, signo: int) -> None:
+        """Answer a signal to a thread of the own process; others have none that this one could know."""
+        process = call.process
+        if group != process.id:
+            self._answer(call, 0, errno.ESRCH, {})
+            return
+        tid = process.pid if thread == process.id else thread
+
+        def send() -> int:
+            failed = _libc.syscall(_NR_TGKILL, process.pid, ctypes.c_int(tid), ctypes.c_int(signo))
+            return ctypes.get_errno() if failed else 0
+
+        self._signal_own(call, signo, send)
+
+    def _signal_own(self, call: PendingCall, signo: int, send: Callable[[], int]) -> None:
+        """Answer a call by which a process signals itself; it is to have its signal before the call returns.
+
+        send: sends the signal and returns the errno.
+        """
+        process = call.process
+        if signo and has_one_thread(process.pid) and _is_caught(process, signo):
+            call.answer = lambda: self._answer(
+                call, 0, 0, {}
+            )  # when the handler has run, and the call begins anew
+            self._deliver_stopped(process, Signal(signo, process.id))
+        else:
+            self._answer(call, 0, send(), {})
+
+    # Births.
+
+    def fork(self, call: PendingCall, shadow: int, outs: dict[int, bytes]) -> None:
+        """Let the thread of *call* make its copy of the process that the server has made and calls *shadow*.
+
+        outs: what the server filled: the descriptor of CLONE_PIDFD.
+        """
+        from stepping.fork_call import ForkCall, clone_arguments
+
+        self._unborn[call.id] = shadow
+        is_stopped = call.tid in self._stops  # and will make its call again
+        if is_stopped or not self._listener.is_waiting(call.notification_id):
+            call.answer = lambda: self.fork(call, shadow, outs)
+            return
+        row = call.row
+        assert row is not None
+        arguments = clone_arguments(row.name, call.args)
+        try:
+            for index, data in outs.items():
+                call.process.view.write(call.args[index], data)
+            fork = ForkCall(call.process.pid, call.tid, call.ip, arguments, shadow)
+        except (SteppingError, OSError):
+            self._answer(call, 0, errno.EAGAIN, {})
+            self.abandon(call)
+            return
+        call.answer = lambda: self.fork(call, shadow, outs)
+        self._forks[call.id] = fork, call, shadow
+
+    def is_seized(self, tid: int) -> bool:
+        """Whether thread *tid* is in a fork, or new and not yet free."""
+        return any(tid in fork.tids for fork, _, _ in self._forks.values())
+
+    def advance(self) -> None:
+        """Go on with all forks; see which processes have stopped."""
+        for call_id, (fork, call, shadow) in list(self._forks.items()):
+            fork.advance()
+            if fork.child and call.id in self._unborn:
+                del self._unborn[call.id]
+                self._add(fork.child, shadow, call)
+            if fork.has_returned:  # its thread may fork again before the new process is free
+                self._forget(call)
+                self.abandon(call)
+            if fork.is_over:
+                del self._forks[call_id]
+        for pid, (stop, _) in list(self._stops.items()):
+            try:
+                stop.advance()
+            except TraceeGoneError:
+                del self._stops[pid]
+            else:
+                if stop.is_over:
+                    del self._stops[pid]
+        for process in self._by_id.values():
+            if process is not self._main and not self.is_held(process.pid):
+                self._look_for_stop(process)
+        self.deliver_deferred()
+
+    def _add(self, pid: int, shadow: int, call: PendingCall) -> None:
+        process = Process(pid, shadow)
+        self._by_pid[pid] = self._by_id[shadow] = process
+        self._loop.watch(process.pidfd, lambda: self._ended(process))
+        if call.row is not None and call.row.name == "clone" and call.args[0] & _CLONE_PARENT_SETTID:
+            with contextlib.suppress(MemoryFaultError, OSError):
+                call.process.view.write(call.args[_PARENT_TID], _U32.pack(shadow))
+
+    def abandon(self, call: PendingCall) -> None:
+        """Tell the server that the process it made for *call* does not come, if it does not exist."""
+        shadow = self._unborn.pop(call.id, 0)
+        if shadow:
+            self._send(ProcessExited(shadow, None, signal.SIGKILL))
+
+    # Ends.
+
+    def executed(self, process_id: int) -> None:
+        """End the process whose shadow has become another program."""
+        process = self._by_id.get(process_id)
+        if process is not None:
+            process.left = True
+            _kill(process, signal.SIGKILL)
+
+    def first_ended(self) -> None:
+        """Take notice that the first process, which is the host's to wait for, is gone."""
+        for fork, _, _ in self._forks.values():
+            fork.forget(self._main.pid)
+
+    def _ended(self, process: Process) -> None:
+        pid, status = os.waitpid(process.pid, os.WNOHANG)
+        if not pid:
+            return
+        self._loop.unwatch(process.pidfd)
+        for fork, _, _ in self._forks.values():
+            fork.forget(pid)
+        self.advance()
+        self._stops.pop(pid, None)
+        del self._by_id[process.id]
+        self._told.pop(process.id, None)
+        self._gone(process)
+        if not process.left:
+            self._send(ProcessExited(process.id, *exit_of(status)))
+        process.close()
+
+    def kill(self) -> None:
+        """Kill all processes but the first."""
+        for process in self._by_id.values():
+            if process is not self._main:
+                _kill(process, signal.SIGKILL)
+
+    # Signals.
+
+    def deliver(self, message: Signal) -> None:
+        """Give a signal that has reached a shadow to its process, when no call is made that it must not interrupt.
+
+        A handler without SA_RESTART makes a call fail that waits for its answer, even one that natively never does. A
+        process of one thread is therefore stopped first (`stepping.signal_stop`); in another, where handlers do not
+        do that, as Go's, a signal waits for the calls that do not wait.
+        """
+        process = self._by_id.get(message.pid or self._main.id)
+        if process is None or process.left:
+            return
+        if message.signo in _AT_ONCE or _has_default_action(process, message.signo):
+            self._deliver(process, message)
+        elif has_one_thread(process.pid) and not self.is_seized(process.pid):
+            self._deliver_stopped(process, message)
+        else:
+            quick = {c.id for c in self._pending.values() if c.process is process and not _may_wait(c)}
+            if quick:
+                self._deferred.append(_Deferred(process, message, quick))
+            else:
+                self._deliver(process, message)
+
+    def _deliver_stopped(self, process: Process, message: Signal) -> None:
+        from stepping.signal_stop import SignalStop
+
+        stop = self._stops.get(process.pid)
+        if stop is not None:
+            stop.messages.append(message)
+            return
+        messages = [message]
+
+        def deliver() -> None:
+            for one in messages:
+                self._deliver(process, one)
+
+        try:
+            started = SignalStop(process.pid, self._begins_anew, deliver)
+        except SteppingError:
+            deliver()
+            return
+        self._stops[process.pid] = _Stop(started, messages)
+
+    def _begins_anew(self, number: int) -> bool:
+        row = self._rows.get(Sysno(number))
+        return row is not None and (not row.may_wait or row.name in FORKS)
+
+    def is_held(self, pid: int) -> bool:
+        """Whether the first thread of process *pid* is stopped, or to be stopped, by this host."""
+        return pid in self._stops or self.is_seized(pid)
+
+    def deliver_deferred(self) -> None:
+        """Deliver the signals whose calls have been answered."""
+        if not self._deferred:
+            return
+        pending = {call.id for call in self._pending.values()}
+        deferred, self._deferred = self._deferred, []
+        for one in deferred:
+            if pending & one.quick:
+                self._deferred.append(one)
+            elif not one.process.left and self._by_id.get(one.process.id) is one.process:
+                self._deliver(one.process, one.message)
+
+    def _deliver(self, process: Process, message: Signal) -> None:
+        signo = message.signo
+        is_stop = signo in _TERMINAL_STOPS and not (self._first_can_stop and process is self._main)
+        if is_stop and _has_default_action(process, signo):
+            # The kernel here would not stop it, far from its terminal and its shell.
+            if process is not self._main:
+                self._stopping[process.pid] = signo
+                _kill(process, signal.SIGSTOP)
+        elif message.code == _SI_QUEUE:
+            _queue(process, message)
+        else:
+            _kill(process, signo)
+
+    def _look_for_stop(self, process: Process) -> None:
+        try:
+            found = os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOHANG)
+        except ChildProcessError:
+            return
+        if found is not None:
+            signo = self._stopping.pop(process.pid, found.si_status)
+            self._send(ProcessStopped(process.id, signo))
+
+
+def _may_wait(call: PendingCall) -> bool:
+    """Whether a signal may interrupt *call*: one that natively may wait, or a hypercall, which the stub repeats."""
+    return call.row is None or (call.row.may_wait and call.row.name not in FORKS)
+
+
+def _has_default_action(process: Process, signo: int) -> bool:
+    try:
+        sets = read_signal_sets(process.pid, process.pid)
+    except TraceeGoneError:
+        return False
+    return not (sets.ignored | sets.caught | sets.blocked) >> (signo - 1) & 1
+
+
+def _is_caught(process: Process, signo: int) -> bool:
+    try:
+        return bool(read_signal_sets(process.pid, process.pid).caught >> (signo - 1) & 1)
+    except TraceeGoneError:
+        return False
+
+
+def _kill(process: Process, signo: int) -> int:
+    """Signal *process*; return 0 or the errno."""
+    try:
+        signal.pidfd_send_signal(process.pidfd, signo)
+    except OSError as error:
+        return error.errno or errno.ESRCH
+    return 0
+
+
+def _queue(process: Process, message: Signal) -> None:
+    """Signal *process* with what sigqueue(3) has given along."""
+    info = _QUEUED.pack(message.signo, 0, _SI_QUEUE, message.sender, message.uid & _MASK32, message.value)
+    _libc.syscall(_NR_PIDFD_SEND_SIGNAL, process.pidfd, message.signo, info.ljust(128, b"\0"), 0)

@@ -1,0 +1,85 @@
+"""Answers the hypercalls of programs with the stub; their numbers and layouts are `ptserver.stub.hypercalls`."""
+
+import contextlib
+import errno
+from typing import NamedTuple
+
+from ptserver.hosts.pending_call import PendingCall
+from ptserver.stub.hypercalls import (
+    MESSAGE_BYTES,
+    REQUEST_MAX_BYTES,
+    STUB_ABI,
+    Hypercall,
+    MarkerError,
+    decode_marker,
+    encode_info,
+    encode_message,
+)
+from stepping.errors import MemoryFaultError
+
+
+class HypercallAnswer(NamedTuple):
+    """What a hypercall returns."""
+
+    value: int = 0
+    errno: int = 0
+
+
+class StubCalls:
+    """The stub host's side of the stub.
+
+    info: what the program is told of its server, by the keys of `hypercalls.INFO_KEYS`; refusal: if set, the program
+    is not let start, and panics with this text; watches: by process, the call that waits for the loss of the
+    connection.
+    """
+
+    def __init__(self) -> None:
+        self.info: dict[str, str] = {}
+        self.refusal = ""
+        self.watches: dict[int, PendingCall] = {}
+
+    def answer(self, call: PendingCall) -> HypercallAnswer | None:
+        """Return the answer to *call*, after writing its message; None if it has to wait."""
+        if call.nr == Hypercall.HELLO:
+            return self._hello(call)
+        if call.nr == Hypercall.INFO:
+            address, size = call.args[:2]
+            text = encode_info(self.info)
+            _put(call, address, text[:size])
+            return HypercallAnswer(len(text))
+        if call.nr == Hypercall.WATCH:
+            self.watches[call.process.pid] = call
+            return None
+        return HypercallAnswer(0, errno.ENOSYS)
+
+    def tell_lost(self, reason: str) -> list[PendingCall]:
+        """Write *reason* for every process that watches; return their calls, which are to return 0 now."""
+        for call in self.watches.values():
+            address, size = call.args[:2]
+            _put(call, address, encode_message(reason, min(size, MESSAGE_BYTES)))
+        return list(self.watches.values())
+
+    def _hello(self, call: PendingCall) -> HypercallAnswer:
+        request, request_bytes, message, message_bytes = call.args[:4]
+        text = self.refusal or _check_marker(call, request, request_bytes)
+        if not text:
+            return HypercallAnswer()
+        _put(call, message, encode_message(text, message_bytes))
+        return HypercallAnswer(0, errno.ECONNREFUSED)
+
+
+def _check_marker(call: PendingCall, address: int, size: int) -> str:
+    """Return what is wrong with the stub that says hello with the marker at *address*; empty if nothing is."""
+    try:
+        abi, _ = decode_marker(call.process.memory.read(address, min(size, REQUEST_MAX_BYTES)))
+    except (MemoryFaultError, MarkerError):
+        return "remote: this ptserver does not know the stub; build the program anew"
+    if abi != STUB_ABI:
+        return f"remote: the stub speaks version {abi}, this ptserver {STUB_ABI}; build the program anew"
+    return ""
+
+
+def _put(call: PendingCall, address: int, data: bytes) -> None:
+    if data:
+        with contextlib.suppress(MemoryFaultError):
+            call.process.memory.write(address, data)

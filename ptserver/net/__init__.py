@@ -1,0 +1,1 @@
+"""What joins the machines: addresses, sockets, TLS, frames, and the loop that waits for them."""

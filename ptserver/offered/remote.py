@@ -1,0 +1,80 @@
+"""`ptserver remote`, behind its command line: a host that waits for programs and executes them, many at once.
+
+Like a server it only accepts connections here and has a process of its own deal with each
+(`ptserver.offered.session`), so that it outlives every program.
+
+Not trusted: whoever connects. Its program gets memory and processor time of this machine, and with them whatever a
+program can do that makes no system call on resources; therefore addresses other than loopback and Unix sockets need
+TLS, and a proof that the peer may connect, as with `ptserver serve`.
+Thread rules: trio's thread.
+"""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from ptserver.net.keepalive import DEFAULT_SECONDS
+from ptserver.net.tls import listening_keys
+from ptserver.net.transport import close_listener, listen, local_address
+from ptserver.offered.binary_cache import DEFAULT_LIMIT_BYTES, BinaryCache, default_folder
+from ptserver.offered.session import HostConfig
+from ptserver.sessions.log import Log
+from ptserver.sessions.serve import accept_until_signal, check_exposure, chosen_token, open_log
+from ptserver.sessions.spawner import start_spawner
+
+DEFAULT_ADDRESS = "localhost:11235"
+
+
+@dataclass(frozen=True)
+class RemoteOptions:
+    """What the command line says.
+
+    address: where to listen; token_file: whose first line is the token; keys: the folder of keys for TLS, which also
+    may hold the token; max_sessions: how many programs at once; memory_bytes: how much each may have; cache: the
+    folder of programs; cache_bytes: its limit; keepalive_seconds: how long a server may be silent, 0 for ever;
+    log_file: where the log goes, standard error if None; json: whether its lines, and the announcement, are JSON.
+    """
+
+    address: str = DEFAULT_ADDRESS
+    token_file: str | None = None
+    keys: str | None = None
+    max_sessions: int = 200
+    memory_bytes: int | None = None
+    cache: str | None = None
+    cache_bytes: int = DEFAULT_LIMIT_BYTES
+    keepalive_seconds: float = DEFAULT_SECONDS
+    log_file: str | None = None
+    json: bool = False
+
+
+def remote(options: RemoteOptions) -> None:
+    """Execute what is offered until SIGTERM or SIGINT; then end all programs and return.
+
+    Raises:
+        PtServerError: it cannot listen, or its zygote died.
+    """
+    log = Log(open_log(options.log_file), as_json=options.json)
+    keys = listening_keys(options.keys) if options.keys is not None else None
+    token = chosen_token(options.token_file, keys)
+    cache = BinaryCache(Path(options.cache) if options.cache else default_folder(), options.cache_bytes)
+    listener = listen(options.address)
+    try:
+        check_exposure(listener, keys, token)
+        spawner = start_spawner(
+            HostConfig(
+                log, cache, token, keys, options.memory_bytes, keepalive_seconds=options.keepalive_seconds
+            ),
+            listener,
+        )
+        try:
+            address = local_address(listener)
+            if options.json:
+                print(json.dumps({"waiting": address, "pid": os.getpid()}), flush=True)
+            else:
+                print(f"ptserver: waiting for programs on {address}", flush=True)
+            accept_until_signal(listener, spawner, options.max_sessions, log)
+        finally:
+            spawner.stop()
+    finally:
+        close_listener(listener)

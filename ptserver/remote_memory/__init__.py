@@ -1,0 +1,1 @@
+"""Variables of a program that live at a server: which they are, where they are kept, how they are reached."""

@@ -1,0 +1,249 @@
+"""Serves the threads of a traced program that touch remote variables, on the host's thread and in its loop.
+
+All of the program's threads are traced, so that the SIGSEGV of an inaccessible page is a stop here and not a signal
+there. Nothing else of ptrace is asked for: no syscall stops, so the program runs natively between two accesses; every
+other stop is just resumed, with its signal.
+
+A fault while SIGSEGV is blocked costs the program its handler: the kernel resets what it must force. Go blocks all
+signals in its signal handlers and while it creates threads. It happens only where a variable was not moved, and Go's
+runtime touches a neighbour of it there; then the handler and the mask are put back.
+
+Source: ptrace(2); kernel/signal.c (force_sig_info_to_task).
+"""
+
+import contextlib
+import os
+import signal
+from collections.abc import Callable
+
+from goabi.binary import GoBinary
+from goabi.errors import GoAbiError
+from ptserver.errors import PtServerError
+from ptserver.inspection.goids import GoroutineIds
+from ptserver.inspection.process_memory import read_entry
+from ptserver.remote_memory.stores import StoreLostError, VariableStore
+from ptserver.remote_memory.variables import Plan
+from stepping import ptrace_api
+from stepping.errors import SteppingError, TraceeGoneError
+from stepping.remote_access import RemoteAccess, UnsupportedAccessError
+from stepping.remote_calls import RemoteCalls
+from stepping.remote_memory import RemoteMap, SplitAtomicError
+from stepping.remote_setup import prepare
+from stepping.remote_syscall import can_call, remote_syscall
+from stepping.tracee import Tracee
+from stepping.tracee_group import TraceeGroup
+from stepping.tracee_memory import TraceeMemory
+from stepping.wait_status import Event, WaitKind, WaitStatus
+
+_SEGV_BIT = 1 << (signal.SIGSEGV - 1)
+_SIGACTION_BYTES = 32
+_STOP_SECONDS = 2.0
+#: After which time a thread that waits on a remote futex looks again.
+_FUTEX_SECONDS = 0.001
+
+
+class UnsupportedInstructionError(PtServerError):
+    """An instruction can be executed on remote memory neither by the emulator nor by the processor.
+
+    pid: the program, which is left stopped, as it was before that instruction.
+    """
+
+    exit_status = 71
+
+    def __init__(self, pid: int, text: str) -> None:
+        super().__init__(text)
+        self.pid = pid
+
+
+class RemoteTracer:
+    """Serves *tracees*, the one thread of a program that has run nothing yet, from *store*.
+
+    binary: the program, if it is Go's. exit: how the program ended; left_stopped: whether it was given up, stopped.
+    on_group_stop: is called with the signal that has stopped the program; later: calls a function after so many
+    seconds.
+
+    Raises:
+        PtServerError, SteppingError: the variables cannot be made remote.
+    """
+
+    def __init__(
+        self,
+        tracees: TraceeGroup,
+        plan: Plan,
+        store: VariableStore,
+        binary: GoBinary | None,
+    ) -> None:
+        leader = tracees.leader
+        assert leader is not None
+        self.pid = tracees.pid
+        self.exit: WaitStatus | None = None
+        self._group = tracees
+        self._store = store
+        self._binary = binary
+        self.later: Callable[[float, Callable[[], None]], None] = lambda seconds, handler: handler()
+        self.on_group_stop: Callable[[int], None] = lambda signo: None
+        self._goids: GoroutineIds | None = None
+        self._memory = TraceeMemory(self.pid)
+        self._has_neighbours = bool(plan.in_place)
+        self._action: bytes | None = None
+        self.left_stopped = False
+        self._bias = read_entry(self.pid) - plan.entry
+        plan = plan.biased(self._bias)
+        prepared = prepare(leader, self._memory, plan.moved, plan.in_place, plan.entry)
+        self.remote = RemoteMap(prepared.variables, self._memory, store)
+        for variable in prepared.variables:
+            store.declare(variable.name, self._memory.read(variable.address, variable.size))
+        self._scratch = prepared.scratch
+        self._calls = RemoteCalls(self.remote, prepared.buffers)
+        self._access: RemoteAccess | None = RemoteAccess(self.pid, self.remote, prepared.scratch)
+
+    def find_goroutines(self, goids: GoroutineIds | None) -> None:
+        """Tell store and trace which goroutine makes an access, by *goids*."""
+        self._goids = goids
+
+    def start(self) -> None:
+        """Let the program run its first instruction."""
+        self._group.resume_all()
+
+    def take_reports(self) -> bool:
+        """Deal with all threads that have stopped; return whether one was served.
+
+        Raises:
+            UnsupportedInstructionError: the program is left stopped.
+            PtServerError: whatever the store raises; the program is stopped, and still traced.
+        """
+        served = False
+        while self.exit is None:
+            try:
+                report = self._group.wait(block=False)
+            except TraceeGoneError:
+                return served
+            if report is None:
+                return served
+            with contextlib.suppress(TraceeGoneError):
+                served = self._take(*report) or served
+            self.exit = self._group.exit
+        return served
+
+    def close(self) -> None:
+        """Give up emulator and memory."""
+        if self._access is not None:
+            self._access.close()
+            self._access = None
+        self._memory.close()
+
+    def _take(self, tracee: Tracee, status: WaitStatus) -> bool:
+        """Serve, or just resume, a thread that reports *status*; return whether it was served."""
+        if not status.is_stop:
+            self._calls.forget(tracee.tid)
+            return False
+        served = False
+        if status.event is Event.SECCOMP and self._access is not None:
+            self._enter_call(tracee)
+            return True
+        if status.kind is WaitKind.SYSCALL:
+            self._calls.leave(tracee)
+        if status.kind is WaitKind.GROUP:
+            tracee.resume()
+            if tracee.tid == self.pid:
+                self.on_group_stop(status.signo)
+            return False
+        if status.event is Event.EXEC and self._access is not None:
+            self._access.close()  # another program, which has no remote variables
+            self._access = None
+            self.remote.forget()
+        if self._access is not None and self._access.fault_address(tracee) is not None:
+            try:
+                self._serve(tracee, self._access)
+            except StoreLostError:
+                return False  # it waits at this instruction, to the program's end
+            served = True
+        tracee.resume()
+        return served
+
+    def _enter_call(self, tracee: Tracee) -> None:
+        """Carry over a call with a remote buffer; a thread that waits on a remote futex looks again in a moment."""
+        goid = self._goids.of(tracee.tid) if self._goids is not None else 0
+        self._store.asked_by(tracee.tid, goid, tracee.read_registers().pc - self._bias)
+        with contextlib.suppress(StoreLostError):
+            if not self._calls.enter(tracee):
+                self.later(_FUTEX_SECONDS, lambda: self._go_on(tracee))
+
+    def _go_on(self, tracee: Tracee) -> None:
+        if self._group.tracees.get(tracee.tid) is tracee and tracee.is_stopped:
+            with contextlib.suppress(TraceeGoneError):
+                tracee.resume()
+
+    def _serve(self, tracee: Tracee, access: RemoteAccess) -> None:
+        goid = self._goids.of(tracee.tid) if self._goids is not None else 0
+        registers = tracee.read_registers()
+        self._store.asked_by(tracee.tid, goid, registers.pc - self._bias)
+        try:
+            access.serve(tracee, registers)
+        except (UnsupportedAccessError, SplitAtomicError) as error:
+            raise self._leave_stopped(tracee, error) from error
+        if not self._has_neighbours:
+            return
+        mask = ptrace_api.getsigmask(tracee.tid)
+        if mask:
+            self._restore_handler(tracee, mask)
+        elif self._action is None:
+            self._remember_handler(tracee)
+
+    # The program's own handler of SIGSEGV.
+
+    def _remember_handler(self, tracee: Tracee) -> None:
+        """Learn what the program does with SIGSEGV, once it has a handler."""
+        if _catches_segv(tracee.tid) and can_call(tracee):
+            buffer = self._scratch + 4096
+            with remote_syscall(tracee) as sys:
+                sys.call("rt_sigaction", signal.SIGSEGV, 0, buffer, 8)
+            self._action = self._memory.read(buffer, _SIGACTION_BYTES)
+
+    def _restore_handler(self, tracee: Tracee, mask: int) -> None:
+        """Put back handler and mask if the fault has cost the program its handler."""
+        if self._action is None or mask & _SEGV_BIT or _catches_segv(tracee.tid) or not can_call(tracee):
+            return
+        buffer = self._scratch + 4096
+        self._memory.write(buffer, self._action)
+        with remote_syscall(tracee) as sys:
+            sys.call("rt_sigaction", signal.SIGSEGV, buffer, 0, 8)
+        ptrace_api.setsigmask(tracee.tid, mask | _SEGV_BIT)
+
+    # The end of what can be done.
+
+    def _leave_stopped(self, tracee: Tracee, error: SteppingError) -> UnsupportedInstructionError:
+        """Leave the program untraced and stopped as by SIGSTOP; return the error that says so."""
+        registers = tracee.read_registers()
+        where = self._where(registers.pc)
+        tracee.drop_signal()
+        with contextlib.suppress(SteppingError):
+            self._group.stop_all(_STOP_SECONDS)
+            os.kill(self.pid, signal.SIGSTOP)
+            self._group.detach_all()
+            self.left_stopped = True
+        return UnsupportedInstructionError(
+            self.pid,
+            f"{error}{where}; process {self.pid} is left stopped before it: inspect it (`ptserver goroutines "
+            f"{self.pid}`), then kill it",
+        )
+
+    def _where(self, pc: int) -> str:
+        if self._binary is None:
+            return ""
+        try:
+            frames = self._binary.functions.frames_at(pc - self._bias)
+        except GoAbiError:
+            return ""
+        return f", in {frames[0].function} at {frames[0].file}:{frames[0].line}" if frames else ""
+
+
+def _catches_segv(tid: int) -> bool:
+    with (
+        contextlib.suppress(OSError),
+        open(f"/proc/{tid}/status", encoding="ascii", errors="replace") as file,
+    ):
+        for line in file:
+            if line.startswith("SigCgt:"):
+                return bool(int(line[7:], 16) & _SEGV_BIT)
+    return False

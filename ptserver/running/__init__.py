@@ -1,0 +1,1 @@
+"""`ptserver run`, behind its command line: the ways a program is run."""

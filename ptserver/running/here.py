@@ -1,0 +1,162 @@
+"""Runs a program with the resources of this machine: served by this process, traced, or emulated."""
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+
+from ptserver.errors import LaunchError, ServerMistakeError
+from ptserver.hosts.endings import end_as
+from ptserver.hosts.host import Host
+from ptserver.hosts.policy import filter_rules, hypercall_rules, serves_time, thread_rules
+from ptserver.hosts.signals import HostSignals
+from ptserver.machine import native_arch, this_machine, version
+from ptserver.messages import Program as ProgramFacts
+from ptserver.net.transport import is_address
+from ptserver.running.run import RunOptions
+from ptserver.server import RuntimeServer
+from ptserver.servers import load
+from ptserver.session import Session
+from ptserver.stub.marker import StubInfo
+from stepping.launch import Program, launch
+from stepping.seccomp import assemble
+
+
+def run_here(options: RunOptions, path: str, stub: StubInfo | None) -> int:
+    """Run under a server in this process; for a program whose stub wants a host that may be `passthrough`."""
+    server_class = load(options.server)
+    refusal = ""
+    if stub is not None and stub.goosremote != server_class.abstraction:
+        refusal = (
+            f"remote: the program wants a server for GOOSREMOTE={stub.goosremote}, "
+            f"{server_class.display_name()} is one for {server_class.abstraction}"
+        )
+    return host_here(options, path, server_class, stub is not None, refusal)
+
+
+def host_here(
+    options: RunOptions, path: str, server_class: type[RuntimeServer], has_stub: bool, refusal: str
+) -> int:
+    """Run under *server_class*; a program that *has_stub* panics with *refusal*, if there is one."""
+    from ptserver.hosts.local import LocalHost
+    from ptserver.remote_memory.hosting import plan_remote, start_remote
+    from ptserver.remote_memory.shared import SharedVariables
+    from ptserver.remote_memory.stores import ServedStore
+
+    interest = server_class.declared_interest()
+    server = instance(server_class)
+    plan = plan_remote(path, options.remote)
+    arch = native_arch()
+    rules = [*filter_rules(interest, "ignore", arch), *hypercall_rules()]
+    if server_class.thread_event is not RuntimeServer.thread_event:
+        rules += thread_rules(arch)
+    signals = HostSignals()
+    launched = launch(
+        Program(
+            path=path,
+            argv=options.argv,
+            env=environment(),
+            bpf=assemble(rules, arch),
+            without_vdso=serves_time(interest),
+            blocked=signals.original_mask,
+            traced=plan is not None,
+        )
+    )
+    session = Session(
+        id=str(launched.pid),
+        program=ProgramFacts.shown(path, options.argv, stub=has_stub),
+        machine=this_machine(),
+        resources="host",
+        log=say,
+        send_signal=lambda signo: os.kill(launched.pid, signo),
+        keep_descriptor=lambda fd: fd,
+    )
+    host = LocalHost(launched, signals, arch, server, session)
+    host.stub.refusal = refusal
+    host.stub.info = {
+        "name": server_class.display_name(),
+        "version": version(),
+        "session": session.id,
+        "host": session.machine.hostname,
+        "goosremote": server_class.abstraction,
+    }
+    with hosting(options, path, host, goroutines=server_class.goroutines):
+        if plan is not None:
+            store = ServedStore(server, session, SharedVariables())
+            start_remote(host, path, plan, store, options.remote_trace)
+        status = host.run()
+        host.serve_the_rest()
+    return end_as(status)
+
+
+def run_traced(options: RunOptions, path: str) -> int:
+    """Run natively, with a log of every call that is asked for."""
+    from ptserver.tracelog import tracing
+
+    trace = options.trace
+    assert trace is not None
+    sink = trace.open(options.argv)
+    try:
+        status = tracing.run_traced(
+            path,
+            options.argv,
+            environment(),
+            sink,
+            trace.names(),
+            source=trace.source,
+            stacks=trace.stacks,
+            runtime=trace.runtime(),
+            note=trace.note,
+        )
+    finally:
+        sink.close()
+    return end_as(status)
+
+
+def run_emulated(options: RunOptions, path: str) -> int:
+    """Run on an emulated processor, with this machine's resources or a server's of this process."""
+    from ptserver.emulated import host as emulated_host
+
+    if is_address(options.server):
+        raise LaunchError(
+            "an emulated program cannot have a server at an address yet; name a server of this process"
+        )
+    if options.trace is not None:
+        raise LaunchError("an emulated program cannot be traced yet")
+    server_class = load(options.server)
+    server = None if options.server == "passthrough" else instance(server_class)
+    return end_as(
+        emulated_host.run_emulated(path, options.argv, environment(), server=server, seed=options.seed)
+    )
+
+
+@contextlib.contextmanager
+def hosting(options: RunOptions, path: str, host: Host, *, goroutines: bool) -> Iterator[None]:
+    """Close *host* at the end; until then log the calls that it takes and name goroutines, where that is wanted."""
+    with contextlib.ExitStack() as stack:
+        stack.callback(host.close)
+        if options.trace is not None:
+            sink = options.trace.open(options.argv, host.pid)
+            stack.callback(sink.close)
+            host.start_trace(sink, options.trace.names())
+        if options.trace is not None or options.remote_trace is not None or goroutines:
+            host.find_goroutines(path)
+        yield
+
+
+def environment() -> list[bytes]:
+    """Return this process's environment as ``NAME=VALUE``."""
+    return [name + b"=" + value for name, value in os.environb.items()]
+
+
+def instance(server_class: type[RuntimeServer]) -> RuntimeServer:
+    """Return a new one. Raises: ServerMistakeError if that fails."""
+    try:
+        return server_class()
+    except Exception as error:
+        raise ServerMistakeError(f"{server_class.__name__} raised {type(error).__name__}: {error}") from error
+
+
+def say(text: str) -> None:
+    """Write a line to standard error, as a server of this process does."""
+    print(f"ptserver: {text}", file=sys.stderr)

@@ -1,0 +1,159 @@
+"""The session's half of working ahead: with a file or folder that was opened for reading, its host is told what it
+will probably ask next. docs/latency.md says what that is good for, and why it changes nothing.
+
+What is told are answers of calls that change nothing, made at the very moment of the open: attributes, the beginning
+of a file, the entries of a folder, and, for a program that has looked at attributes of entries before, those.
+Files whose reading does something, or whose contents are made when they are read (/proc, /sys, devices), are left out
+by their file system's type.
+
+Not trusted: the stub host; nothing is told but answers to calls that it could make itself.
+Thread rules: the session's thread.
+"""
+
+import collections
+import ctypes
+import os
+import stat
+import struct
+from collections.abc import Callable, Iterator
+
+from ptserver.messages import Ahead, Listed, Message, Named, Syscall
+from ptserver.server import RuntimeServer
+from ptserver.shadow.execute import Executed, execute
+from stepping.syscalls import SYSCALLS
+
+#: The calls whose answers are given in advance, or which a host makes in the program's stead: a server that wants to
+#: hear of one of them must hear of each.
+FORESEEN = frozenset(
+    "openat read pread64 lseek fstat newfstatat getdents64 close fcntl epoll_ctl readlinkat".split()
+)
+
+#: The calls that `Foresight.look` is to see.
+LOOKED_AT = frozenset({"openat", "getdents64", "newfstatat"})
+#: The calls that a host may answer itself.
+POSTED = frozenset({"lseek", "fcntl", "close"})
+
+#: How much of a file, a folder, and of how many entries, is told with the open.
+_DATA_BYTES = 64 << 10
+_LISTINGS = 8
+_NAMES = 1024
+_REMEMBERED_FOLDERS = 64
+
+_NOT_FORESEEN = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_DIRECT | os.O_PATH
+_F_GETFL = 3
+_AT_SYMLINK_NOFOLLOW = 0x100
+_SOME_ADDRESS = 1 << 12
+#: File systems that hold bytes. Source: statfs(2), <linux/magic.h>.
+_PLAIN = frozenset(
+    {
+        0xEF53,  # ext2, ext3, ext4
+        0x58465342,  # xfs
+        0x9123683E,  # btrfs
+        0x01021994,  # tmpfs
+        0x858458F6,  # ramfs
+        0x794C7630,  # overlayfs
+        0x2FC12FC1,  # zfs
+        0xF2F52010,  # f2fs
+        0xCA451A4E,  # bcachefs
+        0x4D44,  # fat
+        0x2011BAB0,  # exfat
+        0x9660,  # iso9660
+        0x73717368,  # squashfs
+        0xE0F5E1E2,  # erofs
+        0x6969,  # nfs
+        0x01021997,  # 9p, virtiofs has fuse's number
+    }
+)
+_STATFS_BYTES = 120
+_DIRENT = struct.Struct("=QqHB")
+_FSTAT, _NEWFSTATAT, _GETDENTS = SYSCALLS["fstat"], SYSCALLS["newfstatat"], SYSCALLS["getdents64"]
+_STAT_BYTES = 144
+
+
+def may_work_ahead(server: type[RuntimeServer]) -> bool:
+    """Whether *server* does not mind that calls are made which the program did not, or not in this order."""
+    return server.finished is RuntimeServer.finished and not FORESEEN & {
+        name for name, interest in server.declared_interest().items() if interest != "ignore"
+    }
+
+
+class Foresight:
+    """Tells by *send* what may be asked next."""
+
+    def __init__(self, send: Callable[[Message], None]) -> None:
+        self._send = send
+        self._plain_devices: dict[int, bool] = {}
+        self._listing_bytes = 8192  # what Go asks for; then what this program does
+        self._wants_attributes = False
+        self._folders: collections.OrderedDict[tuple[int, bytes], None] = collections.OrderedDict()
+
+    def look(self, message: Syscall, executed: Executed) -> None:
+        """Consider what follows a call that was just made, and whose result has not been sent yet."""
+        match message.name:
+            case "openat" if not executed[1] and not message.args[2] & _NOT_FORESEEN:
+                self._opened(message, executed[0])
+            case "getdents64":
+                self._listing_bytes = message.outs.get(1, self._listing_bytes)
+            case "newfstatat" if not self._wants_attributes:
+                folder, _, _ = message.ins.get(1, b"").rpartition(b"/")
+                self._wants_attributes = (message.args[0], folder) in self._folders
+
+    def _opened(self, message: Syscall, fd: int) -> None:
+        facts = os.fstat(fd)
+        value, failure, outs = execute(_FSTAT, (fd, _SOME_ADDRESS, 0, 0, 0, 0), {}, {1: _STAT_BYTES})
+        if value or failure or not self._is_plain(fd, facts.st_dev):
+            return
+        flags = execute(SYSCALLS["fcntl"], (fd, _F_GETFL, 0, 0, 0, 0), {}, {})[0]
+        if stat.S_ISREG(facts.st_mode):
+            data = os.pread(fd, _DATA_BYTES, 0) if facts.st_size else b""
+            end = len(data) == facts.st_size
+            self._send(Ahead(message.id, flags, outs[1], data=data, end=end))
+        elif stat.S_ISDIR(facts.st_mode):
+            path = message.ins.get(1, b"").rstrip(b"/")
+            self._folders[message.args[0], path] = None
+            if len(self._folders) > _REMEMBERED_FOLDERS:
+                self._folders.popitem(last=False)
+            listing = tuple(self._listing(fd))
+            names = tuple(self._attributes(fd, listing)) if self._wants_attributes else ()
+            self._send(Ahead(message.id, flags, outs[1], folder=True, listing=listing, names=names))
+
+    def _is_plain(self, fd: int, device: int) -> bool:
+        known = self._plain_devices.get(device)
+        if known is None:
+            buffer = ctypes.create_string_buffer(_STATFS_BYTES)
+            failed = ctypes.CDLL(None).fstatfs(fd, buffer)
+            kind = int.from_bytes(buffer.raw[:8], "little")
+            known = self._plain_devices[device] = not failed and kind in _PLAIN
+        return known
+
+    def _listing(self, fd: int) -> Iterator[Listed]:
+        size = self._listing_bytes
+        for _ in range(_LISTINGS):
+            value, failure, outs = execute(_GETDENTS, (fd, _SOME_ADDRESS, size, 0, 0, 0), {}, {1: size})
+            if failure:
+                break
+            yield Listed(size, outs.get(1, b""), os.lseek(fd, 0, os.SEEK_CUR))
+            if not value:
+                break
+        os.lseek(fd, 0, os.SEEK_SET)
+
+    @staticmethod
+    def _attributes(fd: int, listing: tuple[Listed, ...]) -> Iterator[Named]:
+        """Yield the attributes of entries. An entry that has gone meanwhile is not told of."""
+        names = (name for listed in listing for name in _names(listed.data))
+        for _, name in zip(range(_NAMES), names, strict=False):
+            args = (fd, _SOME_ADDRESS, _SOME_ADDRESS, _AT_SYMLINK_NOFOLLOW, 0, 0)
+            value, failure, outs = execute(_NEWFSTATAT, args, {1: name}, {2: _STAT_BYTES})
+            if not value and not failure:
+                yield Named(name, outs[2])
+
+
+def _names(dirents: bytes) -> Iterator[bytes]:
+    """Yield the names in what getdents64 gave, but "." and "..". Source: getdents(2)."""
+    at = 0
+    while at < len(dirents):
+        _, _, size, _ = _DIRENT.unpack_from(dirents, at)
+        name = dirents[at + 19 : at + size].partition(b"\0")[0]
+        at += size
+        if name not in (b".", b".."):
+            yield name

@@ -1,0 +1,403 @@
+"""The process of one session: a runtime server's instance and the program's shadow, in one synchronous loop.
+
+It is forked for one connection, reads the hello, and ends with the session. Calls arrive in `Syscall` messages;
+the server's method of that name is asked first; what it lets proceed, and everything it has no method for, the
+shadow makes: at once on this thread, or on a worker's if the call may wait.
+
+Not trusted: the stub host. Before its hello is accepted it has a few seconds and 64 KiB; afterwards what it may
+send is bounded by the messages' types, and anything else ends this process, which is its own alone.
+Thread rules: the main thread; workers run only `ptserver.shadow.execute.execute`.
+"""
+
+import contextlib
+import os
+import select
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from ptserver.confinement.gate import Gate
+from ptserver.errors import ConnectionLostError, ProtocolError, PtServerError, RefusedError
+from ptserver.hosts.endings import exit_of
+from ptserver.messages import (
+    Cancel,
+    Executed,
+    Exited,
+    Fetch,
+    Goodbye,
+    GoroutineStatistics,
+    Hello,
+    MemoryAtomic,
+    MemoryDeclare,
+    MemoryGet,
+    MemorySet,
+    Observed,
+    Ping,
+    Pong,
+    ProcessExited,
+    ProcessStopped,
+    ProgramExited,
+    Refused,
+    Signal,
+    SignalState,
+    Stopped,
+    StreamCredit,
+    StreamData,
+    StreamEnd,
+    Syscall,
+    ThreadEvent,
+    ToServer,
+    WatchedCalls,
+    WatchedRows,
+    WatchEnded,
+    WindowSize,
+)
+from ptserver.net.connection import Connection
+from ptserver.net.keepalive import DEFAULT_SECONDS, KeepAlive
+from ptserver.net.poll_loop import PollLoop
+from ptserver.offered.file_transfer import OfferedFile
+from ptserver.remote_memory.shared import SharedVariables
+from ptserver.server import RuntimeServer
+from ptserver.session import Session
+from ptserver.sessions.calls import Calls
+from ptserver.sessions.children import Children
+from ptserver.sessions.foresight import Foresight
+from ptserver.sessions.guard import end_others
+from ptserver.sessions.keeper import become_program, program_status
+from ptserver.sessions.memory import MemoryCalls
+from ptserver.sessions.stdio import OwnStdio, Stdio
+from ptserver.sessions.watches import SessionWatches
+from ptserver.shadow.descriptors import Descriptors
+from ptserver.shadow.exec import reason_not_to_execute
+from ptserver.shadow.process import ShadowState
+from ptserver.shadow.signals import ShadowSignals, signal_message
+from ptserver.shadow.state import Shadow
+from ptserver.shadow.waiting import Args
+from ptserver.shadow.workers import Workers
+
+_STOPPING = frozenset({signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU})
+#: How long calls that wait may take to return when the program is gone.
+_INTERRUPT_SECONDS = 2.0
+
+
+class SessionLoop:
+    """Runs one session over *connection*, after its handshake."""
+
+    def __init__(
+        self,
+        connection: Connection[ToServer],
+        hello: Hello,
+        server: RuntimeServer,
+        session_id: str,
+        descriptors: Descriptors,
+        log: Callable[[str], None],
+        stdio: Stdio | OwnStdio,
+        offered: OfferedFile | None = None,
+        watched_at: socket.socket | None = None,
+        gate: Gate | None = None,
+        variables: SharedVariables | None = None,
+        *,
+        guard: socket.socket | None = None,
+        keepalive_seconds: float = DEFAULT_SECONDS,
+        ahead: bool = False,
+    ) -> None:
+        """Make a session's state of this process's.
+
+        guard: the socket of the guard that is this process's parent, if it has one.
+
+        offered: the program, if this process offered it to its host: what belongs to this process, its descriptors
+        and the signals that it is sent, is the program's then. gate: judges what its sockets do. variables: the
+        remote ones of all sessions, if the welcome has `memory`. keepalive_seconds: how long the host may be silent,
+        0 for ever. watched_at: the Unix socket at which it can be watched. ahead: tell the host what it may ask next.
+        """
+        self._connection = connection
+        self._send = connection.send
+        self._server = server
+        self._log = log
+        self.session = Session(
+            session_id,
+            hello.program,
+            hello.machine,
+            "server",
+            log=log,
+            send_signal=lambda signo: self._send(Signal(signo)),
+            keep_descriptor=descriptors.keep,
+        )
+        self._descriptors = descriptors
+        self._guard = guard
+        self._guard_pid = os.getppid() if guard is not None else 0
+        self._pid = os.getpid()
+        self._is_keeper = False
+        self._workers: Workers[int] = Workers(descriptors.keep)
+        self._signals = ShadowSignals(descriptors.keep)
+        log = log if offered is None else _unsaid
+        self._shadow = Shadow(
+            descriptors, log, self._signals, self._workers.retire_idle, os.fsencode(hello.program.path)
+        )
+        self._offered = offered
+        self._stdio = stdio
+        self._loop = PollLoop()
+        self._keepalive = KeepAlive(connection, self._loop.later, keepalive_seconds, _raise_lost)
+        stdio.tell(self._loop.unwatch)
+        self._state = ShadowState(self.session, self._shadow, descriptors, log, gate, hello.server_time)
+        self._children = Children(self._state, self._loop, connection.send)
+        self._calls = Calls(
+            self.session,
+            server,
+            self._shadow,
+            self._workers,
+            connection.send,
+            self._loop,
+            descriptors.copy,
+            gate,
+            fork=self._children.fork,
+            become=self._become,
+            take_signals=self._on_signal,
+            elsewhere=self._children,
+            keeps_time=hello.server_time,
+        )
+        self._children.answer_to(self._calls)
+        if ahead:
+            self._calls.foresight = Foresight(connection.send)
+        self._ended = False
+        self._connection_events = 0
+        self._stdio_changed = True
+        self._takers: dict[type, Callable[[Any], None]] = {
+            Syscall: self._calls.take_call,
+            Observed: self._calls.take_observed,
+            Cancel: self._calls.take_cancel,
+            StreamData: self._take_data,
+            StreamCredit: self._take_credit,
+            StreamEnd: self._take_end,
+            WindowSize: self._stdio.resize,
+            ThreadEvent: self._take_thread,
+            Exited: self._take_exited,
+            Refused: self._take_refused,
+            Stopped: self._take_stopped,
+            ProcessExited: self._take_for_process,
+            ProcessStopped: self._take_for_process,
+            SignalState: self._take_for_process,
+            Signal: self._take_signal,
+            GoroutineStatistics: self._take_statistics,
+            Ping: self._take_ping,
+            Pong: lambda pong: None,
+        }
+        if variables is not None:
+            memory = MemoryCalls(self.session, server, variables.adopt(descriptors.keep), connection.send)
+            self._takers[MemoryDeclare] = memory.take_declare
+            self._takers[MemoryGet] = memory.take_get
+            self._takers[MemorySet] = memory.take_set
+            self._takers[MemoryAtomic] = memory.take_atomic
+        self._watches: SessionWatches | None = None
+        if watched_at is not None:
+            self._watches = SessionWatches(watched_at, self._loop, connection.send, descriptors.keep)
+            take = self._watches.take
+            self._takers |= {WatchedCalls: take, WatchedRows: take, WatchEnded: take}
+        self._exited: Exited | None = None
+        if offered is None:
+            descriptors.close_programs(3)
+        else:
+            self._takers[Fetch] = self._take_fetch
+
+    def run(self) -> Exited:
+        """Serve the program until it is gone and its output is delivered; return how it ended.
+
+        Raises:
+            ConnectionLostError, ProtocolError: the stub host is gone, or cannot be served any more.
+            Exception: whatever the server's methods raise, but OSError.
+        """
+        self._loop.watch(self._signals.fileno(), self._on_signal)
+        if self._guard is not None:
+            self._loop.watch(self._guard.fileno(), self._on_guard)
+        self._loop.watch(self._workers.fileno(), self._calls.take_finished)
+        try:
+            self._server.session_started(self.session)
+            if self._connection.has_received:
+                self._on_message()
+            while not self._ended:
+                self._round()
+            self._finish()
+        finally:
+            if self._watches is not None:
+                self._watches.finish()
+            self._server.session_ended(self.session)
+        self._send(Goodbye())
+        assert self._exited is not None
+        return self._exited
+
+    def _round(self) -> None:
+        self._loop.round(self._before_waiting)
+
+    def _before_waiting(self) -> None:
+        """Send what is to be sent, and ask for the events that matter now."""
+        if self._watches is not None:
+            self._watches.before_waiting()
+        connection = self._connection
+        if connection.wants_write:
+            self._loop.expect()  # the calls that follow these results
+        events = 0 if connection.flush() else select.POLLOUT
+        if not connection.congested:
+            events |= select.POLLIN
+        if events != self._connection_events:
+            self._connection_events = events
+            self._loop.watch(connection.fileno(), self._on_message, events)
+            self._stdio_changed = True
+        if self._stdio_changed:
+            self._stdio_changed = False
+            self._watch_stdio()
+
+    def _watch_stdio(self) -> None:
+        stdio, watch = self._stdio, self._loop.watch
+        for outgoing in stdio.outgoing.values():
+            wanted = outgoing.wants_read and not self._connection.congested
+            watch(outgoing.fd, self._changing_stdio(outgoing.on_readable), select.POLLIN if wanted else 0)
+        incoming = stdio.incoming
+        if incoming is not None:
+            handler = self._changing_stdio(incoming.on_writable)
+            watch(incoming.fd, handler, select.POLLOUT if incoming.wants_write else 0)
+
+    def _changing_stdio(self, handler: Callable[[], None]) -> Callable[[], None]:
+        """Return *handler* for a loop that looks at the streams only after something has happened to them."""
+
+        def handle() -> None:
+            self._stdio_changed = True
+            handler()
+
+        return handle
+
+    # What the stub host says.
+
+    def _on_message(self) -> None:
+        takers = self._takers
+        for message in self._connection.receive():
+            taker = takers.get(type(message))
+            if taker is None:
+                raise ProtocolError(f"the host sent {type(message).__name__} in mid-session")
+            taker(message)
+
+    def _take_data(self, message: StreamData) -> None:
+        if message.stream or self._stdio.incoming is None:
+            raise ProtocolError(
+                f"the host sent data of stream {message.stream}, which is not carried that way"
+            )
+        self._stdio.incoming.receive(message.data)
+        self._stdio_changed = True
+
+    def _take_credit(self, message: StreamCredit) -> None:
+        if message.stream in self._stdio.outgoing:
+            self._stdio.outgoing[message.stream].add_credit(message.size)
+            self._stdio_changed = True
+
+    def _take_end(self, message: StreamEnd) -> None:
+        if not self._stdio.end(message.stream):
+            raise ProtocolError(f"the host ended stream {message.stream}, which is not carried")
+        self._stdio_changed = True
+
+    def _take_thread(self, message: ThreadEvent) -> None:
+        self._server.thread_event(self.session, message.tid, message.event)
+
+    def _take_statistics(self, message: GoroutineStatistics) -> None:
+        self._server.goroutine_statistics(self.session, message)
+
+    def _take_ping(self, message: Ping) -> None:
+        self._send(Pong(message.id))
+
+    def _take_exited(self, message: Exited) -> None:
+        self._exited = message
+        self._ended = True
+
+    def _take_refused(self, message: Refused) -> None:
+        raise RefusedError(message.code, f"the host ended the session: {message.message}")
+
+    def _take_fetch(self, message: Fetch) -> None:
+        assert self._offered is not None
+        self._send(self._offered.answer(message))
+
+    def _take_stopped(self, message: Stopped) -> None:
+        """Expect nothing of a host that stops with its program.
+
+        If the program was offered, stop this process, as which its user's shell knows it. SIGCONT wakes both.
+        """
+        if self._offered is None:
+            self._keepalive.suspend()
+            return
+        self._connection.flush()
+        self._signals.stop(message.signo if message.signo in _STOPPING else int(signal.SIGSTOP))
+
+    # The program's processes.
+
+    def _take_for_process(self, message: ProcessExited | ProcessStopped | SignalState) -> None:
+        if message.pid != self._pid:
+            self._children.pass_on(message.pid, message)
+        elif type(message) is SignalState:
+            self._signals.set_state(message)
+
+    def _take_signal(self, message: Signal) -> None:
+        if self._is_keeper and message.pid == self._pid:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._pid, message.signo)
+
+    def _become(self, name: str, args: Args, ins: dict[int, bytes]) -> int | None:
+        """Let the program's first process, which is this one, execute another program; see `Calls`."""
+        failure = reason_not_to_execute(name, ins)
+        if failure:
+            return failure
+        self._connection.flush()
+        if self._guard is None:  # this process's user waits for it, and nothing else has to go on
+            return self._shadow.become(name, args, ins)
+        failed = become_program(lambda: self._shadow.become(name, args, ins), self._descriptors, self._guard)
+        if failed is None:
+            self._is_keeper = True
+            self._workers.start_anew()
+            self._calls.start_anew()
+            self._send(Executed(self._pid))
+        return failed
+
+    # The rest of a session's life.
+
+    def _on_signal(self) -> None:
+        for received in self._signals.receive():
+            if received.signo == signal.SIGTERM and received.pid == self._guard_pid and self._guard_pid:
+                raise ServerStopsError("the server is stopping")
+            if not self._is_keeper:
+                self._send(signal_message(self._pid, received))
+
+    def _on_guard(self) -> None:
+        assert self._guard is not None
+        status = program_status(self._guard)
+        if status is None:
+            raise ServerStopsError("the session's guard is gone")
+        self._send(ProgramExited(*exit_of(status)))
+
+    def _finish(self) -> None:
+        """The program is gone: end its calls, close what it had open, and deliver the rest of its output."""
+        assert self._exited is not None
+        self._server.exited(self.session, self._exited.status, self._exited.signo)
+        if self._guard is not None and (self._children or self._is_keeper):
+            end_others(self._guard)
+        self._calls.end()
+        deadline = time.monotonic() + _INTERRUPT_SECONDS
+        while len(self._workers) and time.monotonic() < deadline:
+            self._round()
+        self._stdio.end_input()
+        self._stdio_changed = True
+        self._descriptors.close_programs()
+        while not all(stream.ended for stream in self._stdio.outgoing.values()):
+            self._round()
+
+
+class ServerStopsError(PtServerError):
+    """The server was told to end."""
+
+
+def _unsaid(text: str) -> None:
+    """Say what a user can do nothing about only if asked to: it would be among the program's own output."""
+    if os.environ.get("PTSERVER_DEBUG"):
+        print(f"ptserver: {text}", file=sys.stderr)
+
+
+def _raise_lost(reason: str) -> None:
+    raise ConnectionLostError(reason)

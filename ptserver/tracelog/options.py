@@ -1,0 +1,78 @@
+"""What a user wants of a trace, and the sink that writes it so. Imports the trace log only when it is used."""
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ptserver.tracelog.events import TraceSink
+    from ptserver.tracelog.go_events import RuntimeWanted
+    from ptserver.tracelog.goroutine_summary import GoroutineKey
+    from ptserver.tracelog.selection import Selection
+    from ptserver.tracelog.sinks import Form
+    from ptserver.tracelog.summary import Key
+    from ptserver.tracelog.text import TextOptions
+    from ptserver.tracelog.tracing import Source
+
+
+@dataclass(frozen=True)
+class TraceOptions:
+    """How to log calls.
+
+    filters: expressions of ``-e``; output: a file, None for standard error, ``-`` for standard output; form: see
+    `tracelog.sinks.Form`; by: what a summary counts by; text: how text looks; source: where calls are taken from;
+    quiet: no remarks; selection: which of the calls are shown, None for all.
+    events: which events of goroutines are wanted besides.
+    """
+
+    filters: tuple[str, ...] = ()
+    output: str | None = None
+    form: "Form" = "text"
+    by: "Key | GoroutineKey" = "syscall"
+    text: "TextOptions | None" = None
+    source: "Source" = "auto"
+    stacks: bool = False
+    quiet: bool = False
+    selection: "Selection | None" = None
+    events: frozenset[str] = frozenset()
+
+    def names(self) -> frozenset[str]:
+        """Return the names of the calls that are wanted.
+
+        Raises:
+            FilterError: an expression names what does not exist.
+        """
+        from ptserver.tracelog.filters import parse_filters
+
+        return parse_filters(self.filters)
+
+    def runtime(self) -> "RuntimeWanted":
+        """Return what is wanted of Go's runtime itself."""
+        from ptserver.tracelog.filters import runtime_calls
+        from ptserver.tracelog.go_events import RuntimeWanted
+
+        return RuntimeWanted(runtime_calls(self.filters), self.events)
+
+    def open(self, argv: list[bytes], pid: int = 0, *, here: bool = True) -> "TraceSink":
+        """Return the sink that the log goes to; the first line names *argv*. here: whether it runs on this machine.
+
+        Raises:
+            TraceOutputError: the file cannot be made.
+        """
+        from ptserver.tracelog.events import TraceStart
+        from ptserver.tracelog.sinks import open_sink
+
+        start = TraceStart.now([os.fsdecode(word) for word in argv], pid)
+        sink = open_sink(self.form, self.output, start, self.text, self.by, here=here)
+        if self.selection is None:
+            return sink
+        from ptserver.tracelog.selection import SelectingSink
+
+        return SelectingSink(sink, self.selection)
+
+    def note(self, text: str) -> None:
+        """Print a remark about the trace itself."""
+        from ptserver.tracelog.output import complain_on_stderr
+
+        if not self.quiet:
+            complain_on_stderr(text)

@@ -1,0 +1,465 @@
+"""Traces a program: chooses where its events come from, and hands them to a sink.
+
+    ring    pure Go programs on amd64: some tenths of a microsecond a call, with goroutine and stack. It sees the
+            calls that go through Syscall6, which is nearly all of the standard library's; not those that the
+            runtime makes by itself (exit, getpid, clone...), nor those of children after their exec.
+    stops   any program and its children: every traced call costs two stops, 50 to 100 microseconds.
+
+With source "auto" the ring is tried first, and what it cannot do is done by stops; *note* is told which.
+
+Everything runs on the calling thread, which must be the process's main thread and its only one: signals are
+taken from a descriptor, and the kernel reports tracees by one.
+"""
+
+import contextlib
+import os
+import select
+import signal
+import time
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Literal
+
+from goabi.errors import GoAbiError
+from ptserver.errors import PtServerError
+from ptserver.hosts.signals import HostSignals, is_passed_on
+from ptserver.inspection.proc_status import ThreadNumbers
+from ptserver.tracelog.batch import CallBatch
+from ptserver.tracelog.events import ExitEvent, LossEvent, TraceSink
+from ptserver.tracelog.go_events import GoEvents, RuntimeWanted
+from ptserver.tracelog.output import complain_on_stderr
+from ptserver.tracelog.stepping_events import FrameNames, event_of_traced, exe_identity
+from stepping.errors import SeccompRefusedError, TraceeGoneError
+from stepping.launch import Program
+from stepping.registers import NATIVE
+from stepping.ring import BATCH, Ring
+from stepping.ring_batch import RingBatch
+from stepping.ring_launch import launch_with_ring
+from stepping.ring_probes import Probes
+from stepping.ring_site import NoRingError, check_file, find_site
+from stepping.syscall_stops import SyscallTracer, Traced, TracedCall, TracedExit, TracedStop
+from stepping.syscalls.model import Arch, OnlyIf, Syscall
+from stepping.syscalls.table import SYSCALLS
+from stepping.tracee_launch import tracing_filter
+from stepping.wait_status import WaitStatus
+
+Source = Literal["auto", "ring", "stops"]
+Note = Callable[[str], None]
+
+#: How often the ring is looked at, while calls come in and while none do.
+_BUSY_POLL_MS, _IDLE_POLL_MS = 5, 40
+#: How long events may lie in the sink's buffer while others come in.
+_MAX_UNFLUSHED_S = 0.1
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+
+
+class TraceSourceError(PtServerError):
+    """The source that was asked for cannot trace this program; the message says why."""
+
+    exit_status = 69
+
+
+def run_traced(
+    path: str,
+    argv: Sequence[bytes],
+    env: Sequence[bytes],
+    sink: TraceSink,
+    names: Collection[str] | None = None,
+    *,
+    source: Source = "auto",
+    stacks: bool = False,
+    runtime: RuntimeWanted = RuntimeWanted(),  # noqa: B008 - a tuple
+    note: Note = complain_on_stderr,
+) -> int:
+    """Run the program *path* and trace it until it has ended; return its raw wait status.
+
+    argv: its arguments with argv[0]; env: ``NAME=VALUE`` strings. names: the calls wanted, by name; by default all
+    that touch a resource. stacks: name the functions on the goroutine's stack in each event (ring only).
+    runtime: what is wanted of Go's runtime besides; its events need the ring, its calls are just calls by stops.
+    note: is told in one line which source is used, and why.
+
+    The program has this process's standard streams and terminal. Signals that a user sends to this process go to
+    it. By stops it dies with this process; with the ring it lives on by itself. The sink is not closed.
+
+    Raises:
+        TraceSourceError: the *source* asked for cannot be had.
+        ExecError, PtraceRefusedError, SeccompRefusedError: the kernel refuses.
+    """
+    wanted = _Wanted(names, runtime)
+    signals = HostSignals()
+    try:
+        program = Program(path=path, argv=list(argv), env=env, blocked=signals.original_mask)
+        if source != "stops":
+            try:
+                check_file(path)
+                probes = runtime.find_probes(path)
+                frames = _open_names(path, note) if stacks or runtime.events else None
+                ring = launch_with_ring(program, wanted.rows, probes=probes)
+            except NoRingError as error:
+                _refuse_unless_auto(source, error, runtime)
+                note(f"tracing by stops: {error.reason}")
+            else:
+                note(f"tracing by the ring ({ring.site.go_version}); calls after an exec are not seen")
+                go = _go_events(ring, probes, runtime, frames, note)
+                return _RingTrace(
+                    ring, sink, signals, wanted, frames if stacks else None, go, note
+                ).run_launched()
+        return _launch_by_stops(program, sink, signals, wanted, note)
+    finally:
+        signals.close()
+
+
+def trace_process(
+    pid: int,
+    sink: TraceSink,
+    names: Collection[str] | None = None,
+    *,
+    source: Source = "auto",
+    stacks: bool = False,
+    runtime: RuntimeWanted = RuntimeWanted(),  # noqa: B008 - a tuple
+    note: Note = complain_on_stderr,
+) -> None:
+    """Trace the running process *pid* until it ends or this process gets SIGINT, SIGTERM, SIGHUP or SIGQUIT.
+
+    Then it is let go, unchanged. The parameters are those of `run_traced`.
+
+    Raises:
+        TraceSourceError: the *source* asked for cannot be had.
+        PtraceRefusedError, TraceeGoneError: it cannot be traced, or there is none.
+    """
+    wanted = _Wanted(names, runtime)
+    signals = HostSignals()
+    try:
+        if source != "stops":
+            try:
+                site = find_site(pid)
+                probes = runtime.find_probes(f"/proc/{pid}/exe")
+                frames = _open_names(f"/proc/{pid}/exe", note) if stacks or runtime.events else None
+                ring = Ring.attach(pid, wanted.rows, site=site, probes=probes)
+            except NoRingError as error:
+                _refuse_unless_auto(source, error, runtime)
+                note(f"tracing by stops: {error.reason}")
+            else:
+                note(f"tracing by the ring ({ring.site.go_version}); calls after an exec are not seen")
+                go = _go_events(ring, probes, runtime, frames, note)
+                _RingTrace(ring, sink, signals, wanted, frames if stacks else None, go, note).run_attached()
+                return
+        adapter = _StopsAdapter(sink, wanted)
+        tracer = SyscallTracer.attach(pid, wanted.by_stops(), adapter.take, arch=_arch())
+        _StopsTrace(tracer, adapter, sink, signals).run_attached()
+    finally:
+        signals.close()
+
+
+class _Wanted:
+    """The calls that are traced. conditions: by name, what must hold for a call to be one (resources only)."""
+
+    def __init__(self, names: Collection[str] | None, runtime: RuntimeWanted) -> None:
+        self.runtime = runtime
+        arch = _arch()
+        table: Iterable[Syscall] = (row for row in SYSCALLS.values() if arch in row.numbers)
+        self.conditions: dict[str, OnlyIf] = {}
+        if names is not None:
+            self.rows = [row for row in table if row.name in names]
+            return
+        self.rows = [row for row in table if row.klass.is_resource or row.only_if is not None]
+        self.conditions = {row.name: row.only_if for row in self.rows if row.only_if is not None}
+
+    def bpf(self) -> bytes:
+        """Return the filter that stops a program at these calls."""
+        return tracing_filter(self.by_stops(), self.conditions, _arch())
+
+    def by_stops(self) -> list[Syscall]:
+        """Return the calls that are traced by stops, which cannot tell the runtime's own from others."""
+        known = {row.name for row in self.rows}
+        return [*self.rows, *(SYSCALLS[name] for name in sorted(self.runtime.calls - known))]
+
+    def includes(self, name: str, args: Sequence[int]) -> bool:
+        """Whether a call of one of the rows is wanted with these arguments."""
+        only = self.conditions.get(name)
+        return only is None or args[only.arg] & only.mask == only.value
+
+    def select(self, batch: RingBatch) -> RingBatch:
+        """Return the calls of a batch that are wanted."""
+        names = self.conditions.keys()
+        unwanted = {
+            index
+            for group in batch.groups()
+            if group.row.name in names
+            for position, index in enumerate(group.indexes)
+            if not self.includes(group.row.name, group.call(position)[0])
+        }
+        return (
+            batch.select([index for index in range(batch.size) if index not in unwanted])
+            if unwanted
+            else batch
+        )
+
+
+def _launch_by_stops(
+    program: Program, sink: TraceSink, signals: HostSignals, wanted: _Wanted, note: Note
+) -> int:
+    from dataclasses import replace
+
+    adapter = _StopsAdapter(sink, wanted)
+    try:
+        filtered = replace(program, bpf=wanted.bpf())
+        tracer = SyscallTracer.launch(filtered, wanted.by_stops(), adapter.take, arch=_arch())
+    except SeccompRefusedError as error:
+        note(f"every call of the program is stopped, which is slow: {error}")
+        tracer = SyscallTracer.launch(program, wanted.by_stops(), adapter.take, arch=_arch())
+    return _StopsTrace(tracer, adapter, sink, signals).run_launched()
+
+
+class _StopsAdapter:
+    """Takes a tracer's reports and gives the sink events; remembers what concerns the first process."""
+
+    def __init__(self, sink: TraceSink, wanted: _Wanted) -> None:
+        self._sink = sink
+        self._wanted = wanted
+        self.stopped: set[int] = set()
+
+    def take(self, traced: Traced) -> None:
+        """Take one report."""
+        if isinstance(traced, TracedCall) and not self._wanted.includes(traced.row.name, traced.args):
+            return
+        if isinstance(traced, TracedStop):
+            if traced.tid == traced.pid:
+                self.stopped.add(traced.pid)
+            return
+        if isinstance(traced, TracedExit):
+            self.stopped.discard(traced.pid)
+        event = event_of_traced(traced)
+        if event is not None:
+            self._sink.event(event)
+
+
+class _StopsTrace:
+    """The loop of a trace by stops: reports, signals, and a flush when neither comes."""
+
+    def __init__(
+        self, tracer: SyscallTracer, adapter: _StopsAdapter, sink: TraceSink, signals: HostSignals
+    ) -> None:
+        self._tracer = tracer
+        self._adapter = adapter
+        self._sink = sink
+        self._signals = signals
+        self._poll = select.poll()
+        self._poll.register(signals.fileno(), select.POLLIN)
+
+    def run_launched(self) -> int:
+        """Trace to the end; return the raw wait status."""
+        while self._drain():
+            if self._pid in self._adapter.stopped:
+                # The shell is to see its job stopped; it continues us, and we the program.
+                self._adapter.stopped.discard(self._pid)
+                self._sink.flush()
+                os.kill(os.getpid(), signal.SIGSTOP)
+                _send(self._pid, signal.SIGCONT)
+            for signo, from_kernel in self._wait_for_signals():
+                if is_passed_on(signo) and not from_kernel:
+                    _send(self._pid, signo)
+        return self._end().raw_end
+
+    def run_attached(self) -> None:
+        """Trace until it ends or a signal says that it is enough."""
+        while self._drain():
+            if any(signo in _ENDING for signo, _ in self._wait_for_signals()):
+                self._tracer.detach()
+                return
+        self._tracer.close()
+
+    @property
+    def _pid(self) -> int:
+        return self._tracer.group.pid
+
+    def _drain(self) -> bool:
+        """Act on all reports that wait; false when no tracee is left."""
+        try:
+            while self._tracer.step(block=False):
+                pass
+        except TraceeGoneError:
+            return False
+        return len(self._tracer.group) > 0
+
+    def _wait_for_signals(self) -> list[tuple[int, bool]]:
+        self._sink.flush()
+        self._poll.poll()  # SIGCHLD comes with every report
+        return self._signals.receive()
+
+    def _end(self) -> WaitStatus:
+        self._tracer.close()
+        if self._tracer.group.exit is None:
+            raise TraceeGoneError(self._pid)
+        return self._tracer.group.exit
+
+
+class _RingTrace:
+    """The loop of a trace by the ring: looks at it now and then, and at signals."""
+
+    def __init__(
+        self,
+        ring: Ring,
+        sink: TraceSink,
+        signals: HostSignals,
+        wanted: _Wanted,
+        frames: FrameNames | None,
+        go: GoEvents | None,
+        note: Note,
+    ) -> None:
+        self._ring = ring
+        self._sink = sink
+        self._signals = signals
+        self._wanted = wanted
+        self._frames = frames
+        self._go = go
+        self._note = note
+        self._lost = 0
+        self._flushed_at = 0.0
+        self._poll = select.poll()
+        self._poll.register(signals.fileno(), select.POLLIN)
+        self._exe = exe_identity(ring.pid)
+        self._numbers = ThreadNumbers(ring.pid)
+        if frames is not None:
+            frames.load_bias = ring.site.load_bias
+
+    def run_launched(self) -> int:
+        """Trace a child of this process to its end; return its raw wait status."""
+        pid = self._ring.pid
+        poll_ms = _BUSY_POLL_MS
+        while True:
+            for signo, from_kernel in self._wait(poll_ms):
+                if signo == signal.SIGCHLD:
+                    _follow_stop(pid)
+                elif is_passed_on(signo) and not from_kernel:
+                    _send(pid, signo)
+            ended, status = os.waitpid(pid, os.WNOHANG)
+            poll_ms = self._read(final=bool(ended))
+            if ended:
+                self._report_exit(status)
+                self._close()
+                return status
+
+    def run_attached(self) -> None:
+        """Trace until the process ends or a signal says that it is enough; then take the ring out."""
+        pidfd = os.pidfd_open(self._ring.pid)
+        self._poll.register(pidfd, select.POLLIN)
+        poll_ms, ended = _BUSY_POLL_MS, False
+        try:
+            while not ended:
+                enough = any(signo in _ENDING for signo, _ in self._wait(poll_ms))
+                ended = bool(select.select([pidfd], [], [], 0)[0])
+                if enough and not ended and not self._ring.detach():
+                    self._note("a thread is still inside the ring; its 4 KiB stay until the next attach")
+                poll_ms = self._read(final=ended or enough)
+                ended = ended or enough
+        finally:
+            os.close(pidfd)
+            self._ring.detach()
+            self._close()
+
+    def _wait(self, poll_ms: int) -> list[tuple[int, bool]]:
+        """Wait for a signal, but not for long; return those that came."""
+        now = time.monotonic()
+        if poll_ms == _IDLE_POLL_MS or now - self._flushed_at > _MAX_UNFLUSHED_S:
+            self._sink.flush()
+            self._flushed_at = now
+        if self._poll.poll(poll_ms):
+            return self._signals.receive()
+        if poll_ms == _IDLE_POLL_MS:
+            self._look_for_exec()
+        return []
+
+    def _look_for_exec(self) -> None:
+        if self._exe is not None and exe_identity(self._ring.pid) not in (self._exe, None):
+            self._exe = None
+            self._note("the program has executed another one, which the ring does not see")
+
+    def _read(self, *, final: bool) -> int:
+        """Hand on what the ring holds, if *final* all of it; return how long to wait before the next time, in ms.
+
+        Otherwise it is one batch, so that a program that makes calls faster than they can be handed on does not
+        keep this process from its signals.
+        """
+        while True:
+            batch = self._ring.read_batch(final=final)
+            if batch is not None:
+                self._give(batch)
+            if not (final and batch):
+                break
+        if self._ring.lost > self._lost:
+            self._sink.event(LossEvent(time.monotonic_ns(), self._ring.lost - self._lost))
+            self._lost = self._ring.lost
+        if batch is None:
+            return _IDLE_POLL_MS
+        return 0 if batch.size >= BATCH // 2 else _BUSY_POLL_MS
+
+    def _give(self, batch: RingBatch) -> None:
+        if self._numbers:
+            batch.number_threads(self._numbers.outer)
+        calls = CallBatch(self._wanted.select(batch.calls()), self._frames)
+        if self._go is None or calls.records is batch:
+            self._sink.calls(calls)
+            return
+        for event in self._go.merged(batch, calls.records, calls.events()):
+            self._sink.event(event)
+
+    def _report_exit(self, status: int) -> None:
+        code = os.waitstatus_to_exitcode(status)
+        pid = self._ring.pid
+        exit_status, signo = (code, 0) if code >= 0 else (None, -code)
+        core = signo != 0 and os.WCOREDUMP(status)
+        self._sink.event(ExitEvent(time.monotonic_ns(), pid, pid, exit_status, signo, core))
+
+    def _close(self) -> None:
+        if self._go is not None:
+            for event in self._go.rest():
+                self._sink.event(event)
+            self._go.close()
+        self._sink.flush()
+        self._ring.close()
+        if self._frames is not None:
+            self._frames.close()
+
+
+def _arch() -> Arch:
+    return NATIVE[os.uname().machine].arch
+
+
+def _go_events(
+    ring: Ring, probes: Probes | None, runtime: RuntimeWanted, frames: FrameNames | None, note: Note
+) -> GoEvents | None:
+    if probes is not None and probes.uncovered:
+        note(f"not seen: what {', '.join(sorted(set(probes.uncovered)))} do")
+    if probes is None or frames is None or not runtime.events:
+        return None
+    frames.load_bias = ring.site.load_bias
+    return GoEvents(runtime.events, probes.wait_reasons, frames)
+
+
+def _open_names(path: str, note: Note) -> FrameNames | None:
+    try:
+        return FrameNames(path)
+    except (OSError, GoAbiError) as error:
+        note(f"stacks cannot be named: {error}")
+        return None
+
+
+def _refuse_unless_auto(source: Source, error: NoRingError, runtime: RuntimeWanted) -> None:
+    if source == "ring" or runtime.events:
+        raise TraceSourceError(f"the ring cannot trace this program: {error.reason}") from error
+
+
+def _send(pid: int, signo: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signo)
+
+
+def _follow_stop(pid: int) -> None:
+    """Stop when the program was stopped, so that a shell sees its job stop, and continue it with us."""
+    try:
+        stopped = os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOHANG)
+    except ChildProcessError:
+        return
+    if stopped is not None:
+        os.kill(os.getpid(), signal.SIGSTOP)
+        _send(pid, signal.SIGCONT)
