@@ -63,6 +63,9 @@ _CHECK = re.compile(
     re.DOTALL,
 )
 
+#: An offset from %fs, in the first instruction of runtime.morestack.
+_MINUS_8 = b"\xf8\xff\xff\xff"
+
 #: Functions whose syscalls do not return as others do, or change where g is: exit, clone, the return from a signal.
 NOT_COVERED = frozenset(
     {
@@ -154,6 +157,9 @@ def find_probes(
     """
     uncovered: list[str] = []
     raw = list(_find_raw(binary, numbers, uncovered)) if numbers else []
+    if raw and not _keeps_g_where_expected(binary):
+        uncovered.append("the runtime's own calls, because its g is not at %fs:-8")
+        raw.clear()
     wanted = {*moments, Moment.STATUS} if transitions else set(moments)
     entries: list[Place] = []
     for moment in sorted(wanted):
@@ -242,6 +248,13 @@ def _find_raw(binary: GoBinary, numbers: Collection[int], uncovered: list[str]) 
                 uncovered.append(function.name)
             else:
                 yield Place(place, match[0][:-2], number, depth)
+
+
+def _keeps_g_where_expected(binary: GoBinary) -> bool:
+    """Whether each thread's g is at %fs:-8: C code with thread-local variables of its own may have moved it."""
+    function = binary.functions.find_function_by_name("runtime.morestack")
+    # mov %fs:-8, %r64; or mov $-8, %rcx; mov %fs:(%rcx), %r64
+    return function is not None and _MINUS_8 in binary.elf.read(function.entry, 16)
 
 
 def _is_assembly(binary: GoBinary, function: Function) -> bool:

@@ -37,7 +37,8 @@ class RingSite:
     """Where the routine goes. Addresses are the running program's.
 
     entry: Syscall6; goid_offset, m_offset: in struct g; procid_offset: of the thread id in struct m;
-    load_bias: what was added to link-time addresses; go_version: such as ``go1.27.3``.
+    load_bias: what was added to link-time addresses; go_version: such as ``go1.27.3``; has_c_code: it uses cgo, so it
+    may make calls that the ring does not see.
     """
 
     entry: int
@@ -46,6 +47,7 @@ class RingSite:
     procid_offset: int
     load_bias: int
     go_version: str
+    has_c_code: bool = False
 
     @property
     def call(self) -> int:
@@ -58,16 +60,18 @@ class RingSite:
         return self.entry + AFTER_OFFSET
 
 
-def find_site(pid: int) -> RingSite:
+def find_site(pid: int, *, with_c_code: bool = False) -> RingSite:
     """Return where the routine goes in process *pid*, which runs or is stopped at its exec.
 
+    with_c_code: whether it will do though the ring does not see all calls: those that C code makes.
+
     Raises:
-        NoRingError: it is no pure Go program for amd64 of a supported version.
+        NoRingError: it is no Go program for amd64 of a supported version, or has C code.
         TraceeGoneError: there is no such process.
     """
     try:
         with GoBinary.open(f"/proc/{pid}/exe", prefer_table=True) as binary:
-            return _find_site(pid, binary)
+            return _find_site(pid, binary, with_c_code=with_c_code)
     except (FileNotFoundError, ProcessLookupError) as error:
         raise TraceeGoneError(pid) from error
     except PermissionError as error:
@@ -76,15 +80,15 @@ def find_site(pid: int) -> RingSite:
         raise NoRingError(str(error)) from error
 
 
-def check_file(path: str) -> None:
-    """Look whether the program in a file is one for the ring, before it is started.
+def check_file(path: str, *, with_c_code: bool = False) -> None:
+    """Look whether the program in a file is one for the ring, before it is started. with_c_code: as `find_site`.
 
     Raises:
         NoRingError: it is not; the message says why.
     """
     try:
         with GoBinary.open(path, prefer_table=True) as binary:
-            _check_binary(binary)
+            _check_binary(binary, with_c_code=with_c_code)
     except OSError as error:
         raise NoRingError(f"its file cannot be read ({error.strerror})") from error
     except GoAbiError as error:
@@ -96,9 +100,10 @@ def read_entry(memory: TraceeMemory, site: RingSite) -> bytes:
     return memory.read(site.entry, len(SIGNATURE))
 
 
-def _find_site(pid: int, binary: GoBinary) -> RingSite:
-    entry = _check_binary(binary)
-    if any(name in vma.path for vma in read_maps(pid) for name in _LIBC_NAMES):
+def _find_site(pid: int, binary: GoBinary, *, with_c_code: bool) -> RingSite:
+    entry = _check_binary(binary, with_c_code=with_c_code)
+    has_c_code = _uses_cgo(binary) or any(name in vma.path for vma in read_maps(pid) for name in _LIBC_NAMES)
+    if has_c_code and not with_c_code:
         raise NoRingError(_CGO)
     layouts = binary.layouts
     bias = _load_bias(pid, binary)
@@ -109,14 +114,19 @@ def _find_site(pid: int, binary: GoBinary) -> RingSite:
         procid_offset=layouts["m"].offset("procid"),
         load_bias=bias,
         go_version=str(binary.version),
+        has_c_code=has_c_code,
     )
 
 
-def _check_binary(binary: GoBinary) -> int:
+def _uses_cgo(binary: GoBinary) -> bool:
+    return binary.functions.find_function_by_name("_cgo_topofstack") is not None
+
+
+def _check_binary(binary: GoBinary, *, with_c_code: bool) -> int:
     """Return the link-time address of Syscall6."""
     if binary.elf.header.arch != "amd64":
         raise NoRingError(f"it is built for {binary.elf.header.arch}; the ring is for amd64")
-    if binary.functions.find_function_by_name("_cgo_topofstack") is not None:
+    if _uses_cgo(binary) and not with_c_code:
         raise NoRingError(_CGO)
     binary.check_supported()
     function = binary.syscall6

@@ -73,7 +73,10 @@ class AttachSource:
     def _attach_ring(self, names: Collection[str]) -> None:
         rows = [row for row in SYSCALLS.values() if row.name in names]
         try:
-            self._ring = Ring.attach(self.pid, rows, site=find_site(self.pid))
+            site = find_site(self.pid, with_c_code=True)
+            self._ring = Ring.attach(self.pid, rows, site=site)
+            if site.has_c_code:
+                self._notes.append("calls that its C code makes are not counted")
         except NoRingError as error:
             self._notes.append(
                 f"calls are not counted: {error.reason}; `ptserver trace {self.pid}` shows them"

@@ -1,11 +1,13 @@
 """Traces a program: chooses where its events come from, and hands them to a sink.
 
-    ring    pure Go programs on amd64: some tenths of a microsecond a call, with goroutine and stack. It sees the
+    ring    Go programs on amd64: some tenths of a microsecond a call, with goroutine and stack. It sees the
             calls that go through Syscall6, which is nearly all of the standard library's; not those that the
-            runtime makes by itself (exit, getpid, clone...), nor those of children after their exec.
+            runtime makes by itself (exit, getpid, clone...), that C code makes, nor those of children after
+            their exec.
     stops   any program and its children: every traced call costs two stops, 50 to 100 microseconds.
 
-With source "auto" the ring is tried first, and what it cannot do is done by stops; *note* is told which.
+With source "auto" the ring is tried first, and what it cannot do is done by stops; *note* is told which. A program
+with C code is traced by stops then, unless events of goroutines are wanted, which only the ring sees.
 
 Everything runs on the calling thread, which must be the process's main thread and its only one: signals are
 taken from a descriptor, and the kernel reports tracees by one.
@@ -90,15 +92,16 @@ def run_traced(
         program = Program(path=path, argv=list(argv), env=env, blocked=signals.original_mask)
         if source != "stops":
             try:
-                check_file(path)
+                with_c_code = source == "ring" or bool(runtime.events)
+                check_file(path, with_c_code=with_c_code)
                 probes = runtime.find_probes(path)
                 frames = _open_names(path, note) if stacks or runtime.events else None
-                ring = launch_with_ring(program, wanted.rows, probes=probes)
+                ring = launch_with_ring(program, wanted.rows, probes=probes, with_c_code=with_c_code)
             except NoRingError as error:
                 _refuse_unless_auto(source, error, runtime)
                 note(f"tracing by stops: {error.reason}")
             else:
-                note(f"tracing by the ring ({ring.site.go_version}); calls after an exec are not seen")
+                note(_seen_by(ring))
                 go = _go_events(ring, probes, runtime, frames, note)
                 return _RingTrace(
                     ring, sink, signals, wanted, frames if stacks else None, go, note
@@ -131,7 +134,7 @@ def trace_process(
     try:
         if source != "stops":
             try:
-                site = find_site(pid)
+                site = find_site(pid, with_c_code=source == "ring" or bool(runtime.events))
                 probes = runtime.find_probes(f"/proc/{pid}/exe")
                 frames = _open_names(f"/proc/{pid}/exe", note) if stacks or runtime.events else None
                 ring = Ring.attach(pid, wanted.rows, site=site, probes=probes)
@@ -139,7 +142,7 @@ def trace_process(
                 _refuse_unless_auto(source, error, runtime)
                 note(f"tracing by stops: {error.reason}")
             else:
-                note(f"tracing by the ring ({ring.site.go_version}); calls after an exec are not seen")
+                note(_seen_by(ring))
                 go = _go_events(ring, probes, runtime, frames, note)
                 _RingTrace(ring, sink, signals, wanted, frames if stacks else None, go, note).run_attached()
                 return
@@ -421,6 +424,11 @@ class _RingTrace:
             self._frames.close()
 
 
+def _seen_by(ring: Ring) -> str:
+    unseen = "calls of C code, and those after an exec," if ring.site.has_c_code else "calls after an exec"
+    return f"tracing by the ring ({ring.site.go_version}); {unseen} are not seen"
+
+
 def _arch() -> Arch:
     return NATIVE[os.uname().machine].arch
 
@@ -429,7 +437,7 @@ def _go_events(
     ring: Ring, probes: Probes | None, runtime: RuntimeWanted, frames: FrameNames | None, note: Note
 ) -> GoEvents | None:
     if probes is not None and probes.uncovered:
-        note(f"not seen: what {', '.join(sorted(set(probes.uncovered)))} do")
+        note(f"not seen: {', '.join(sorted(set(probes.uncovered)))}")
     if probes is None or frames is None or not runtime.events:
         return None
     frames.load_bias = ring.site.load_bias

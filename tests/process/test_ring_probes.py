@@ -39,7 +39,8 @@ class Watched:
         probes = wanted.find_probes(str(program.path))
         assert probes is not None
         self.probes: Probes = probes
-        self.ring = Ring.attach(program.pid, rows("write"), probes=probes)
+        site = find_site(program.pid, with_c_code=True)
+        self.ring = Ring.attach(program.pid, rows("write"), site=site, probes=probes)
         names = FrameNames(str(program.path))
         names.load_bias = self.ring.site.load_bias
         self._go = GoEvents(kinds, probes.wait_reasons, names)
@@ -63,9 +64,16 @@ def answers(program: Program) -> Iterator[list[str]]:
         yield line.split()
 
 
-@pytest.mark.parametrize("flags", [("-ldflags=-s -w",), ("-buildmode=pie",)])
-def test_stripped_and_position_independent_programs_have_probes_too(flags: tuple[str, ...]) -> None:
-    with running("go_events", flags=flags) as program:
+WITH_C = "-ldflags=-linkmode=external"
+
+
+@pytest.mark.parametrize(
+    "flags", [("-ldflags=-s -w",), ("-buildmode=pie",), (WITH_C,), ("-buildmode=pie", WITH_C)]
+)
+def test_stripped_and_position_independent_programs_and_those_with_c_code_have_probes_too(
+    flags: tuple[str, ...],
+) -> None:
+    with running("go_events", flags=flags, cgo=WITH_C in flags) as program:
         before = program_state(program)
         watched = Watched(program, KINDS, RUNTIME_CALLS)
         program.send("work 2")
@@ -249,7 +257,7 @@ def program_state(program: Program) -> dict[str, object]:
     """What attaching might change, the functions with probes included; after the runtime has opened what it opens."""
     program.send("work 1")
     list(answers(program))
-    site = find_site(program.pid)
+    site = find_site(program.pid, with_c_code=True)
     state = traces_of(program.pid, site)
     memory = TraceeMemory(program.pid)
     with GoBinary.open(str(program.path), prefer_table=True) as binary:
@@ -262,14 +270,23 @@ def program_state(program: Program) -> dict[str, object]:
     return state | {"probed": code}
 
 
-@pytest.mark.parametrize("go", OLD_MIDDLE_NEW)
-def test_conditions_that_are_hard_on_probes(go: str) -> None:
+@pytest.mark.parametrize(
+    ("go", "flags"),
+    [
+        *(pytest.param(*version.values, (), marks=version.marks) for version in OLD_MIDDLE_NEW),
+        pytest.param("1.27", (WITH_C,), marks=pytest.mark.slow),
+        pytest.param("1.21", (WITH_C,), marks=pytest.mark.slow),
+    ],
+)
+def test_conditions_that_are_hard_on_probes(go: str, flags: tuple[str, ...]) -> None:
     """Profiles, growing stacks, collections, preemption, children, signals, threads that end: nothing may break."""
     commands = ("efault", "profile", "churn", "children", "signals", "locked")
-    with running("ring_hard", go=go) as program:
+    with running("ring_hard", go=go, flags=flags, cgo=bool(flags)) as program:
         natively = [program.ask(command) for command in commands]
         wanted = RuntimeWanted(RUNTIME_CALLS, frozenset(KINDS))
-        ring = Ring.attach(program.pid, rows("write", "read"), probes=wanted.find_probes(str(program.path)))
+        probes = wanted.find_probes(str(program.path))
+        site = find_site(program.pid, with_c_code=True)
+        ring = Ring.attach(program.pid, rows("write", "read"), site=site, probes=probes)
         seen: Counter[int] = Counter()
         for command, expected in zip(commands, natively, strict=True):
             program.send(command)

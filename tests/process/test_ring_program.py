@@ -62,8 +62,10 @@ class Program:
 
 
 @contextlib.contextmanager
-def running(name: str, *arguments: str, go: str = "1.27", flags: Sequence[str] = ()) -> Iterator[Program]:
-    program = Program(build(name, go=go, flags=flags), *arguments)
+def running(
+    name: str, *arguments: str, go: str = "1.27", flags: Sequence[str] = (), cgo: bool = False
+) -> Iterator[Program]:
+    program = Program(build(name, go=go, flags=flags, cgo=cgo), *arguments)
     try:
         yield program
     finally:
