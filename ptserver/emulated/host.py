@@ -16,9 +16,7 @@ Thread rules: the machine's thread alone, but for the calls made in the backgrou
 import errno
 import os
 import resource
-import select
 import signal
-import struct
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -27,7 +25,19 @@ from typing import TYPE_CHECKING, NoReturn
 from goabi.elf_header import read_elf_header
 from goabi.errors import GoAbiError
 from ptserver.call import Call
+from ptserver.emulated.background import Background
 from ptserver.emulated.processes import SignalRelay, exec_program, fork
+from ptserver.emulated.readiness import (
+    EPOLLS,
+    NEVER_REPEATED,
+    POLLS,
+    is_ready,
+    mask_while_waiting,
+    patience_ns,
+    timeout_ns,
+    watched_by,
+    watched_by_poll,
+)
 from ptserver.errors import PtServerError
 from ptserver.machine import native_arch, this_machine
 from ptserver.messages import Program
@@ -41,7 +51,7 @@ from stepping.emulation.arch_layouts import Translation
 from stepping.emulation.machine import Machine, Observer
 from stepping.emulation.threads import BLOCKED, Result, Thread, Wait
 from stepping.errors import SteppingError
-from stepping.syscalls import Syscall
+from stepping.syscalls import SYSCALLS, Syscall, SyscallClass
 from stepping.syscalls.marshal import Args, BadArgumentError, Gathered, gather, scatter
 
 if TYPE_CHECKING:
@@ -51,13 +61,10 @@ if TYPE_CHECKING:
 _Executed = tuple[int, int, dict[int, bytes]]
 
 _ALL_DESCRIPTORS = 1 << 31
-_READERS = frozenset("read pread64 readv preadv preadv2 recvfrom recvmsg recvmmsg accept accept4".split())
-_WRITERS = frozenset("write pwrite64 writev pwritev pwritev2 sendto sendmsg sendmmsg".split())
-_EPOLLS = frozenset("epoll_wait epoll_pwait epoll_pwait2".split())
-_POLLS = frozenset("poll ppoll".split())
+#: What may make a file shorter.
+_FILES_CHANGE = frozenset("truncate ftruncate open openat openat2 creat fallocate".split())
 _DESCRIPTORS_CHANGE = frozenset("close dup2 dup3 close_range fcntl".split())
 
-_PIPE_BUF = 4096
 #: What a program whose run shall be repeatable takes for its process id.
 _REPEATABLE_PID = 2
 _SECOND = 1_000_000_000
@@ -77,6 +84,7 @@ class EmulatedResources:
         self._exe = os.fsencode(os.path.realpath(path))
         self._translation = Translation(arch, native_arch())
         self._waiting = Waiting()
+        self.background = Background()
         self._server = server
         self._session = session
         self._next_id = 0
@@ -96,24 +104,41 @@ class EmulatedResources:
 
     def fork(self, machine: Machine, thread: Thread, args: list[int]) -> Result:
         """See `stepping.emulation.machine.Resources`."""
-        return fork(machine, thread, args)
+        before = os.getpid()
+        result = fork(machine, thread, args)
+        if os.getpid() != before:
+            self.background.after_fork()
+        return result
 
-    def map_file(self, fd: int, offset: int, address: int, size: int, shared: bool) -> int:
+    def map_file(self, fd: int, offset: int, address: int, size: int, shared: bool) -> tuple[int, int]:
         """See `stepping.emulation.machine.Resources`."""
         return map_file(address, size, fd, offset, shared)
 
+    def process_control(self, machine: Machine, thread: Thread, args: list[int]) -> Result:
+        """See `stepping.emulation.machine.Resources`."""
+        served = self._gathered(machine, thread, SYSCALLS["prctl"], args)
+        return served if isinstance(served, int) else served.make(served.call)
+
     def call(self, machine: Machine, thread: Thread, row: Syscall, args: list[int]) -> Result:
         """See `stepping.emulation.machine.Resources`."""
+        served = self._gathered(machine, thread, row, args)
+        if isinstance(served, int):
+            return served
+        method = self._methods.get(row.name)
+        if method is None:
+            return served.proceed(served.call)
+        return self._ask(served, method)
+
+    def _gathered(
+        self, machine: Machine, thread: Thread, row: Syscall, args: list[int]
+    ) -> "_ServedCall | int":
+        """Return the call with all that it reads, or a negative errno."""
         a0, a1, a2, a3, a4, a5 = args
         try:
             call = gather(row, (a0, a1, a2, a3, a4, a5), machine.space, self._arch)
         except BadArgumentError as error:
             return -error.errno
-        served = _ServedCall(self, machine, thread, row, call)
-        method = self._methods.get(row.name)
-        if method is None:
-            return served.proceed(call)
-        return self._ask(served, method)
+        return _ServedCall(self, machine, thread, row, call)
 
     def _ask(self, served: "_ServedCall", method: Callable[[Call], Outcome | None]) -> Result:
         assert self._session is not None
@@ -152,6 +177,8 @@ class EmulatedResources:
         value, error, filled = execute(row, args, ins, outs)
         if translated and not error:
             value, filled = self._translation.to_guest(row, args, value, filled)
+        if row.klass is SyscallClass.IDENTITY:
+            self.background.identity_changed()
         if row.name in _DESCRIPTORS_CHANGE:
             self._waiting.forget(0, _ALL_DESCRIPTORS)
         return value, error, filled
@@ -248,18 +275,22 @@ class _ServedCall:
         if own is not None:
             return own(self.thread, list(call.args))
         if row.name == "execve":
-            return exec_program(call)
+            return exec_program(self.machine, self.thread, call)
         if row.name in ("readlinkat", "readlink"):
             index = _PATH_CALLS[row.name]
             if call.ins.get(index) in _PROC_EXE and call.outs.get(index + 1):
                 target = self._resources.exe[: call.outs[index + 1]]
                 return self._finish((len(target), 0, {index + 1: target}))
         if not row.may_wait or not self._resources.may_wait(row, call.args, call.ins):
-            return self._execute(call)
+            return self.make(call)
         return self._when_ready(call)
 
-    def _execute(self, call: Gathered) -> Result:
-        return self._finish(self._resources.execute(self.row, call.args, call.ins, call.outs))
+    def make(self, call: Gathered) -> Result:
+        """Make the call now."""
+        done = self._resources.execute(self.row, call.args, call.ins, call.outs)
+        if self.row.name in _FILES_CHANGE:
+            self.machine.space.files_changed()
+        return self._finish(done)
 
     def _finish(self, done: _Executed) -> Result:
         """Put what was filled into the program's memory, and return what the call returns."""
@@ -279,26 +310,25 @@ class _ServedCall:
 
     def _when_ready(self, call: Gathered) -> Result:
         """Make a call that may sleep, once it does not."""
-        name, args = self.row.name, call.args
-        if name in _READERS:
-            watched = [(args[0] & 0x7FFFFFFF, select.POLLIN)]
-        elif name in _WRITERS and _size_written(call) <= _PIPE_BUF:
-            watched = [(args[0] & 0x7FFFFFFF, select.POLLOUT)]
-        elif name in _EPOLLS or name in _POLLS:
+        name = self.row.name
+        if name in EPOLLS or name in POLLS:
             return self._when_event(call)
-        else:
+        found = watched_by(name, call)
+        if found is None:
             return self._in_background(call)
-        if _is_ready(watched[0]):
-            return self._execute(call)
-        return self.machine.scheduler.watch(
-            self.thread, watched, lambda: self._execute(call), Wait(restarts=True)
-        )
+        watched, option = found
+        if is_ready(watched):
+            return self.make(call)
+        patience = patience_ns(watched[0], option)
+        deadline = None if patience is None else self.machine.clock.now() + patience
+        wait = Wait(restarts=patience is None, timeout_result=-errno.EAGAIN)
+        return self.machine.scheduler.watch(self.thread, [watched], lambda: self.make(call), wait, deadline)
 
     def _when_event(self, call: Gathered) -> Result:
         """Make a call that waits for events with a time limit: without one as often as there may be some."""
         name, ins = self.row.name, call.ins
         index = next(i for i, arg in enumerate(self.row.args) if arg.name == "timeout")
-        timeout_ns = _timeout_ns(call, index, name)
+        limit_ns = timeout_ns(call, index, name)
         if name in ("ppoll", "epoll_pwait2"):
             at_once = call._replace(ins={**ins, index: bytes(16)}, args=_with(call.args, index, 8))
         else:
@@ -315,67 +345,28 @@ class _ServedCall:
         result = attempt()
         if isinstance(result, int):
             return result
-        if name in _EPOLLS:
-            watched = [(call.args[0] & 0x7FFFFFFF, select.POLLIN)]
-        else:
-            watched = [
-                (fd, events & 0xFFFF)
-                for fd, events, _ in struct.iter_unpack("<ihh", ins.get(0, b""))
-                if fd >= 0
-            ]
+        mask = mask_while_waiting(self.row, call)
+        if mask is not None and not self.machine.wait_with_mask(self.thread, mask):
+            return -errno.EINTR
         clock = self.machine.clock
-        deadline = None if timeout_ns is None else clock.now() + timeout_ns
+        deadline = None if limit_ns is None else clock.now() + limit_ns
         return self.machine.scheduler.watch(
-            self.thread, _merged(watched), attempt, Wait(timeout_result=0), deadline
+            self.thread, watched_by_poll(name, call), attempt, Wait(timeout_result=0), deadline
         )
 
     def _in_background(self, call: Gathered) -> Result:
-        outs: list[_Executed] = []
-
-        def make() -> None:
-            outs.append(self._resources.execute(self.row, call.args, call.ins, call.outs))
-
-        wait = Wait(restarts=False)
-
-        def finish() -> None:
-            self._resume(wait, lambda: self._finish(outs[0]))
-
-        return self.machine.scheduler.in_background(self.thread, make, wait, finish)
+        return self._resources.background.start(
+            self.machine.scheduler,
+            self.thread,
+            lambda: self._resources.execute(self.row, call.args, call.ins, call.outs),
+            lambda wait, done: self._resume(wait, lambda: self._finish(done)),
+            restarts=self.row.name not in NEVER_REPEATED,
+        )
 
 
 def _with(args: Args, index: int, value: int) -> Args:
     a0, a1, a2, a3, a4, a5 = (value if i == index else arg for i, arg in enumerate(args))
     return a0, a1, a2, a3, a4, a5
-
-
-def _merged(watched: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Return each descriptor once, with all events that are waited for on it."""
-    merged: dict[int, int] = {}
-    for fd, events in watched:
-        merged[fd] = merged.get(fd, 0) | events
-    return list(merged.items())
-
-
-def _size_written(call: Gathered) -> int:
-    return sum(len(data) for data in call.ins.values())
-
-
-def _is_ready(watched: tuple[int, int]) -> bool:
-    poll = select.poll()
-    poll.register(*watched)
-    return bool(poll.poll(0))
-
-
-def _timeout_ns(call: Gathered, index: int, name: str) -> int | None:
-    """Return how long a call waits at most; None: for ever."""
-    if name in ("ppoll", "epoll_pwait2"):
-        data = call.ins.get(index)
-        if data is None:
-            return None
-        seconds, rest = struct.unpack("<qq", data)
-        return int(seconds * _SECOND + rest)
-    milliseconds = call.args[index] & 0xFFFFFFFF
-    return None if milliseconds >> 31 else milliseconds * 1_000_000
 
 
 def _log(text: str) -> None:
@@ -432,6 +423,7 @@ def run_emulated(
         return status
     finally:
         relay.close()
+        resources.background.close()
         machine.close()
         if server is not None and session is not None:
             server.session_ended(session)

@@ -11,25 +11,29 @@ Not trusted: the program.
 Thread rules: the main thread, as Python allows no other to handle signals.
 """
 
+import ctypes
 import errno
 import os
 import signal
 import struct
 import sys
 import threading
+from collections.abc import Iterable
 from pathlib import Path
 
 from goabi.elf_header import read_elf_header
 from goabi.errors import GoAbiError
 from ptserver.machine import native_arch
+from ptserver.shadow.workers import WORKER_SIGNAL
 from stepping.emulation.machine import Machine
-from stepping.emulation.signals import SIG_DFL, SIG_IGN
-from stepping.emulation.threads import Result, Thread
+from stepping.emulation.signals import SIG_DFL, SIG_IGN, make_info
+from stepping.emulation.threads import Result, Thread, keep_descriptor
 from stepping.syscalls.marshal import Gathered
 
 _CLONE_PIDFD, _CLONE_PARENT_SETTID = 0x1000, 0x100000
 _CLONE_CHILD_CLEARTID, _CLONE_CHILD_SETTID, _CLONE_SETTLS = 0x200000, 0x1000000, 0x80000
 _U32 = struct.Struct("<I")
+_I32 = struct.Struct("<i")
 
 #: What a processor raises is emulated, and what nobody can handle needs no handler.
 _NEVER_PASSED_ON = frozenset(
@@ -44,8 +48,13 @@ _NEVER_PASSED_ON = frozenset(
         signal.SIGURG,  # Go sends it to its own threads all the time, and ignores it from elsewhere
     }
 )
-#: 32 and 33 are the C library's own.
-_LAST_PASSED_ON = 31
+_PASSED_ON = frozenset(map(int, signal.valid_signals())) - _NEVER_PASSED_ON - {WORKER_SIGNAL}
+_CAN_BE_IGNORED = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
+#: Python ignores these at its start, whatever they were.
+_IGNORED_BY_PYTHON = frozenset({signal.SIGPIPE, signal.SIGXFSZ})
+#: Where a siginfo has a child's status.
+_STATUS_AT = 24
+_libc = ctypes.CDLL(None, use_errno=True)
 
 _EXEC = (
     "import sys; sys.path.insert(0, {root!r}); from ptserver.emulated.host import main; "
@@ -54,26 +63,80 @@ _EXEC = (
 
 
 class SignalRelay:
-    """Keeps this process's dispositions of signals equal to the program's, and passes on what arrives."""
+    """Keeps this process's dispositions of signals and its mask equal to the program's, and passes on what arrives.
+
+    See `stepping.emulation.signals.Outside`.
+    """
 
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
         self._before: dict[int, signal._HANDLER] = {}
-        self._active = threading.current_thread() is threading.main_thread()
-        if self._active:
-            machine.on_disposition = self._changed
-            self._set(signal.SIGPIPE, signal.SIG_DFL)
-            if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-                self._set(signal.SIGINT, signal.SIG_DFL)
-        machine.on_stop = lambda _number: os.kill(os.getpid(), signal.SIGSTOP)
+        if threading.current_thread() is not threading.main_thread():
+            self._mask: set[int] | None = None
+            return
+        self._mask = self._mask_before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        for thread in machine.threads.values():
+            thread.mask = _to_bits(self._mask)
+        for number in _PASSED_ON - _IGNORED_BY_PYTHON:
+            if signal.getsignal(number) == signal.SIG_IGN:
+                machine.signals.inherit(number)
+        for number in _IGNORED_BY_PYTHON:
+            self._set(number, signal.SIG_DFL)
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            self._set(signal.SIGINT, signal.SIG_DFL)
+        machine.signals.outside = self
 
     def close(self) -> None:
         """Put everything back as it was."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        if self._mask is not None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, self._mask_before)
 
-    def _changed(self, number: int, handler: int) -> None:
-        if number in _NEVER_PASSED_ON or number > _LAST_PASSED_ON:
+    def mask_changed(self, mask: int) -> None:
+        """See `Outside`."""
+        blocked = {number for number in _PASSED_ON if mask >> number - 1 & 1}
+        if blocked != self._mask:
+            self._mask = blocked
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+    def stop(self, _number: int) -> None:
+        """See `Outside`."""
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+    def hold(self, number: int) -> bool:
+        """See `Outside`."""
+        if self._mask is None or number not in self._mask:
+            return False
+        os.kill(os.getpid(), number)
+        return True
+
+    def pending(self) -> int:
+        """See `Outside`."""
+        return _to_bits(signal.sigpending())
+
+    def take(self, wanted: int) -> tuple[int, bytes] | None:
+        """See `Outside`."""
+        held = {number for number in self._mask or () if wanted >> number - 1 & 1}
+        if not held:
+            return None
+        info = signal.sigtimedwait(held, 0)
+        if info is None:
+            return None
+        shown = make_info(info.si_signo, info.si_code, info.si_pid, info.si_uid)
+        return info.si_signo, shown[:_STATUS_AT] + _I32.pack(info.si_status) + shown[_STATUS_AT + 4 :]
+
+    def open_descriptor(self, wanted: int) -> int:
+        """See `Outside`."""
+        fd = _libc.signalfd(-1, struct.pack("<Q", wanted).ljust(128, b"\0"), os.O_CLOEXEC)
+        if fd < 0:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number))
+        return keep_descriptor(fd)
+
+    def disposition_changed(self, number: int, handler: int) -> None:
+        """See `Outside`."""
+        if number not in _PASSED_ON:
             return
         if handler == SIG_DFL:
             self._set(number, signal.SIG_DFL)
@@ -116,8 +179,8 @@ def fork(machine: Machine, thread: Thread, args: list[int]) -> Result:
     )
 
 
-def exec_program(call: Gathered) -> int:
-    """Carry out execve(2); return a negative errno if it fails, and not at all otherwise."""
+def exec_program(machine: Machine, thread: Thread, call: Gathered) -> int:
+    """Carry out execve(2) for *thread*; return a negative errno if it fails, and not at all otherwise."""
     path = call.ins.get(0)
     if path is None:
         return -errno.EFAULT
@@ -138,10 +201,21 @@ def exec_program(call: Gathered) -> int:
         pass  # a script, or what the kernel knows better
     except OSError as error:
         return -(error.errno or errno.ENOENT)
+    blocked = {number for number in signal.valid_signals() if thread.mask >> number - 1 & 1}
+    mask = signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+    ignored = [number for number in machine.signals.ignored() if number in _CAN_BE_IGNORED]
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in ignored}
     try:
         os.execve(program, arguments or [b""], env)
     except OSError as error:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         return -(error.errno or errno.ENOEXEC)
+
+
+def _to_bits(numbers: Iterable[int]) -> int:
+    return sum(1 << number - 1 for number in numbers)
 
 
 def _strings(joined: bytes) -> list[bytes]:

@@ -67,17 +67,20 @@ class Translator(Protocol):
 class Vma(NamedTuple):
     """One mapping: [start, end), multiples of the page size; protection: PROT_*, or'ed.
 
-    backed: a file is behind it, so giving a page up does not make it zero.
+    backed: a file is behind it, so giving a page up does not make it zero. hollow: the file ends before it, so there
+    is nothing to be touched. limit: the most that `protection` can become.
     """
 
     start: int
     end: int
     protection: int
     backed: bool = False
+    hollow: bool = False
+    limit: int = PROT_READ | PROT_WRITE | PROT_EXEC
 
 
-#: Called to map a file: (address in this process, size) -> errno or 0.
-FileMapper = Callable[[int, int], int]
+#: Called to map a file: (address in this process, size) -> errno or 0, and `Vma.limit`.
+FileMapper = Callable[[int, int], tuple[int, int]]
 
 
 class AddressSpace:
@@ -120,6 +123,10 @@ class AddressSpace:
             found = self.find(address)
             if found is None or found.protection & protection != protection:
                 return False
+            if found.hollow:
+                if not self.fill(address):
+                    return False
+                continue
             if end <= found.end:
                 self._last = found
                 return True
@@ -193,12 +200,14 @@ class AddressSpace:
             0, or an errno; nothing is mapped there then.
         """
         self.unmap(start, size)
-        if mapper is not None:
-            number = mapper(self.base + start, size)
-            if number:
-                self._make_anonymous(start, size)
-                return number
-        self._insert(Vma(start, start + size, protection, mapper is not None))
+        if mapper is None:
+            self._insert(Vma(start, start + size, protection))
+            return 0
+        number, limit = mapper(self.base + start, size)
+        if number or protection & ~limit:
+            self._make_anonymous(start, size)
+            return number or errno.EACCES
+        self._insert_backed(Vma(start, start + size, protection, True, False, limit))
         return 0
 
     def unmap(self, start: int, size: int) -> None:
@@ -210,7 +219,7 @@ class AddressSpace:
                 _madvise(self.base + vma.start, vma.end - vma.start, _MADV_DONTNEED)
 
     def protect(self, start: int, size: int, protection: int) -> int:
-        """Change what may be done in the range; return 0, or ENOMEM if not all of it is mapped."""
+        """Change what may be done in the range; return 0, ENOMEM (not all is mapped) or EACCES (a file forbids)."""
         address, end = start, start + size
         while address < end:
             vma = self.find(address)
@@ -218,11 +227,29 @@ class AddressSpace:
                 return errno.ENOMEM
             address = vma.end
         for vma in self._overlapping(start, end):
+            if protection & ~vma.limit:
+                return errno.EACCES
             if vma.protection != protection:
                 first, last = max(vma.start, start), min(vma.end, end)
                 self._carve(first, last)
-                self._insert(Vma(first, last, protection, vma.backed))
+                self._insert(vma._replace(start=first, end=last, protection=protection))
         return 0
+
+    def fill(self, address: int) -> bool:
+        """Whether the page at *address*, which lay beyond the end of its file, is there by now."""
+        vma = self.find(address)
+        if vma is None or not vma.hollow or not _exists(self.base + address):
+            return False
+        self._carve(vma.start, vma.end)
+        self._insert_backed(vma._replace(hollow=False))
+        return True
+
+    def files_changed(self) -> None:
+        """Take note that files may be shorter than they were."""
+        for vma in [vma for vma in self._vmas if vma.backed and not vma.hollow]:
+            if not _exists(self.base + vma.end - PAGE_BYTES):
+                self._carve(vma.start, vma.end)
+                self._insert_backed(vma)
 
     def discard(self, start: int, size: int) -> None:
         """Make what is mapped in the range as it was when it was mapped (MADV_DONTNEED)."""
@@ -243,8 +270,25 @@ class AddressSpace:
         index = bisect_right(self._starts, vma.start)
         self._starts.insert(index, vma.start)
         self._vmas.insert(index, vma)
-        if vma.protection:
+        if vma.protection and not vma.hollow:
             self._translator.allow(vma.start, vma.end - vma.start, vma.protection)
+
+    def _insert_backed(self, vma: Vma) -> None:
+        """Insert a mapping of a file, in two pieces if the file ends in it."""
+        end = vma.end
+        if not _exists(self.base + end - PAGE_BYTES):
+            first, beyond = vma.start, vma.end - PAGE_BYTES  # what exists ends between these
+            while first < beyond:
+                middle = first + (beyond - first) // PAGE_BYTES // 2 * PAGE_BYTES
+                if _exists(self.base + middle):
+                    first = middle + PAGE_BYTES
+                else:
+                    beyond = middle
+            end = first
+        if vma.start < end:
+            self._insert(vma._replace(end=end))
+        if end < vma.end:
+            self._insert(vma._replace(start=end, hollow=True))
 
     def _overlapping(self, start: int, end: int) -> list[Vma]:
         first = max(bisect_right(self._starts, start) - 1, 0)
@@ -270,7 +314,7 @@ class AddressSpace:
                 rest.append(vma._replace(start=last))
             self._vmas[index : index + 1] = rest
             self._starts[index : index + 1] = [part.start for part in rest]
-            if vma.protection:
+            if vma.protection and not vma.hollow:
                 self._translator.forbid(first, last - first)
             taken.append(vma._replace(start=first, end=last))
         return taken
@@ -280,16 +324,42 @@ class AddressSpace:
         _mmap(self.base + start, size, PROT_READ | PROT_WRITE, flags, -1, 0)
 
 
-def map_file(address: int, size: int, fd: int, offset: int, shared: bool) -> int:
-    """Put *size* bytes of the file open as *fd*, from *offset* on, at *address* of this process; return the errno.
+def map_file(address: int, size: int, fd: int, offset: int, shared: bool) -> tuple[int, int]:
+    """Put *size* bytes of the file open as *fd*, from *offset* on, at *address* of this process.
 
-    For a `FileMapper`. A private mapping can be written to whatever the file's mode.
+    For a `FileMapper`: returns the errno or 0, and what may be done there. A private mapping can be written to
+    whatever the file's mode.
     """
     flags = _MAP_FIXED | (mmap_module.MAP_SHARED if shared else _MAP_PRIVATE)
-    protection = PROT_READ | PROT_WRITE
-    if _mmap(address, size, protection, flags, fd, offset) != _FAILED:
-        return 0
-    number = ctypes.get_errno()
-    if number == errno.EACCES and shared and _mmap(address, size, PROT_READ, flags, fd, offset) != _FAILED:
-        return 0
-    return number
+    number = 0
+    for protection in (PROT_READ | PROT_WRITE, PROT_READ):
+        if _mmap(address, size, protection, flags, fd, offset) != _FAILED:
+            return 0, protection | PROT_EXEC
+        number = ctypes.get_errno()
+        if number != errno.EACCES or not shared:
+            break
+    return number, 0
+
+
+def _exists(address: int) -> bool:
+    """Whether there is something at *address* of this process, where a file is mapped that may be too short."""
+    here = _IoVec(address, 1)
+    into = _IoVec(ctypes.addressof(_probed), 1)
+    read: int = _process_vm_readv(os.getpid(), ctypes.byref(into), 1, ctypes.byref(here), 1, 0)
+    return read == 1
+
+
+class _IoVec(ctypes.Structure):
+    _fields_ = (("base", ctypes.c_void_p), ("size", ctypes.c_size_t))
+
+
+_probed = ctypes.c_ubyte()
+_process_vm_readv = _libc.process_vm_readv
+_process_vm_readv.argtypes = [
+    ctypes.c_int,
+    ctypes.c_void_p,
+    ctypes.c_ulong,
+    ctypes.c_void_p,
+    ctypes.c_ulong,
+    ctypes.c_ulong,
+]

@@ -58,7 +58,7 @@ class _Memory:
             file = fd & 0xFFFFFFFF
             shared = bool(flags & _MAP_SHARED)
 
-            def mapper(at: int, length: int) -> int:
+            def mapper(at: int, length: int) -> tuple[int, int]:
                 return self._machine.resources.map_file(file, offset, at, length, shared)
 
         error = space.map(address, size, protection & 7, mapper)

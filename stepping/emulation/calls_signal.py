@@ -5,26 +5,27 @@ Source: sigaction(2), sigprocmask(2), sigaltstack(2), tgkill(2), signal-safety o
 
 import errno
 import os
+import select
 import struct
 from collections.abc import Callable
 from signal import SIGKILL, SIGSTOP
 from typing import TYPE_CHECKING
 
 from stepping.emulation.address_space import PROT_READ, PROT_WRITE
-from stepping.emulation.signals import SI_TKILL, SI_USER, SS_DISABLE, SS_ONSTACK, make_info
-from stepping.emulation.threads import RELOAD, Result, Thread, Wait
+from stepping.emulation.signals import SI_TKILL, SI_USER, SS_DISABLE, SS_ONSTACK, UNBLOCKABLE, make_info
+from stepping.emulation.threads import BLOCKED, RELOAD, Result, Thread, Wait
 
 if TYPE_CHECKING:
     from stepping.emulation.machine import Machine
 
 _BLOCK, _UNBLOCK, _SETMASK = 0, 1, 2
 _LAST_SIGNAL = 64
-_UNBLOCKABLE = 1 << SIGKILL - 1 | 1 << SIGSTOP - 1
 _ALL = (1 << 64) - 1
 _MIN_STACK_BYTES = 2048
 _STACK = struct.Struct("<QIIQ")
 _U64 = struct.Struct("<Q")
 _SECOND = 1_000_000_000
+_INFO_BYTES = 128
 
 
 class _Signal:
@@ -65,7 +66,8 @@ class _Signal:
                 mask = previous & ~mask
             elif how != _SETMASK:
                 return -errno.EINVAL
-            thread.mask = mask & ~_UNBLOCKABLE
+            thread.mask = mask & ~UNBLOCKABLE
+            self._machine.masks_changed()
         if old:
             _U64.pack_into(self._space.view, old, previous)
         return 0
@@ -79,8 +81,7 @@ class _Signal:
     def rt_sigsuspend(self, thread: Thread, args: list[int]) -> Result:
         if not self._space.allows(args[0], 8, PROT_READ):
             return -errno.EFAULT
-        thread.saved_mask = thread.mask
-        thread.mask = _U64.unpack_from(self._space.view, args[0])[0] & ~_UNBLOCKABLE
+        self._machine.wait_with_mask(thread, _U64.unpack_from(self._space.view, args[0])[0])
         return self.pause(thread, args)
 
     def pause(self, thread: Thread, _args: list[int]) -> Result:
@@ -92,21 +93,46 @@ class _Signal:
         if not self._space.allows(args[0], 8, PROT_READ):
             return -errno.EFAULT
         (wanted,) = _U64.unpack_from(self._space.view, args[0])
-        found = self._signals.take(thread, wanted)
-        if found is not None:
+        if args[1] and not self._space.allows(args[1], _INFO_BYTES, PROT_WRITE):
+            return -errno.EFAULT
+
+        def attempt() -> Result:
+            found = self._signals.take(thread, wanted)
+            if found is None:
+                return BLOCKED
             number, info = found
             if args[1]:
                 self._space.write(args[1], info)
             return number
+
+        result = attempt()
+        if result is not BLOCKED:
+            return result
+        scheduler = self._machine.scheduler
         deadline = None
         if args[2]:
             seconds, rest = struct.unpack("<qq", self._space.read(args[2], 16))
             deadline = self._machine.clock.now() + seconds * _SECOND + rest
-        return self._machine.scheduler.block(thread, Wait(timeout_result=-errno.EAGAIN), deadline)
+
+        def came() -> None:
+            number = attempt()
+            assert isinstance(number, int)
+            scheduler.wake(thread, number)
+
+        wait = Wait(timeout_result=-errno.EAGAIN, signals=wanted, interrupt=came)
+        outside = self._signals.outside
+        if outside is None:
+            return scheduler.block(thread, wait, deadline)
+        held = outside.open_descriptor(wanted)
+        wait.cancel = lambda: os.close(held)
+        return scheduler.watch(thread, [(held, select.POLLIN)], attempt, wait, deadline)
 
     def rt_sigreturn(self, thread: Thread, _args: list[int]) -> Result:
         thread.context.save()
+        before = thread.mask
         self._signals.return_from_handler(thread)
+        if thread.mask != before:
+            self._machine.masks_changed()
         return RELOAD
 
     def sigaltstack(self, thread: Thread, args: list[int]) -> Result:

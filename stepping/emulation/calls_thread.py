@@ -23,7 +23,9 @@ _CLONE_VM, _CLONE_THREAD, _CLONE_SETTLS = 0x100, 0x10000, 0x80000
 _CLONE_PARENT_SETTID, _CLONE_CHILD_CLEARTID, _CLONE_CHILD_SETTID = 0x100000, 0x200000, 0x1000000
 _FUTEX_PRIVATE, _FUTEX_CLOCK_REALTIME = 128, 256
 _ARCH_SET_GS, _ARCH_SET_FS, _ARCH_GET_FS, _ARCH_GET_GS = 0x1001, 0x1002, 0x1003, 0x1004
-_PR_SET_NAME, _PR_GET_NAME, _PR_SET_VMA = 15, 16, 0x53564D41
+_PR_SET_NAME, _PR_GET_NAME = 15, 16
+#: The parent's death, dumpable or not, a reaper of orphans, no new privileges: to set each and to ask for it.
+_PR_OF_THE_PROCESS = frozenset({1, 2, 3, 4, 36, 37, 38, 39})
 _SECOND = 1_000_000_000
 _TIMESPEC = struct.Struct("<qq")
 _U32 = struct.Struct("<I")
@@ -171,6 +173,8 @@ class _Threads:
         if option == _PR_GET_NAME:
             self._space.write(pointer, thread.name.ljust(16, b"\0"))
             return 0
+        if option in _PR_OF_THE_PROCESS:
+            return self._machine.resources.process_control(self._machine, thread, args)
         return -errno.EINVAL
 
 

@@ -26,7 +26,7 @@ from stepping.emulation.clock import Clock, CountingClock, HostClock
 from stepping.emulation.futex import Futexes
 from stepping.emulation.loader import load
 from stepping.emulation.registers import Context
-from stepping.emulation.signals import SI_KERNEL, Signals, make_info
+from stepping.emulation.signals import SI_KERNEL, UNBLOCKABLE, Signals, make_info
 from stepping.emulation.threads import BLOCKED, RELOAD, Result, Scheduler, Thread
 from stepping.emulator import ADDRESS_LIMIT, Processor, Stopped, Trap, TrapKind
 from stepping.syscalls import Syscall, SyscallClass, Sysno, by_number
@@ -39,6 +39,7 @@ _SLICES_PER_RESIZE = 16
 
 _SIGRETURN_AT = ADDRESS_LIMIT - (1 << 20)
 
+_BUS_ADRERR = 2
 _SEGV_MAPERR, _SEGV_ACCERR, _ILL_ILLOPN, _TRAP_BRKPT, _FPE_INTDIV = 1, 2, 2, 1, 1
 
 
@@ -55,8 +56,11 @@ class Resources(Protocol):
     def fork(self, machine: "Machine", thread: Thread, args: list[int]) -> Result:
         """Make the clone(2) of a process that *thread* asks for; return in both."""
 
-    def map_file(self, fd: int, offset: int, address: int, size: int, shared: bool) -> int:
-        """Put a part of a file at *address* of this process; return 0 or an errno."""
+    def process_control(self, machine: "Machine", thread: Thread, args: list[int]) -> Result:
+        """Make the prctl(2) that *thread* asks for, which concerns the process as others see it."""
+
+    def map_file(self, fd: int, offset: int, address: int, size: int, shared: bool) -> tuple[int, int]:
+        """Put a part of a file at *address* of this process; return as a `address_space.FileMapper`."""
 
 
 class Observer(Protocol):
@@ -123,15 +127,11 @@ class Machine:
             self.abi,
             self.scheduler,
             self.die,
-            self._stop_process,
-            self._disposition_changed,
             _SIGRETURN_AT,
         )
         self.status: int | None = None
         self.threads: dict[int, Thread] = {}
         self.current: Thread | None = None
-        self.on_disposition: Callable[[int, int], None] | None = None
-        self.on_stop: Callable[[int], None] | None = None
         #: For debuggers: asked at a trap, and before a syscall is made, whether they take it; the thread has not
         #: gone on then.
         self.on_trap: Callable[[Thread, Trap], bool] | None = None
@@ -235,6 +235,8 @@ class Machine:
         self.threads = {pid: thread}
         self._next_tid = pid + 1
         thread.pending.clear()
+        self.signals.forget_pending()
+        self.masks_changed()
         if self._ticker is not None:
             self._ticker = _Ticker(self.processor)
 
@@ -251,10 +253,27 @@ class Machine:
     def end_thread(self, thread: Thread) -> None:
         """Take *thread* out of the program."""
         del self.threads[thread.tid]
+        self.masks_changed()
         thread.context.free()
         if thread.clear_child_tid and self.space.allows(thread.clear_child_tid, 4, 2):
             self.space.view[thread.clear_child_tid : thread.clear_child_tid + 4] = bytes(4)
             self.futexes.wake(thread.clear_child_tid, 1)
+
+    def masks_changed(self) -> None:
+        """Let the kernel keep those signals back that no thread wants now."""
+        outside = self.signals.outside
+        if outside is not None:
+            mask = -1 if self.threads else 0
+            for thread in self.threads.values():
+                mask &= thread.mask
+            outside.mask_changed(mask)
+
+    def wait_with_mask(self, thread: Thread, mask: int) -> bool:
+        """Let *thread* block the signals *mask* until its call ends; return False if one is there that ends it."""
+        thread.saved_mask = thread.mask
+        thread.mask = mask & ~UNBLOCKABLE
+        self.masks_changed()
+        return not self.signals.has_deliverable(thread)
 
     def die(self, number: int) -> None:
         """End the program as signal *number* does."""
@@ -314,8 +333,11 @@ class Machine:
         if thread.result is not None:
             thread.context.set_result(thread.result)
             thread.result = None
-        if self.signals.has_deliverable(thread) or thread.interrupted is not None:
+        waited = thread.saved_mask is not None
+        if waited or thread.interrupted is not None or self.signals.has_deliverable(thread):
             self.signals.deliver(thread)
+            if waited:
+                self.masks_changed()
         return self.status is None
 
     def _on_syscall(self) -> None:
@@ -382,8 +404,15 @@ class Machine:
             return
         match trap.kind:
             case TrapKind.MEMORY:
-                code = _SEGV_ACCERR if self.space.find(trap.address) is not None else _SEGV_MAPERR
-                number, address = signal.SIGSEGV, trap.address
+                if self.space.fill(trap.address):
+                    self.scheduler.ready.appendleft(thread)
+                    return
+                vma = self.space.find(trap.address)
+                if vma is not None and vma.hollow and vma.protection:
+                    number, code = signal.SIGBUS, _BUS_ADRERR
+                else:
+                    number, code = signal.SIGSEGV, _SEGV_MAPERR if vma is None else _SEGV_ACCERR
+                address = trap.address
             case TrapKind.INSTRUCTION:
                 number, code, address = signal.SIGILL, _ILL_ILLOPN, thread.context.pc
             case TrapKind.BREAKPOINT:
@@ -398,14 +427,6 @@ class Machine:
             self.observer.signalled(self, thread.tid, number, make_info(number, code, address=address))
         self.signals.fault(thread, number, code, address)
         self.scheduler.ready.appendleft(thread)
-
-    def _stop_process(self, number: int) -> None:
-        if self.on_stop is not None:
-            self.on_stop(number)
-
-    def _disposition_changed(self, number: int, handler: int) -> None:
-        if self.on_disposition is not None:
-            self.on_disposition(number, handler)
 
     def _map_sigreturn(self) -> None:
         self.space.map(_SIGRETURN_AT, PAGE_BYTES, PROT_READ | PROT_EXEC)
@@ -428,5 +449,6 @@ class _Ticker:
         self._thread.join()
 
     def _tick(self) -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # they are for the machine's thread
         while not self._over.wait(SLICE_SECONDS):
             self._processor.stop()

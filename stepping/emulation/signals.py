@@ -10,6 +10,7 @@ Source: signal(7), sigaction(2), kernel/signal.c.
 import signal
 import struct
 from collections.abc import Callable, Iterable
+from typing import Protocol
 
 from stepping.emulation.abi import Abi
 from stepping.emulation.address_space import AddressSpace
@@ -30,7 +31,7 @@ SS_ONSTACK, SS_DISABLE = 1, 2
 
 _ACTION = struct.Struct("<QQQQ")  # handler, flags, restorer, mask
 _LAST = 64
-_UNBLOCKABLE = 1 << signal.SIGKILL - 1 | 1 << signal.SIGSTOP - 1
+UNBLOCKABLE = 1 << signal.SIGKILL - 1 | 1 << signal.SIGSTOP - 1
 _IGNORED_BY_DEFAULT = frozenset({signal.SIGCHLD, signal.SIGURG, signal.SIGWINCH, signal.SIGCONT})
 _STOPS_BY_DEFAULT = frozenset({signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU})
 #: What a fault raises: a handler that blocks or ignores it does not keep the program from dying.
@@ -46,11 +47,36 @@ def make_info(number: int, code: int, pid: int = 0, uid: int = 0, address: int =
     return struct.pack("<iiiiii", number, 0, code, 0, pid, uid).ljust(128, b"\0")
 
 
+class Outside(Protocol):
+    """The kernel's side of the program's signals: those that come from other processes, or that descriptors read."""
+
+    def disposition_changed(self, number: int, handler: int) -> None:
+        """Take note of how signal *number* is handled now: `SIG_DFL`, `SIG_IGN`, or other."""
+
+    def mask_changed(self, mask: int) -> None:
+        """Take note of the signals that all threads of the program block now."""
+
+    def stop(self, number: int) -> None:
+        """Stop the process as signal *number* does, until it is continued."""
+
+    def hold(self, number: int) -> bool:
+        """Make signal *number* pending for the process in the kernel; False if that does not hold it back."""
+
+    def pending(self) -> int:
+        """Return the signals that are held."""
+
+    def take(self, wanted: int) -> tuple[int, bytes] | None:
+        """Take one of the signals *wanted* that are held, and return its number and siginfo."""
+
+    def open_descriptor(self, wanted: int) -> int:
+        """Return a descriptor that is readable when one of the signals *wanted* is held."""
+
+
 class Signals:
     """The signal state that all threads share, and delivery.
 
-    die: called with a signal's number when its default action ends the program; stop: when it stops it; changed:
-    called when the disposition of a signal changes, with its number and handler (`SIG_DFL`, `SIG_IGN`, or other).
+    die: called with a signal's number when its default action ends the program. outside: see `Outside`; without it
+    no signals come and go.
     """
 
     def __init__(
@@ -59,16 +85,13 @@ class Signals:
         abi: Abi,
         scheduler: Scheduler,
         die: Callable[[int], None],
-        stop: Callable[[int], None],
-        changed: Callable[[int, int], None],
         sigreturn: int,
     ) -> None:
         self._space = space
         self._abi = abi
         self._scheduler = scheduler
         self._die = die
-        self._stop = stop
-        self._changed = changed
+        self.outside: Outside | None = None
         self._sigreturn = sigreturn
         self._actions: dict[int, bytes] = {}
         self._process_pending: dict[int, bytes] = {}
@@ -80,30 +103,46 @@ class Signals:
     def set_action(self, number: int, action: bytes) -> None:
         """Set the struct sigaction of signal *number*."""
         self._actions[number] = action
-        self._changed(number, _ACTION.unpack(action)[0])
+        if self.outside is not None:
+            self.outside.disposition_changed(number, _ACTION.unpack(action)[0])
 
-    def copy_actions_from(self, other: "Signals") -> None:
-        """Take over another process's handlers, as fork(2) does."""
-        self._actions = dict(other._actions)
+    def inherit(self, number: int) -> None:
+        """Ignore signal *number*, as whoever started the program did."""
+        self._actions[number] = _ACTION.pack(SIG_IGN, 0, 0, 0)
+
+    def ignored(self) -> list[int]:
+        """Return the signals that a program inherits as ignored from this one."""
+        return [number for number, action in self._actions.items() if _ACTION.unpack(action)[0] == SIG_IGN]
+
+    def forget_pending(self) -> None:
+        """Be those of a new process, which has none pending."""
+        self._process_pending.clear()
 
     def send(self, thread: Thread, number: int, info: bytes) -> None:
         """Make signal *number* pending for *thread*."""
         if self._is_ignored(number) and not thread.mask >> number - 1 & 1:
             return
         thread.pending.setdefault(number, info)
-        if self._deliverable(thread):
+        wait = thread.wait
+        if wait is not None and wait.signals >> number - 1 & 1:
+            assert wait.interrupt is not None
+            wait.interrupt()
+        elif self._deliverable(thread):
             self._scheduler.interrupt(thread)
 
     def send_to_process(self, threads: Iterable[Thread], number: int, info: bytes) -> None:
         """Make signal *number* pending for whichever of *threads* does not block it."""
-        if self._is_ignored(number):
-            return
         threads = list(threads)
         for thread in threads:
             if not thread.mask >> number - 1 & 1:
                 self.send(thread, number, info)
                 return
-        self._process_pending.setdefault(number, info)
+        for thread in threads:
+            if thread.wait is not None and thread.wait.signals >> number - 1 & 1:
+                self.send(thread, number, info)
+                return
+        if self.outside is None or not self.outside.hold(number):
+            self._process_pending.setdefault(number, info)
 
     def has_deliverable(self, thread: Thread) -> bool:
         """Whether `deliver` would do anything."""
@@ -117,7 +156,7 @@ class Signals:
         mask = 0
         for number in (*thread.pending, *self._process_pending):
             mask |= 1 << number - 1
-        return mask
+        return mask | (self.outside.pending() if self.outside is not None else 0)
 
     def take(self, thread: Thread, wanted: int) -> tuple[int, bytes] | None:
         """Take a pending signal of the set *wanted* away without a handler (sigtimedwait)."""
@@ -125,7 +164,7 @@ class Signals:
             for number in sorted(pending):
                 if wanted >> number - 1 & 1:
                     return number, pending.pop(number)
-        return None
+        return self.outside.take(wanted) if self.outside is not None else None
 
     def deliver(self, thread: Thread) -> None:
         """Let *thread*, which is about to run, first handle what is pending and not blocked."""
@@ -163,7 +202,7 @@ class Signals:
         except MemoryFaultError:
             self._die(signal.SIGSEGV)
             return
-        thread.mask = mask & ~_UNBLOCKABLE
+        thread.mask = mask & ~UNBLOCKABLE
 
     def on_altstack(self, thread: Thread, sp: int) -> bool:
         """Whether *sp* lies in the alternate stack of *thread*."""
@@ -176,7 +215,7 @@ class Signals:
 
     def _deliverable(self, thread: Thread) -> int:
         for number in thread.pending:
-            if not thread.mask >> number - 1 & 1 or 1 << number - 1 & _UNBLOCKABLE:
+            if not thread.mask >> number - 1 & 1 or 1 << number - 1 & UNBLOCKABLE:
                 return number
         return 0
 
@@ -193,7 +232,8 @@ class Signals:
             return True
         if handler == SIG_DFL:
             if number in _STOPS_BY_DEFAULT:
-                self._stop(number)
+                if self.outside is not None:
+                    self.outside.stop(number)
                 return True
             self._die(number)
             return False
@@ -219,7 +259,7 @@ class Signals:
             return False
         context.pc = handler
         thread.mask |= blocked | (0 if flags & SA_NODEFER else 1 << number - 1)
-        thread.mask &= ~_UNBLOCKABLE
+        thread.mask &= ~UNBLOCKABLE
         if flags & SA_RESETHAND:
             self.set_action(number, _DEFAULT)
         return True

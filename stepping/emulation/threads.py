@@ -13,8 +13,8 @@ import fcntl
 import heapq
 import itertools
 import os
+import resource
 import select
-import threading
 from collections.abc import Callable
 from enum import Enum
 
@@ -36,27 +36,50 @@ BLOCKED, RELOAD, AWAY = Outcome.BLOCKED, Outcome.RELOAD, Outcome.AWAY
 Result = int | Outcome
 
 
-_FIRST_OWN_DESCRIPTOR = 900
+_MOST_DESCRIPTORS = 1 << 16
+_OWN_DESCRIPTORS = 64
+
+
+def keep_descriptor(fd: int) -> int:
+    """Return a descriptor for what *fd* is open on with a number that the program will hardly use; close *fd*.
+
+    Low numbers are the program's: the kernel gives it the lowest that is free.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    first = max(min(hard, _MOST_DESCRIPTORS) - _OWN_DESCRIPTORS, 0)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    try:
+        kept = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, first)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    os.close(fd)
+    return kept
 
 
 class Wait:
     """What a thread waits for.
 
     cancel: called when something else ends the wait; restarts: a signal whose handler has SA_RESTART makes the
-    thread repeat the call instead of failing with EINTR; timeout_result: what the call returns at its deadline.
+    thread repeat the call instead of failing with EINTR; timeout_result: what the call returns at its deadline;
+    interrupt: asked to end the wait when a signal comes, if that cannot be done at once; signals: the set that is
+    waited for (sigtimedwait), signal n is bit n - 1.
     """
 
-    __slots__ = ("cancel", "restarts", "timeout_result")
+    __slots__ = ("cancel", "interrupt", "restarts", "signals", "timeout_result")
 
     def __init__(
         self,
         cancel: Callable[[], None] | None = None,
         restarts: bool = False,
         timeout_result: int = -errno.ETIMEDOUT,
+        interrupt: Callable[[], None] | None = None,
+        signals: int = 0,
     ) -> None:
         self.cancel = cancel
         self.restarts = restarts
         self.timeout_result = timeout_result
+        self.interrupt = interrupt
+        self.signals = signals
 
 
 class Thread:
@@ -111,14 +134,12 @@ class Scheduler:
         self._order = itertools.count()
         self._poll = select.poll()
         self._watched: dict[int, list[tuple[int, Thread, Wait, Callable[[], Result]]]] = {}
+        self._sources: dict[int, Callable[[], None]] = {}
         self._done: collections.deque[Callable[[], None]] = collections.deque()
         self._open_wakeup()
 
     def _open_wakeup(self) -> None:
-        low = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        # Low descriptor numbers are the program's.
-        self._wakeup = fcntl.fcntl(low, fcntl.F_DUPFD_CLOEXEC, _FIRST_OWN_DESCRIPTOR)
-        os.close(low)
+        self._wakeup = keep_descriptor(os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC))
         self._poll.register(self._wakeup, select.POLLIN)
 
     def close(self) -> None:
@@ -164,17 +185,14 @@ class Scheduler:
         wait.cancel = forget
         return self.block(thread, wait, deadline)
 
-    def in_background(
-        self, thread: Thread, call: Callable[[], None], wait: Wait, finish: Callable[[], None]
-    ) -> Outcome:
-        """Let a thread of this process make *call*, which may sleep; then *finish* ends the wait of *thread*."""
+    def add_source(self, fd: int, action: Callable[[], None]) -> None:
+        """Call *action* whenever the descriptor *fd*, which is not the program's, is readable."""
+        self._sources[fd] = action
+        self._poll.register(fd, select.POLLIN)
 
-        def work() -> None:
-            call()
-            self.complete(finish)
-
-        threading.Thread(target=work, daemon=True).start()
-        return self.block(thread, wait)
+    def now(self) -> int:
+        """Return the time that deadlines are measured by."""
+        return self._clock.now()
 
     def complete(self, action: Callable[[], None]) -> None:
         """Let the machine's thread call *action* soon; any thread may say so."""
@@ -193,7 +211,15 @@ class Scheduler:
         self.ready.append(thread)
 
     def interrupt(self, thread: Thread) -> None:
-        """End the wait of *thread* because it has a signal to handle."""
+        """End the wait of *thread*, at once or soon, because it has a signal to handle."""
+        wait = thread.wait
+        if wait is not None and wait.interrupt is not None:
+            wait.interrupt()
+        else:
+            self.end_by_signal(thread)
+
+    def end_by_signal(self, thread: Thread) -> None:
+        """End the wait of *thread* as a signal does: its call is made again, or fails with EINTR."""
         wait = thread.wait
         if wait is not None:
             self.wake(thread, -errno.EINTR)
@@ -204,6 +230,7 @@ class Scheduler:
         os.close(self._wakeup)
         self._poll = select.poll()
         self._watched.clear()
+        self._sources.clear()
         self._deadlines.clear()
         self.ready.clear()
         self._done.clear()
@@ -212,7 +239,7 @@ class Scheduler:
     def poll(self, may_sleep: bool) -> None:
         """Wake whoever's time has come or whose descriptor is ready; sleep until there is one, if *may_sleep*."""
         timeout = self._timeout_ms() if may_sleep else 0
-        if self._watched or timeout != 0 or self._done:
+        if self._watched or self._sources or timeout != 0 or self._done:
             for fd, _ in self._poll.poll(timeout):
                 self._on_ready(fd)
         self._fire()
@@ -252,6 +279,9 @@ class Scheduler:
             os.eventfd_read(fd)
             while self._done:
                 self._done.popleft()()
+            return
+        if fd in self._sources:
+            self._sources[fd]()
             return
         for _, thread, wait, retry in list(self._watched.get(fd, [])):
             if thread.wait is wait:

@@ -14,6 +14,7 @@ import pytest
 from ptserver.emulated.host import run_emulated
 from ptserver.servers import load
 from stepping.emulation.loader import LoadError
+from tests.cfixtures import build_c
 from tests.conformance.modes import base_environment
 from tests.gofixtures import ROOT, build, environment, goroot, toolchain
 
@@ -121,6 +122,19 @@ def test_a_panic_shows_the_address_that_was_touched(arch: str) -> None:
 def test_a_program_dies_of_the_signal_that_it_sends_itself(arch: str) -> None:
     done = run(*EMULATED, build("sigkill", arch=arch), str(int(signal.SIGTERM)))
     assert done.returncode == -signal.SIGTERM
+
+
+def test_signals_that_are_blocked_wait_for_whoever_takes_them() -> None:
+    program = build_c("held_signals_c")
+    expected, done = run(program), run(*EMULATED, program)
+    assert expected.returncode == -signal.SIGUSR2
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGUSR2, expected.stdout, "")
+
+
+def test_it_ignores_what_whoever_starts_it_ignores() -> None:
+    ignoring = ("sh", "-c", 'trap "" HUP; exec "$@"', "sh")
+    done = run(*ignoring, *EMULATED, "/bin/sh", "-c", "kill -HUP $$; echo alive")
+    assert (done.returncode, done.stdout) == (0, "alive\n")
 
 
 @every_arch

@@ -23,17 +23,7 @@ ONLY_AMD64 = {
     "c-dynamic": "there is no C compiler for arm64",
     "dynamic-program": "it is this machine's",
     "environment": "prints the machine that uname names",
-    "events": "makes calls by amd64's numbers",
     "replaced": "there is no C compiler for arm64",
-    "filefeatures": "fails for arm64 in the middle",
-}
-#: What the emulator does not do as it is done natively; `docs/emulation.md` lists it as missing.
-NOT_YET = {
-    "sockets": "hangs",
-    "locks": "locks of files differ",
-    "mappings": "SIGBUS beyond a file's end ends the emulator",
-    "processes-c-static": "a signalfd does not get the program's signals",
-    "processes-c-dynamic": "a signalfd does not get the program's signals",
 }
 ONLY_ARM64 = {"bigio": "hashes 200 MB, which takes a minute without instructions for that"}
 
@@ -67,7 +57,7 @@ def _cases() -> list[object]:
     made: list[object] = []
     for arch in ("amd64", "arm64"):
         for case in CASES:
-            if case.name in NOT_YET or case.name in (ONLY_AMD64 if arch == "arm64" else ONLY_ARM64):
+            if case.name in (ONLY_AMD64 if arch == "arm64" else ONLY_ARM64):
                 continue
             marks = [pytest.mark.slow] if case.heavy else []
             made.append(pytest.param(case, arch, id=f"{case.name}-{arch}", marks=marks))

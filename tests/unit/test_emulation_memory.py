@@ -1,11 +1,13 @@
 """The address space of an emulated program: what is mapped, what may be touched, what is told to the processor."""
 
 import errno
+import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from stepping.emulation.address_space import MMAP_TOP, PROT_READ, PROT_WRITE, AddressSpace
+from stepping.emulation.address_space import MMAP_TOP, PROT_READ, PROT_WRITE, AddressSpace, map_file
 from stepping.emulator import ADDRESS_LIMIT
 from stepping.errors import MemoryFaultError
 
@@ -140,3 +142,47 @@ def test_a_move_keeps_the_content(space: AddressSpace) -> None:
     space.move(START, PAGE, START + 16 * PAGE, 2 * PAGE)
     assert space.read(START + 16 * PAGE, 7) == b"content"
     assert space.find(START) is None
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Iterator[int]:
+    fd = os.open(tmp_path / "mapped", os.O_RDWR | os.O_CREAT)
+    os.write(fd, b"x" * (2 * PAGE + 1))
+    yield fd
+    os.close(fd)
+
+
+def test_what_lies_beyond_the_end_of_a_file_is_not_touched(
+    space: AddressSpace, pages: Pages, file: int
+) -> None:
+    assert space.map(START, 9 * PAGE, RW, lambda at, size: map_file(at, size, file, 0, True)) == 0
+    assert sorted(pages.allowed) == [START, START + PAGE, START + 2 * PAGE]
+    assert space.read(START + 2 * PAGE, 2) == b"x\0"
+    with pytest.raises(MemoryFaultError):
+        space.read(START + 3 * PAGE - 1, 2)
+    assert not space.fill(START + 3 * PAGE)
+    os.truncate(file, 4 * PAGE)
+    assert space.read(START + 3 * PAGE - 1, 2) == b"\0\0"
+    assert max(pages.allowed) == START + 3 * PAGE
+    os.truncate(file, 1)
+    space.files_changed()
+    assert list(pages.allowed) == [START]
+    space.unmap(START, 9 * PAGE)
+    assert not pages.allowed
+    assert space.vmas() == []
+
+
+def test_a_file_that_is_open_to_be_read_cannot_be_mapped_to_be_written(
+    space: AddressSpace, file: int
+) -> None:
+    reading = os.open(f"/proc/self/fd/{file}", os.O_RDONLY)
+    shared = lambda at, size: map_file(at, size, reading, 0, True)  # noqa: E731
+    private = lambda at, size: map_file(at, size, reading, 0, False)  # noqa: E731
+    assert space.map(START, PAGE, RW, shared) == errno.EACCES
+    assert space.find(START) is None
+    assert space.map(START, PAGE, PROT_READ, shared) == 0
+    assert space.protect(START, PAGE, RW) == errno.EACCES
+    assert space.map(START, PAGE, RW, private) == 0
+    space.write(START, b"mine")
+    assert os.pread(file, 4, 0) == b"xxxx"
+    os.close(reading)

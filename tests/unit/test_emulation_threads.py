@@ -10,7 +10,7 @@ import pytest
 from stepping.emulation.address_space import AddressSpace
 from stepping.emulation.clock import CLOCK_MONOTONIC, CLOCK_REALTIME, CountingClock
 from stepping.emulation.futex import Futexes
-from stepping.emulation.threads import BLOCKED, Scheduler, Thread, Wait
+from stepping.emulation.threads import BLOCKED, Scheduler, Thread, Wait, keep_descriptor
 from tests.unit.test_emulation_memory import Pages
 
 WORD = 0x20_0000
@@ -81,15 +81,42 @@ def test_a_descriptor_wakes_who_watches_it(scheduler: Scheduler) -> None:
     os.close(writer)
 
 
-def test_what_runs_in_the_background_ends_the_wait(scheduler: Scheduler) -> None:
+def test_a_wait_that_cannot_end_at_once_ends_when_it_says_so(scheduler: Scheduler) -> None:
     waiting = thread(1)
-    done: list[str] = []
-    scheduler.in_background(
-        waiting, lambda: done.append("made"), Wait(), lambda: scheduler.wake(waiting, len(done))
-    )
-    while not scheduler.ready:
-        scheduler.poll(may_sleep=True)
-    assert waiting.result == 1
+    asked: list[str] = []
+    scheduler.block(waiting, Wait(interrupt=lambda: asked.append("end")))
+    scheduler.interrupt(waiting)
+    assert asked == ["end"]
+    assert waiting.wait is not None
+    scheduler.end_by_signal(waiting)
+    assert (waiting.wait, waiting.result) == (None, -4)  # EINTR
+    assert waiting.interrupted is not None
+
+
+def test_a_source_is_heard_until_the_process_forks(scheduler: Scheduler) -> None:
+    reader, writer = os.pipe()
+    heard: list[bytes] = []
+    scheduler.add_source(reader, lambda: heard.append(os.read(reader, 1)))
+    os.write(writer, b"ab")
+    scheduler.poll(may_sleep=True)
+    scheduler.poll(may_sleep=False)
+    assert heard == [b"a", b"b"]
+    scheduler.after_fork()
+    os.write(writer, b"c")
+    scheduler.poll(may_sleep=False)
+    assert heard == [b"a", b"b"]
+    os.close(reader)
+    os.close(writer)
+
+
+def test_own_descriptors_are_out_of_the_programs_way() -> None:
+    low, writer = os.pipe()
+    high = keep_descriptor(low)
+    assert high > 500
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(low)
+    os.close(high)
+    os.close(writer)
 
 
 def test_a_futex_wakes_in_order_and_only_as_many(futexes: Futexes, scheduler: Scheduler) -> None:

@@ -1,0 +1,98 @@
+"""Calls of an emulated program that may sleep, where poll(2) cannot tell when they would not: locks, children, FIFOs.
+
+Each is made on a thread of its own. A signal for the program's thread that waits interrupts the call as the kernel
+would: what it has done by then counts, and otherwise it is made again or fails, as the handler's SA_RESTART says.
+
+Thread rules: the machine's thread alone, which must be the process's main thread.
+"""
+
+import errno
+import itertools
+import os
+from collections.abc import Callable
+
+from ptserver.shadow.execute import Executed
+from ptserver.shadow.workers import RETRY_SECONDS, Workers
+from stepping.emulation.threads import Outcome, Scheduler, Thread, Wait, keep_descriptor
+
+_RETRY_NS = int(RETRY_SECONDS * 1_000_000_000)
+
+
+class Background:
+    """The calls that are under way. Nothing is set up before the first."""
+
+    def __init__(self) -> None:
+        self._workers: Workers[int] | None = None
+        self._scheduler: Scheduler | None = None
+        self._keys = itertools.count()
+        self._waiting: dict[int, tuple[Thread, Wait, Callable[[Executed], None]]] = {}
+        self._retries = False
+
+    def start(
+        self,
+        scheduler: Scheduler,
+        thread: Thread,
+        call: Callable[[], Executed],
+        finish: Callable[[Wait, Executed], None],
+        *,
+        restarts: bool,
+    ) -> Outcome:
+        """Let *thread* wait until *call*, which a thread of this process makes, has returned; then call *finish*."""
+        if self._workers is None:
+            self._workers = Workers(keep_descriptor)
+            self._scheduler = scheduler
+            scheduler.add_source(self._workers.fileno(), self._take)
+        key = next(self._keys)
+        wait = Wait(restarts=restarts, interrupt=lambda: self._interrupt(key))
+        self._waiting[key] = (thread, wait, lambda done: finish(wait, done))
+        self._workers.start(key, call)
+        return scheduler.block(thread, wait)
+
+    def identity_changed(self) -> None:
+        """Take note that threads to come have other rights than those that there are."""
+        if self._workers is not None:
+            self._workers.retire_idle()
+
+    def after_fork(self) -> None:
+        """Forget all calls: this process has a copy of the thread alone that forked it."""
+        if self._workers is not None:
+            os.close(self._workers.fileno())
+        self._workers = self._scheduler = None
+        self._waiting.clear()
+        self._retries = False
+
+    def close(self) -> None:
+        """Let what still waits end."""
+        if self._workers is not None:
+            self._workers.interrupt_all()
+
+    def _take(self) -> None:
+        assert self._workers is not None
+        assert self._scheduler is not None
+        for key, done in self._workers.take_finished():
+            thread, wait, finish = self._waiting.pop(key)
+            if thread.wait is not wait:
+                continue  # it is gone
+            if done[1] == errno.EINTR:
+                self._scheduler.end_by_signal(thread)
+            else:
+                finish(done)
+
+    def _interrupt(self, key: int) -> None:
+        assert self._workers is not None
+        self._workers.interrupt(key)
+        if not self._retries:
+            self._retries = True
+            self._retry_later()
+
+    def _retry_later(self) -> None:
+        assert self._scheduler is not None
+        self._scheduler.call_at(self._scheduler.now() + _RETRY_NS, self._retry)
+
+    def _retry(self) -> None:
+        if self._workers is None:
+            return
+        self._retries = self._workers.is_interrupting
+        if self._retries:
+            self._workers.interrupt_again()
+            self._retry_later()

@@ -1,0 +1,101 @@
+"""When a call that may sleep would not: what of its descriptors tells so, and for how long it waits at most.
+
+Source: signal(7), socket(7), pipe(7), recvmmsg(2).
+"""
+
+import select
+import socket
+import struct
+
+from ptserver.shadow.execute import execute
+from stepping.syscalls import SYSCALLS, Syscall
+from stepping.syscalls.marshal import Args, Gathered
+
+_READERS = frozenset("read pread64 readv preadv preadv2 recvfrom recvmsg recvmmsg accept accept4".split())
+_WRITERS = frozenset("write pwrite64 writev pwritev pwritev2 sendto sendmsg sendmmsg".split())
+EPOLLS = frozenset("epoll_wait epoll_pwait epoll_pwait2".split())
+POLLS = frozenset("poll ppoll".split())
+#: What fails when a signal comes, whatever its handler's flags. Source: signal(7).
+NEVER_REPEATED = frozenset(
+    "select pselect6 semop semtimedop msgrcv msgsnd io_getevents io_pgetevents".split()
+)
+_FLAGS_OF_RECEIVING = {"recvmmsg": 3, "recvfrom": 3, "recvmsg": 2}
+_MSG_WAITFORONE = 0x10000
+_TIMEVAL = struct.Struct("<qq")
+_SOME_ADDRESS = 8  # where the executor puts its own
+
+_PIPE_BUF = 4096
+_SECOND = 1_000_000_000
+
+
+def watched_by(name: str, call: Gathered) -> tuple[tuple[int, int], int] | None:
+    """Return what poll(2) is to watch for a call that transfers: (descriptor, events), and a socket's option.
+
+    The option (SO_RCVTIMEO, SO_SNDTIMEO) says how long it waits. None: poll cannot tell when it would not sleep.
+    """
+    fd = call.args[0] & 0x7FFFFFFF
+    if name in _READERS and not _wants_all(name, call.args):
+        return (fd, select.POLLIN), socket.SO_RCVTIMEO
+    if name in _WRITERS and sum(map(len, call.ins.values())) <= _PIPE_BUF:
+        return (fd, select.POLLOUT), socket.SO_SNDTIMEO
+    return None
+
+
+def watched_by_poll(name: str, call: Gathered) -> list[tuple[int, int]]:
+    """Return what poll(2) is to watch for a call that itself waits for events, of `EPOLLS` or `POLLS`."""
+    if name in EPOLLS:
+        return [(call.args[0] & 0x7FFFFFFF, select.POLLIN)]
+    events: dict[int, int] = {}
+    for fd, wanted, _ in struct.iter_unpack("<ihh", call.ins.get(0, b"")):
+        if fd >= 0:
+            events[fd] = events.get(fd, 0) | wanted & 0xFFFF
+    return list(events.items())
+
+
+def mask_while_waiting(row: Syscall, call: Gathered) -> int | None:
+    """Return the signals that are blocked while the call waits, signal n as bit n - 1; None: as before."""
+    index = next((index for index, arg in enumerate(row.args) if arg.decoder == "sigset"), None)
+    data = call.ins.get(index, b"") if index is not None else b""
+    return int.from_bytes(data[:8], "little") if len(data) >= 8 else None
+
+
+def is_ready(watched: tuple[int, int]) -> bool:
+    """Whether one of the events has come to the descriptor."""
+    poll = select.poll()
+    poll.register(*watched)
+    return bool(poll.poll(0))
+
+
+def patience_ns(fd: int, option: int) -> int | None:
+    """Return how long a socket lets calls wait by its *option* SO_RCVTIMEO or SO_SNDTIMEO; None: for ever."""
+    args = (fd, socket.SOL_SOCKET, option, _SOME_ADDRESS, _SOME_ADDRESS, 0)
+    size = struct.pack("<I", _TIMEVAL.size)
+    _, error, outs = execute(
+        SYSCALLS["getsockopt"], args, {3: bytes(_TIMEVAL.size), 4: size}, {3: _TIMEVAL.size, 4: 4}
+    )
+    if error:
+        return None  # it is no socket
+    seconds, microseconds = _TIMEVAL.unpack(outs[3])
+    return (seconds * _SECOND + microseconds * 1000) or None
+
+
+def timeout_ns(call: Gathered, index: int, name: str) -> int | None:
+    """Return how long a call waits at most; None: for ever."""
+    if name in ("ppoll", "epoll_pwait2"):
+        data = call.ins.get(index)
+        if data is None:
+            return None
+        seconds, rest = struct.unpack("<qq", data)
+        return int(seconds * _SECOND + rest)
+    milliseconds = call.args[index] & 0xFFFFFFFF
+    return None if milliseconds >> 31 else milliseconds * 1_000_000
+
+
+def _wants_all(name: str, args: Args) -> bool:
+    """Whether a call that receives waits until there is as much as it has room for."""
+    flags = _FLAGS_OF_RECEIVING.get(name)
+    if flags is None:
+        return False
+    if name == "recvmmsg":
+        return args[2] & 0xFFFFFFFF > 1 and not args[flags] & _MSG_WAITFORONE
+    return bool(args[flags] & socket.MSG_WAITALL)
