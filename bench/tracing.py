@@ -26,9 +26,9 @@ from bench.run import Figure, Target, measure, show
 from goabi.binary import GoBinary
 from ptserver.tracelog.batch import CallBatch
 from ptserver.tracelog.events import TraceStart
+from ptserver.tracelog.frame_names import FrameNames
 from ptserver.tracelog.go_events import RuntimeWanted
 from ptserver.tracelog.sinks import Form, open_sink
-from ptserver.tracelog.stepping_events import FrameNames
 from ptserver.tracelog.text import TextOptions
 from stepping.ring import Ring
 from stepping.ring_inject import find_pages

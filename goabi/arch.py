@@ -4,13 +4,12 @@ Register names are those of the kernel's `user_regs_struct` (amd64) and of the a
 Source: runtime/stubs_*.go, internal/runtime/sys/consts.go, cmd/compile/abi-internal.md (Go 1.21 to 1.27).
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from goabi.elf_header import ArchName
 
 
-@dataclass(frozen=True, slots=True)
-class Arch:
+class Arch(NamedTuple):
     """One architecture. Sizes in bytes.
 
     `uses_lr`: a call puts the return address into a register, not on the stack. `min_frame_bytes`: what a

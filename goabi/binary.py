@@ -6,15 +6,18 @@ All addresses are link-time addresses; add the load bias for those of a process.
 import os
 from functools import cached_property
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from goabi.code_refs import iter_static_refs
-from goabi.dwarf import Dwarf
 from goabi.elf import ElfFile
 from goabi.errors import BuildInfoError, DwarfError, GoVersionError, LayoutError, MemoryFaultError, NotGoError
 from goabi.layouts import Layouts, find_layouts, layouts_from_table
 from goabi.moduledata import Moduledata, find_moduledata
 from goabi.pclntab import Function, FunctionTable
 from goabi.version import BUILDINFO_ALIGN, BUILDINFO_MAGIC, BuildInfo, GoVersion, read_build_info
+
+if TYPE_CHECKING:
+    from goabi.dwarf import Dwarf
 
 # The function through which nearly all system calls of the standard library go; assembly in every version.
 _SYSCALL6_NAMES = (
@@ -99,8 +102,10 @@ class GoBinary:
         return self.build_info.version
 
     @cached_property
-    def dwarf(self) -> Dwarf | None:
+    def dwarf(self) -> "Dwarf | None":
         """The debugging information, if there is any."""
+        from goabi.dwarf import Dwarf  # here, for most uses need none
+
         try:
             return Dwarf(self.elf)
         except DwarfError:

@@ -14,9 +14,9 @@ import struct
 import zlib
 from bisect import bisect_left
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cached_property
 from types import TracebackType
+from typing import NamedTuple
 
 from goabi.arch import Arch
 from goabi.arches import ARCHES
@@ -48,8 +48,7 @@ _MAX_SECTIONS = 1 << 16
 _MAX_EXPANSION = 1032  # deflate cannot make more of a byte
 
 
-@dataclass(frozen=True, slots=True)
-class Section:
+class Section(NamedTuple):
     """A section header; `addr` is 0 when the section is not loaded, sizes are in bytes."""
 
     name: str
@@ -60,8 +59,7 @@ class Section:
     size: int
 
 
-@dataclass(frozen=True, slots=True)
-class Symbol:
+class Symbol(NamedTuple):
     """A symbol of .symtab; `addr` as linked, `size` in bytes, `type` STT_* (1 object, 2 function)."""
 
     name: str
@@ -70,8 +68,7 @@ class Symbol:
     type: int
 
 
-@dataclass(frozen=True, slots=True)
-class Note:
+class Note(NamedTuple):
     """An ELF note: the owner's name, its type, and the bytes."""
 
     owner: str

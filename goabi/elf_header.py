@@ -18,8 +18,7 @@ import os
 import stat
 import struct
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from goabi.errors import NotElfError, TruncatedElfError, WrongArchError, WrongElfTypeError
 
@@ -56,8 +55,7 @@ Pread = Callable[[int, int], bytes]
 """`pread(size, offset)`: up to `size` bytes of the file, fewer at its end."""
 
 
-@dataclass(frozen=True, slots=True)
-class ProgramHeader:
+class ProgramHeader(NamedTuple):
     """One segment: `type` (PT_*), `flags` (PF_*), its place in file and memory, in bytes."""
 
     type: int
@@ -69,8 +67,7 @@ class ProgramHeader:
     align: int
 
 
-@dataclass(frozen=True, slots=True)
-class ElfHeader:
+class ElfHeader(NamedTuple):
     """What the kernel looks at before it runs a file.
 
     `entry` and the segments' `vaddr` are as linked: add the load bias when `type` is "DYN". `interpreter` is

@@ -7,11 +7,10 @@ supported version: the generated table is checked for it, and so is each binary'
 Source: runtime/runtime2.go, runtime/chan.go, runtime/map.go, internal/runtime/maps, Go 1.21 to 1.27.
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class StructSpec:
+class StructSpec(NamedTuple):
     """A struct by our short name: DWARF names to try in turn, needed fields, fields of some versions.
 
     `optional`: the struct itself exists in some versions only.

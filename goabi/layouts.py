@@ -7,28 +7,29 @@ version. When neither knows, the error says so: nothing is ever guessed.
                                      "wait_reasons": [text] } } }
 """
 
+import os
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from goabi.dwarf import Dwarf
 from goabi.elf_header import ArchName
 from goabi.errors import LayoutError, MemoryFaultError
-from goabi.gotypes import GoType
 from goabi.layout_specs import HARMLESS_EXPERIMENTS, STRUCTS, WAIT_REASONS, StructSpec
 from goabi.memory import MemoryReader, read_words
 from goabi.version import GoVersion
+
+if TYPE_CHECKING:
+    from goabi.dwarf import Dwarf
+    from goabi.gotypes import GoType
 
 TABLE_NAME = "_generated_layouts.json"
 _MAX_WAIT_REASONS = 256
 _FORMATS = {1: "B", 2: "H", 4: "I", 8: "Q"}
 
 
-@dataclass(frozen=True, slots=True)
-class Layout:
+class Layout(NamedTuple):
     """One struct: its size, and offset and size of each field, in bytes."""
 
     name: str
@@ -86,7 +87,7 @@ class Layouts:
 
 
 def find_layouts(
-    version: GoVersion, arch: ArchName, dwarf: Dwarf | None, image: MemoryReader, *, force: bool = False
+    version: GoVersion, arch: ArchName, dwarf: "Dwarf | None", image: MemoryReader, *, force: bool = False
 ) -> Layouts:
     """The layouts for a binary: DWARF first, then the table.
 
@@ -101,7 +102,7 @@ def find_layouts(
     return layouts_from_table(version, arch)
 
 
-def layouts_from_dwarf(dwarf: Dwarf, image: MemoryReader) -> Layouts:
+def layouts_from_dwarf(dwarf: "Dwarf", image: MemoryReader) -> Layouts:
     """The layouts as the binary's own debugging information has them. Raises: `LayoutError`, `DwarfError`."""
     structs = {}
     for spec in STRUCTS:
@@ -113,7 +114,7 @@ def layouts_from_dwarf(dwarf: Dwarf, image: MemoryReader) -> Layouts:
     return Layouts(structs, _read_wait_reasons(dwarf, image), "DWARF")
 
 
-def _layout_from_type(spec: StructSpec, found: GoType) -> Layout:
+def _layout_from_type(spec: StructSpec, found: "GoType") -> Layout:
     fields = {}
     for path in (*spec.fields, *spec.optional_fields):
         place = found.find_path(path)
@@ -124,7 +125,7 @@ def _layout_from_type(spec: StructSpec, found: GoType) -> Layout:
     return Layout(spec.name, found.size, fields)
 
 
-def _read_wait_reasons(dwarf: Dwarf, image: MemoryReader) -> tuple[str, ...]:
+def _read_wait_reasons(dwarf: "Dwarf", image: MemoryReader) -> tuple[str, ...]:
     variable = dwarf.find_variable(WAIT_REASONS)
     if variable is None or not 0 < variable.type.count <= _MAX_WAIT_REASONS:
         raise LayoutError(f"the debugging information lacks {WAIT_REASONS}")
@@ -165,5 +166,6 @@ def _experiments(version: GoVersion) -> list[str]:
 def _table() -> dict[str, dict[str, Any]]:
     import json  # here, for who only names functions needs no table
 
-    table: dict[str, dict[str, Any]] = json.loads(Path(__file__).with_name(TABLE_NAME).read_bytes())
+    with open(os.path.join(os.path.dirname(__file__), TABLE_NAME), "rb") as file:
+        table: dict[str, dict[str, Any]] = json.load(file)
     return table

@@ -10,7 +10,7 @@ Source: runtime/symtab.go and cmd/link/internal/ld/symtab.go, Go 1.21 to 1.27.
 import itertools
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from goabi.elf import ElfFile
 from goabi.errors import MemoryFaultError, ModuledataError, NotGoError
@@ -38,8 +38,7 @@ _VARIANTS = (
 _WORDS = max(len(variant) for variant in _VARIANTS) + 3
 
 
-@dataclass(frozen=True, slots=True)
-class TextSection:
+class TextSection(NamedTuple):
     """A piece of text: offsets `[vaddr, end)` as the table counts them lie at `base`."""
 
     vaddr: int
@@ -47,8 +46,7 @@ class TextSection:
     base: int
 
 
-@dataclass(frozen=True, slots=True)
-class PcHeader:
+class PcHeader(NamedTuple):
     """The head of the function table. Offsets are from its own address, sizes in bytes."""
 
     addr: int
@@ -62,8 +60,7 @@ class PcHeader:
     pcln_offset: int
 
 
-@dataclass(frozen=True, slots=True)
-class Moduledata:
+class Moduledata(NamedTuple):
     """The checked record. Ranges are half-open link-time addresses; `pclntab_bytes` spans the whole table."""
 
     addr: int

@@ -19,7 +19,7 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 from goabi.errors import MemoryFaultError, PclntabError
 from goabi.memory import MemoryReader
@@ -76,8 +76,7 @@ class Function:
         return bool(self.flags & FLAG_SP_WRITE)
 
 
-@dataclass(frozen=True, slots=True)
-class SourceFrame:
+class SourceFrame(NamedTuple):
     """One source-level frame: `function` called at `file:line`. `inlined` when it has no frame of its own.
 
     `entry` is where the enclosing physical function starts. `line` is 0 and `file` "?" when unknown. `func_id`

@@ -13,6 +13,7 @@ Source: debug/buildinfo/buildinfo.go, runtime/debug/mod.go (Go 1.27).
 import re
 from dataclasses import dataclass, field
 from functools import total_ordering
+from typing import NamedTuple
 
 from goabi.errors import BuildInfoError, GoVersionError, MemoryFaultError
 from goabi.memory import MemoryReader
@@ -86,8 +87,7 @@ class GoVersion:
         return self.text or f"go{self.major}.{self.minor}.{self.patch}"
 
 
-@dataclass(frozen=True, slots=True)
-class Module:
+class Module(NamedTuple):
     """A module: import path, version, checksum, and what replaced it."""
 
     path: str
@@ -96,8 +96,7 @@ class Module:
     replace: "Module | None" = None
 
 
-@dataclass(frozen=True, slots=True)
-class BuildInfo:
+class BuildInfo(NamedTuple):
     """How a binary was built: `path` of the main package, its module, all dependencies, and the settings."""
 
     version: GoVersion

@@ -12,13 +12,23 @@ Source: ptrace(2), waitpid(2), linux/ptrace.h, elf.h (NT_*).
 import ctypes
 import errno
 import os
+import sys
 from enum import IntEnum, IntFlag
-
-from ptrace.binding.func import ptrace as _request
-from ptrace.error import PtraceError
+from types import ModuleType
 
 from stepping.errors import PtraceRefusedError, SteppingError, TraceeGoneError
 from stepping.wait_status import WAIT_ALL
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+# python-ptrace runs ldconfig to find the C library, which takes longer than all else of attaching to a program. The
+# library is in this process already.
+if "ptrace.ctypes_libc" not in sys.modules:
+    sys.modules["ptrace.ctypes_libc"] = ModuleType("ptrace.ctypes_libc")
+    vars(sys.modules["ptrace.ctypes_libc"])["libc"] = ctypes.CDLL(None, use_errno=True)
+
+from ptrace.binding.func import ptrace as _request  # noqa: E402
+from ptrace.error import PtraceError  # noqa: E402
 
 
 class Option(IntFlag):
@@ -58,8 +68,6 @@ _SIGINFO_BYTES = 128
 _SYSCALL_INFO_BYTES = 88
 _SIGMASK_BYTES = 8
 _WALL, _WNOTHREAD = WAIT_ALL, 0x20000000
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class _Iovec(ctypes.Structure):

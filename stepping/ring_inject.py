@@ -19,11 +19,10 @@ import dataclasses
 import mmap
 import os
 import re
-import secrets
 import struct
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from stepping.errors import MemoryFaultError, PtraceRefusedError, SteppingError, TraceeGoneError
 from stepping.maps import read_maps
@@ -72,8 +71,7 @@ _MAP_FIXED_NOREPLACE = 0x100000
 _MFD_CLOEXEC = 1
 
 
-@dataclass(frozen=True, slots=True)
-class Installed:
+class Installed(NamedTuple):
     """A ring in a program. fd: this process's descriptor of the shared memory; stopped_s: how long it stood."""
 
     pid: int
@@ -216,7 +214,7 @@ class _Template:
         self.ring_bytes = RECORDS_OFFSET + slots * RECORD_BYTES
         self.slots = slots
         self._parameters = Parameters(
-            cookie=secrets.randbits(64),
+            cookie=int.from_bytes(os.urandom(8), "little"),
             ring=0,
             resume_call=site.call,
             resume_after=site.after + AFTER_BYTES,

@@ -23,6 +23,7 @@ bounded before they are used, and whatever the program scribbles there garbles i
 import struct
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 
 PAGE_BYTES = 4096
 MAGIC = b"ptsring1"
@@ -173,8 +174,7 @@ class Source(IntEnum):
     CONSTANT = 3
 
 
-@dataclass(frozen=True, slots=True)
-class Copy:
+class Copy(NamedTuple):
     """One descriptor. arg: index of the pointer; length_arg: for RESULT and ARGUMENT; size_bytes: for CONSTANT.
 
     after_error: it is copied although the call failed, if it did so with one of the page's `read_errnos`.

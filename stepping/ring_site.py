@@ -6,7 +6,7 @@ assembler makes of Syscall6 in every version from 1.21 to 1.27, to the byte.
 Source: internal/runtime/syscall/linux/asm_linux_amd64.s (Go 1.27); runtime/runtime2.go.
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from goabi.binary import GoBinary
 from goabi.errors import GoAbiError, MemoryFaultError
@@ -32,8 +32,7 @@ class NoRingError(SteppingError):
         self.reason = reason
 
 
-@dataclass(frozen=True, slots=True)
-class RingSite:
+class RingSite(NamedTuple):
     """Where the routine goes. Addresses are the running program's.
 
     entry: Syscall6; goid_offset, m_offset: in struct g; procid_offset: of the thread id in struct m;

@@ -12,9 +12,9 @@ Source: ptrace(2), waitpid(2); kernel/ptrace.c, kernel/signal.c.
 """
 
 import signal
-from dataclasses import dataclass
 from enum import Enum, IntEnum
 from functools import lru_cache
+from typing import NamedTuple
 
 #: An option of waitpid(2), __WALL: for seized threads as well as for processes.
 WAIT_ALL = 0x40000000
@@ -44,8 +44,7 @@ class Event(IntEnum):
     STOP = 128
 
 
-@dataclass(frozen=True, slots=True)
-class WaitStatus:
+class WaitStatus(NamedTuple):
     """One report of a wait.
 
     signo: the signal (delivered, stopping or killing), else 0; event: for event stops; exit_status: 0 to 255,

@@ -23,7 +23,7 @@ from ptserver.inspection.goroutine_list import FrameRow, GoroutineRow, GroupRow,
 from ptserver.inspection.goroutine_meter import Meter
 from ptserver.inspection.goroutine_stats import Account, Accounts, Listed, Totals
 from ptserver.inspection.process import InspectedProcess
-from ptserver.tracelog.stepping_events import exe_identity
+from ptserver.tracelog.frame_names import exe_identity
 from stepping.ring import BATCH, Ring
 from stepping.ring_site import NoRingError, find_site
 from stepping.syscalls import SYSCALLS

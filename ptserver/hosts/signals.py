@@ -3,6 +3,7 @@
 Thread rules: made in the main thread before the program is launched; all threads inherit the mask.
 """
 
+import contextlib
 import os
 import signal
 
@@ -11,6 +12,7 @@ from ptserver.signal_descriptor import SI_KERNEL, open_signals, read_signals
 _STOPPING = (signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
 _PASSED_ON = (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 _OWN = (signal.SIGCHLD, signal.SIGWINCH)
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 
 class HostSignals:
@@ -43,6 +45,17 @@ def is_passed_on(signo: int) -> bool:
     return signo in _PASSED_ON
 
 
+def is_ending(signo: int) -> bool:
+    """Whether a signal says that what goes on by itself, such as the trace of a running process, is to end."""
+    return signo in _ENDING
+
+
 def is_from_foreign_group(signo: int) -> bool:
     """Whether the signal is one that stops background jobs at a terminal."""
     return signo in _STOPPING
+
+
+def send_signal(pid: int, signo: int) -> None:
+    """Send a signal to process *pid*, if there still is one."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signo)

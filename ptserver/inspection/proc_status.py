@@ -2,13 +2,13 @@
 
 import contextlib
 import os
-from pathlib import Path
 
 
 def read_status(pid: int) -> dict[str, str]:
     """Return the fields of process or thread *pid* by name; empty if there is none."""
     try:
-        text = Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace")
+        with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as file:
+            text = file.read()
     except OSError:
         return {}
     lines = (line.partition(":") for line in text.splitlines())

@@ -10,6 +10,7 @@ import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from ptserver.inspection.inspector import InspectError
 from ptserver.inspection.proc_status import find_inside, read_status
@@ -20,8 +21,7 @@ _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.
 _URGENT_NICE = -15
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
+class Found(NamedTuple):
     """A process that may be looked into. pid: the process, also if a thread's number was given; name: its command."""
 
     pid: int

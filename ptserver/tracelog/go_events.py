@@ -12,7 +12,7 @@ from typing import NamedTuple
 from goabi.binary import GoBinary
 from goabi.errors import GoAbiError
 from ptserver.tracelog.events import Event, Frame, GcEvent, GoEvent, SyscallEvent
-from ptserver.tracelog.stepping_events import FrameNames
+from ptserver.tracelog.frame_names import FrameNames
 from stepping.ring_batch import RingBatch
 from stepping.ring_probes import FIRST_EVENT, Moment, Probes, find_probes
 from stepping.ring_site import NoRingError

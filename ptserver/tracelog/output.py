@@ -16,6 +16,9 @@ _FULL_BYTES = 1 << 16
 #: What a reader that went away means: the user has seen enough, so nothing is said.
 _READER_GONE = errno.EPIPE
 
+#: What takes one-line remarks about a trace.
+Note = Callable[[str], None]
+
 
 def complain_on_stderr(message: str) -> None:
     """Print one line on standard error; if that fails too, there is nobody to tell."""

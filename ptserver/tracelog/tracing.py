@@ -13,45 +13,34 @@ Everything runs on the calling thread, which must be the process's main thread a
 taken from a descriptor, and the kernel reports tracees by one.
 """
 
-import contextlib
 import os
 import select
 import signal
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from typing import Literal
 
 from goabi.errors import GoAbiError
 from ptserver.errors import PtServerError
-from ptserver.hosts.signals import HostSignals, is_passed_on
+from ptserver.hosts.signals import HostSignals, is_ending, is_passed_on, send_signal
 from ptserver.inspection.proc_status import ThreadNumbers
 from ptserver.tracelog.batch import CallBatch
 from ptserver.tracelog.events import ExitEvent, LossEvent, TraceSink
+from ptserver.tracelog.frame_names import FrameNames, exe_identity
 from ptserver.tracelog.go_events import GoEvents, RuntimeWanted
-from ptserver.tracelog.output import complain_on_stderr
-from ptserver.tracelog.stepping_events import FrameNames, event_of_traced, exe_identity
-from stepping.errors import SeccompRefusedError, TraceeGoneError
-from stepping.launch import Program
-from stepping.registers import NATIVE
+from ptserver.tracelog.output import Note, complain_on_stderr
+from ptserver.tracelog.wanted import Wanted
 from stepping.ring import BATCH, Ring
 from stepping.ring_batch import RingBatch
-from stepping.ring_launch import launch_with_ring
 from stepping.ring_probes import Probes
 from stepping.ring_site import NoRingError, check_file, find_site
-from stepping.syscall_stops import SyscallTracer, Traced, TracedCall, TracedExit, TracedStop
-from stepping.syscalls.model import Arch, OnlyIf, Syscall
-from stepping.syscalls.table import SYSCALLS
-from stepping.tracee_launch import tracing_filter
-from stepping.wait_status import WaitStatus
 
 Source = Literal["auto", "ring", "stops"]
-Note = Callable[[str], None]
 
 #: How often the ring is looked at, while calls come in and while none do.
 _BUSY_POLL_MS, _IDLE_POLL_MS = 5, 40
 #: How long events may lie in the sink's buffer while others come in.
 _MAX_UNFLUSHED_S = 0.1
-_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 
 class TraceSourceError(PtServerError):
@@ -86,7 +75,10 @@ def run_traced(
         TraceSourceError: the *source* asked for cannot be had.
         ExecError, PtraceRefusedError, SeccompRefusedError: the kernel refuses.
     """
-    wanted = _Wanted(names, runtime)
+    from stepping.launch import Program  # here, as attaching does not need it
+    from stepping.ring_launch import launch_with_ring
+
+    wanted = Wanted(names, runtime)
     signals = HostSignals()
     try:
         program = Program(path=path, argv=list(argv), env=env, blocked=signals.original_mask)
@@ -106,7 +98,9 @@ def run_traced(
                 return _RingTrace(
                     ring, sink, signals, wanted, frames if stacks else None, go, note
                 ).run_launched()
-        return _launch_by_stops(program, sink, signals, wanted, note)
+        from ptserver.tracelog.by_stops import run_by_stops
+
+        return run_by_stops(program, sink, signals, wanted, note)
     finally:
         signals.close()
 
@@ -129,7 +123,7 @@ def trace_process(
         TraceSourceError: the *source* asked for cannot be had.
         PtraceRefusedError, TraceeGoneError: it cannot be traced, or there is none.
     """
-    wanted = _Wanted(names, runtime)
+    wanted = Wanted(names, runtime)
     signals = HostSignals()
     try:
         if source != "stops":
@@ -146,154 +140,11 @@ def trace_process(
                 go = _go_events(ring, probes, runtime, frames, note)
                 _RingTrace(ring, sink, signals, wanted, frames if stacks else None, go, note).run_attached()
                 return
-        adapter = _StopsAdapter(sink, wanted)
-        tracer = SyscallTracer.attach(pid, wanted.by_stops(), adapter.take, arch=_arch())
-        _StopsTrace(tracer, adapter, sink, signals).run_attached()
+        from ptserver.tracelog.by_stops import trace_by_stops  # here, as the ring does not need it
+
+        trace_by_stops(pid, sink, signals, wanted)
     finally:
         signals.close()
-
-
-class _Wanted:
-    """The calls that are traced. conditions: by name, what must hold for a call to be one (resources only)."""
-
-    def __init__(self, names: Collection[str] | None, runtime: RuntimeWanted) -> None:
-        self.runtime = runtime
-        arch = _arch()
-        table: Iterable[Syscall] = (row for row in SYSCALLS.values() if arch in row.numbers)
-        self.conditions: dict[str, OnlyIf] = {}
-        if names is not None:
-            self.rows = [row for row in table if row.name in names]
-            return
-        self.rows = [row for row in table if row.klass.is_resource or row.only_if is not None]
-        self.conditions = {row.name: row.only_if for row in self.rows if row.only_if is not None}
-
-    def bpf(self) -> bytes:
-        """Return the filter that stops a program at these calls."""
-        return tracing_filter(self.by_stops(), self.conditions, _arch())
-
-    def by_stops(self) -> list[Syscall]:
-        """Return the calls that are traced by stops, which cannot tell the runtime's own from others."""
-        known = {row.name for row in self.rows}
-        return [*self.rows, *(SYSCALLS[name] for name in sorted(self.runtime.calls - known))]
-
-    def includes(self, name: str, args: Sequence[int]) -> bool:
-        """Whether a call of one of the rows is wanted with these arguments."""
-        only = self.conditions.get(name)
-        return only is None or args[only.arg] & only.mask == only.value
-
-    def select(self, batch: RingBatch) -> RingBatch:
-        """Return the calls of a batch that are wanted."""
-        names = self.conditions.keys()
-        unwanted = {
-            index
-            for group in batch.groups()
-            if group.row.name in names
-            for position, index in enumerate(group.indexes)
-            if not self.includes(group.row.name, group.call(position)[0])
-        }
-        return (
-            batch.select([index for index in range(batch.size) if index not in unwanted])
-            if unwanted
-            else batch
-        )
-
-
-def _launch_by_stops(
-    program: Program, sink: TraceSink, signals: HostSignals, wanted: _Wanted, note: Note
-) -> int:
-    from dataclasses import replace
-
-    adapter = _StopsAdapter(sink, wanted)
-    try:
-        filtered = replace(program, bpf=wanted.bpf())
-        tracer = SyscallTracer.launch(filtered, wanted.by_stops(), adapter.take, arch=_arch())
-    except SeccompRefusedError as error:
-        note(f"every call of the program is stopped, which is slow: {error}")
-        tracer = SyscallTracer.launch(program, wanted.by_stops(), adapter.take, arch=_arch())
-    return _StopsTrace(tracer, adapter, sink, signals).run_launched()
-
-
-class _StopsAdapter:
-    """Takes a tracer's reports and gives the sink events; remembers what concerns the first process."""
-
-    def __init__(self, sink: TraceSink, wanted: _Wanted) -> None:
-        self._sink = sink
-        self._wanted = wanted
-        self.stopped: set[int] = set()
-
-    def take(self, traced: Traced) -> None:
-        """Take one report."""
-        if isinstance(traced, TracedCall) and not self._wanted.includes(traced.row.name, traced.args):
-            return
-        if isinstance(traced, TracedStop):
-            if traced.tid == traced.pid:
-                self.stopped.add(traced.pid)
-            return
-        if isinstance(traced, TracedExit):
-            self.stopped.discard(traced.pid)
-        event = event_of_traced(traced)
-        if event is not None:
-            self._sink.event(event)
-
-
-class _StopsTrace:
-    """The loop of a trace by stops: reports, signals, and a flush when neither comes."""
-
-    def __init__(
-        self, tracer: SyscallTracer, adapter: _StopsAdapter, sink: TraceSink, signals: HostSignals
-    ) -> None:
-        self._tracer = tracer
-        self._adapter = adapter
-        self._sink = sink
-        self._signals = signals
-        self._poll = select.poll()
-        self._poll.register(signals.fileno(), select.POLLIN)
-
-    def run_launched(self) -> int:
-        """Trace to the end; return the raw wait status."""
-        while self._drain():
-            if self._pid in self._adapter.stopped:
-                # The shell is to see its job stopped; it continues us, and we the program.
-                self._adapter.stopped.discard(self._pid)
-                self._sink.flush()
-                os.kill(os.getpid(), signal.SIGSTOP)
-                _send(self._pid, signal.SIGCONT)
-            for signo, from_kernel in self._wait_for_signals():
-                if is_passed_on(signo) and not from_kernel:
-                    _send(self._pid, signo)
-        return self._end().raw_end
-
-    def run_attached(self) -> None:
-        """Trace until it ends or a signal says that it is enough."""
-        while self._drain():
-            if any(signo in _ENDING for signo, _ in self._wait_for_signals()):
-                self._tracer.detach()
-                return
-        self._tracer.close()
-
-    @property
-    def _pid(self) -> int:
-        return self._tracer.group.pid
-
-    def _drain(self) -> bool:
-        """Act on all reports that wait; false when no tracee is left."""
-        try:
-            while self._tracer.step(block=False):
-                pass
-        except TraceeGoneError:
-            return False
-        return len(self._tracer.group) > 0
-
-    def _wait_for_signals(self) -> list[tuple[int, bool]]:
-        self._sink.flush()
-        self._poll.poll()  # SIGCHLD comes with every report
-        return self._signals.receive()
-
-    def _end(self) -> WaitStatus:
-        self._tracer.close()
-        if self._tracer.group.exit is None:
-            raise TraceeGoneError(self._pid)
-        return self._tracer.group.exit
 
 
 class _RingTrace:
@@ -304,7 +155,7 @@ class _RingTrace:
         ring: Ring,
         sink: TraceSink,
         signals: HostSignals,
-        wanted: _Wanted,
+        wanted: Wanted,
         frames: FrameNames | None,
         go: GoEvents | None,
         note: Note,
@@ -334,7 +185,7 @@ class _RingTrace:
                 if signo == signal.SIGCHLD:
                     _follow_stop(pid)
                 elif is_passed_on(signo) and not from_kernel:
-                    _send(pid, signo)
+                    send_signal(pid, signo)
             ended, status = os.waitpid(pid, os.WNOHANG)
             poll_ms = self._read(final=bool(ended))
             if ended:
@@ -349,7 +200,7 @@ class _RingTrace:
         poll_ms, ended = _BUSY_POLL_MS, False
         try:
             while not ended:
-                enough = any(signo in _ENDING for signo, _ in self._wait(poll_ms))
+                enough = any(is_ending(signo) for signo, _ in self._wait(poll_ms))
                 ended = bool(select.select([pidfd], [], [], 0)[0])
                 if enough and not ended and not self._ring.detach():
                     self._note("a thread is still inside the ring; its 4 KiB stay until the next attach")
@@ -429,10 +280,6 @@ def _seen_by(ring: Ring) -> str:
     return f"tracing by the ring ({ring.site.go_version}); {unseen} are not seen"
 
 
-def _arch() -> Arch:
-    return NATIVE[os.uname().machine].arch
-
-
 def _go_events(
     ring: Ring, probes: Probes | None, runtime: RuntimeWanted, frames: FrameNames | None, note: Note
 ) -> GoEvents | None:
@@ -457,11 +304,6 @@ def _refuse_unless_auto(source: Source, error: NoRingError, runtime: RuntimeWant
         raise TraceSourceError(f"the ring cannot trace this program: {error.reason}") from error
 
 
-def _send(pid: int, signo: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, signo)
-
-
 def _follow_stop(pid: int) -> None:
     """Stop when the program was stopped, so that a shell sees its job stop, and continue it with us."""
     try:
@@ -470,4 +312,4 @@ def _follow_stop(pid: int) -> None:
         return
     if stopped is not None:
         os.kill(os.getpid(), signal.SIGSTOP)
-        _send(pid, signal.SIGCONT)
+        send_signal(pid, signal.SIGCONT)

@@ -14,8 +14,8 @@ import pytest
 from goabi.binary import GoBinary
 from ptserver.tracelog.events import Event, GcEvent, GoEvent, SyscallEvent
 from ptserver.tracelog.filters import RUNTIME_CALLS
+from ptserver.tracelog.frame_names import FrameNames
 from ptserver.tracelog.go_events import KINDS, GoEvents, RuntimeWanted
-from ptserver.tracelog.stepping_events import FrameNames
 from stepping.ring import Ring
 from stepping.ring_inject import find_pages, remove_leftovers
 from stepping.ring_probes import Moment, Probes, decode_patches

@@ -1,7 +1,7 @@
 """The ring's calls and the log's events have the same fields, so that the reader can make events directly."""
 
+from ptserver.tracelog.by_stops import event_of_traced
 from ptserver.tracelog.events import Event, ExitEvent, SignalEvent, SyscallEvent, ThreadEvent
-from ptserver.tracelog.stepping_events import event_of_traced
 from stepping.ring import RingCall
 from stepping.syscall_stops import (
     Traced,

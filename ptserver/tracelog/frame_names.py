@@ -1,54 +1,13 @@
-"""What the sources of `stepping` report, as the trace log's events; and return addresses as functions and lines."""
+"""Names where calls were made, as functions and lines; and tells whether a program is still the same one."""
 
 import os
 
 from goabi.binary import GoBinary
 from goabi.errors import GoAbiError
-from ptserver.tracelog.events import Event, ExitEvent, Frame, SignalEvent, SyscallEvent, ThreadEvent
+from ptserver.tracelog.events import Frame
 from stepping.ring import unpack_stack
-from stepping.syscall_stops import Traced, TracedCall, TracedExit, TracedSignal, TracedStart
-from stepping.wait_status import WaitKind
 
-_MAX_ERRNO = 4095
 _CACHED_STACKS = 1 << 14
-
-
-def event_of_traced(traced: Traced) -> Event | None:
-    """Return the event for a report of a trace by stops; None for one that the log does not show."""
-    match traced:
-        case TracedCall():
-            return _call_event(traced)
-        case TracedSignal(tid, pid, time_ns, signo, siginfo):
-            return SignalEvent(time_ns, pid, tid, signo, siginfo)
-        case TracedStart(tid, pid, time_ns):
-            return ThreadEvent(time_ns, pid, tid, "created")
-        case TracedExit(tid, pid, time_ns, status):
-            if tid != pid:
-                return ThreadEvent(time_ns, pid, tid, "exited")
-            killed = status.kind is WaitKind.KILLED
-            return ExitEvent(
-                time_ns, pid, tid, None if killed else status.exit_status, status.signo, status.core_dumped
-            )
-    return None
-
-
-def _call_event(call: TracedCall) -> SyscallEvent:
-    value, errno = call.value, 0
-    if value is not None and -_MAX_ERRNO <= value < 0:
-        value, errno = -1, -value
-    return SyscallEvent(
-        call.started_ns,
-        None if value is None else call.duration_ns,
-        call.pid,
-        call.tid,
-        call.row.name,
-        call.args,
-        call.ins,
-        call.outs,
-        value,
-        errno,
-        value is None,
-    )
 
 
 class FrameNames:
