@@ -1,7 +1,8 @@
 """Probes: more places of a Go program that write to its ring. What the runtime asks of the kernel by itself, and what
 becomes of goroutines.
 
-    area       = offsets:u64[8] transitions[32] at 0x40, count:u32 at 0x80, patches at 0xc0, code at 0x1000, thunks
+    area       = offsets:u64[8] transitions[32] at 0x40, offset:u64 at 0x60, count:u32 at 0x80, patches at 0xc0,
+                 code at 0x1000, thunks
     patch      = address:u64 size:u8 pad[7] original[16] patched[16] copy:u64 moved_to:u64              64 bytes
 
 The area lies behind the ring's page; its routines are in `ring_probes_amd64.s`. A place is patched with a jump to its
@@ -12,7 +13,8 @@ the program's own code, and is then out of the area.
 
 Records of probes are the ring's records. A raw syscall has its own number. Others have numbers from 0x200 on:
 
-    0x200      args: g, old and new status, wait reason, channel, entry; result: the goroutine; goid, tid: by whom
+    0x200      args: g, old and new status, wait reason, channel, entry; result: the goroutine; goid, tid: by whom;
+               data, of one that is about to wait: the first channels that it waits for, at most `MAX_CHANNELS`
     above      see `Moment`: the runtime entered a function
 
 Source: in Go 1.21 to 1.27 runtime/proc.go (casgstatus), mgc.go, sys_linux_amd64.s, runtime2.go.
@@ -45,8 +47,12 @@ from stepping.ring_probes_code_amd64 import (
 #: Records with these numbers or higher are no syscalls.
 FIRST_EVENT = 0x200
 
+#: How many channels of a select are recorded.
+MAX_CHANNELS = 32
+
 AREA_BYTES = 0x3000
-_TRANSITIONS_OFFSET, _COUNT_OFFSET, _PATCHES_OFFSET, _CODE_OFFSET = 0x40, 0x80, 0xC0, 0x1000
+_TRANSITIONS_OFFSET, _LAST_OFFSET, _COUNT_OFFSET = 0x40, 0x60, 0x80
+_PATCHES_OFFSET, _CODE_OFFSET = 0xC0, 0x1000
 _OFFSETS = struct.Struct("<8Q")
 _PATCH = struct.Struct("<QB7x16s16sQQ")
 _MAX_PATCHES = (_CODE_OFFSET - _PATCHES_OFFSET) // _PATCH.size
@@ -114,8 +120,9 @@ class Place(NamedTuple):
 class Probes(NamedTuple):
     """What is to be recorded. raw, entries: the places; transitions: the pairs of old and new status that are wanted.
 
-    offsets: of curg and g0 in m; sched.pc, sched.bp, waitreason and waiting in g; c in sudog; startpc in g.
-    uncovered: the runtime's functions that make a syscall which is not recorded; wait_reasons: texts by number.
+    offsets: of curg and g0 in m; sched.pc, sched.bp, waitreason and waiting in g; c in sudog; startpc in g; waitlink
+    in sudog. uncovered: the runtime's functions that make a syscall which is not recorded; wait_reasons: texts by
+    number.
     """
 
     raw: tuple[Place, ...]
@@ -173,6 +180,7 @@ def find_probes(
     offsets = (
         *(m.offset("curg"), m.offset("g0"), g.offset("sched.pc"), g.offset("sched.bp")),
         *(g.offset("waitreason"), g.offset("waiting"), sudog.offset(channel), g.offset("startpc")),
+        sudog.offset("waitlink"),
     )
     return Probes(
         tuple(raw),
@@ -191,7 +199,9 @@ def build_area(probes: Probes, address: int, bias: int) -> tuple[bytes, list[Pat
         ValueError: there are more places than it can hold.
     """
     area = bytearray(AREA_BYTES)
-    _OFFSETS.pack_into(area, 0, *probes.offsets)
+    *first, last = probes.offsets
+    _OFFSETS.pack_into(area, 0, *first)
+    struct.pack_into("<Q", area, _LAST_OFFSET, last)
     bits = sum(1 << (old * 16 + new) for old, new in probes.transitions)
     area[_TRANSITIONS_OFFSET : _TRANSITIONS_OFFSET + 32] = bits.to_bytes(32, "little")
     area[_CODE_OFFSET : _CODE_OFFSET + RAW_THUNK] = CODE[:RAW_THUNK]

@@ -25,6 +25,7 @@
         .set WAITING,      0x1028
         .set SUDOG_C,      0x1030
         .set STARTPC,      0x1038
+        .set WAITLINK,     0x1060
         .set TRANSITIONS,  0x1040       # bit old * 16 + new: this change of a goroutine's status is recorded
         .set CODE,         0x2000
 
@@ -39,6 +40,7 @@
         .set END,          16
         .set NUMBER,       24
         .set FRAMES,       26
+        .set LENGTH0,      28
         .set ARGS,         32
         .set RESULT,       80
         .set GOID_FIELD,   88
@@ -46,8 +48,11 @@
         .set TID_FIELD,    104
         .set STACK,        112
         .set MAX_FRAMES,   16
+        .set DATA,         240
+        .set MAX_CHANNELS, 32
 
         .set STATUS,       0x200        # the number of records of a changed status
+        .set WAITS,        4            # a goroutine's status
 
         # Data of a thunk.
         .set RESUME,       0            # where the function goes on
@@ -251,8 +256,25 @@ entry:
         test    %rax, %rax
         jz      2f
         mov     probe_code-CODE+SUDOG_C(%rip), %rdx
-        mov     (%rax,%rdx), %rax
-        mov     %rax, ARGS+32(%r13)
+        mov     (%rax,%rdx), %rsi
+        mov     %rsi, ARGS+32(%r13)
+        cmp     $WAITS, %ecx
+        jne     2f
+        # It is about to wait: for all of these.
+        mov     probe_code-CODE+WAITLINK(%rip), %rdi
+        xor     %ecx, %ecx
+.Lchannel:
+        mov     (%rax,%rdx), %rsi
+        mov     %rsi, DATA(%r13,%rcx,8)
+        inc     %ecx
+        mov     (%rax,%rdi), %rax
+        test    %rax, %rax
+        jz      .Lchannels
+        cmp     $MAX_CHANNELS, %ecx
+        jb      .Lchannel
+.Lchannels:
+        shl     $3, %ecx
+        mov     %cx, LENGTH0(%r13)
 2:
         # By whom: the thread, and the goroutine that it runs.
         mov     %r14, G_FIELD(%r13)

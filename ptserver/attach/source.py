@@ -24,6 +24,7 @@ from ptserver.inspection.goroutine_meter import Meter
 from ptserver.inspection.goroutine_stats import Account, Accounts, Listed, Totals
 from ptserver.inspection.process import InspectedProcess
 from ptserver.tracelog.frame_names import exe_identity
+from ptserver.tracelog.go_events import RuntimeWanted, read_waits
 from stepping.ring import BATCH, Ring
 from stepping.ring_site import NoRingError, find_site
 from stepping.syscalls import SYSCALLS
@@ -36,7 +37,7 @@ class AttachSource:
     """Watches process *pid*; close it.
 
     names: the calls to count, by name; none, and the program is left without a ring. selection: which goroutines
-    to show. force: as `inspect_process`.
+    to show. force: as `inspect_process`. exact: measure how long goroutines are blocked, by the ring.
 
     Raises:
         InspectError: there is no such process, or it runs no Go program that is known.
@@ -44,7 +45,13 @@ class AttachSource:
     """
 
     def __init__(
-        self, pid: int, names: Collection[str], selection: Selection, *, force: bool = False
+        self,
+        pid: int,
+        names: Collection[str],
+        selection: Selection,
+        *,
+        force: bool = False,
+        exact: bool = False,
     ) -> None:
         self._inspected = InspectedProcess(pid, force=force, stop_records=STOP_RECORDS)
         self.pid = self._inspected.pid
@@ -57,24 +64,27 @@ class AttachSource:
         self._pidfd = os.pidfd_open(self.pid)
         self._exe = exe_identity(self.pid)
         self._calls: dict[str, list[int]] = {}
-        self._lost = self._stops = 0
+        self._lost = self._lost_waits = self._stops = 0
         self._before: dict[int, Use] = {}
         self._sites_before: dict[str, Use] = {}
         self._total_before = Use()
         self._blocked = _Blocked()
         self._since = time.monotonic_ns()
         try:
-            if names:
-                self._attach_ring(names)
+            if names or exact:
+                self._attach_ring(names, RuntimeWanted(waits=exact))
         except BaseException:
             self.close()
             raise
 
-    def _attach_ring(self, names: Collection[str]) -> None:
+    def _attach_ring(self, names: Collection[str], runtime: RuntimeWanted) -> None:
         rows = [row for row in SYSCALLS.values() if row.name in names]
         try:
             site = find_site(self.pid, with_c_code=True)
-            self._ring = Ring.attach(self.pid, rows, site=site)
+            probes = runtime.find_probes(f"/proc/{self.pid}/exe")
+            self._ring = Ring.attach(self.pid, rows, site=site, probes=probes)
+            if probes is not None:
+                self._meter.measure_blocked(self._since)
             if site.has_c_code:
                 self._notes.append("calls that its C code makes are not counted")
         except NoRingError as error:
@@ -110,9 +120,14 @@ class AttachSource:
         self._read_ring(final=bool(ended))
         listing, accounts = self._listing, self._meter.accounts
         fresh = listing.take_fresh()
-        if fresh is not None:
-            self._blocked.take(listing.complete_ns, fresh, accounts)
         now = time.monotonic_ns()
+        exact = self._meter.blocked
+        if exact is not None:
+            if fresh is not None:
+                exact.take_listing(listing.complete_ns, fresh)
+            exact.settle(now)
+        elif fresh is not None:
+            self._blocked.take(listing.complete_ns, fresh, accounts)
         interval_ns = max(1, now - self._since)
         total = Use.of(accounts.total())
         calls = sorted(self._calls.items(), key=lambda item: (-item[1][0], item[0]))
@@ -167,12 +182,17 @@ class AttachSource:
         while True:
             batch = ring.read_batch(final=final)
             if batch is not None:
+                if self._meter.blocked is not None:
+                    self._meter.blocked.take(read_waits(batch))
                 sums = self._meter.accounts.take_batch(batch.calls(), time.monotonic_ns())
                 for name, (calls, errors, call_ns) in sums.items():
                     before = self._calls.setdefault(name, [0, 0, 0])
                     before[0] += calls
                     before[1] += errors
                     before[2] += call_ns
+            if self._meter.blocked is not None and ring.lost > self._lost_waits:
+                self._lost_waits = ring.lost
+                self._meter.blocked.lose(time.monotonic_ns())
             if not (final and batch):
                 return batch is not None and batch.size >= BATCH // 2
 
@@ -192,9 +212,10 @@ class AttachSource:
         for goid in chosen:
             account = accounts.get(goid) or Totals()
             total = Use.of(account)
-            recent_use = msgspec.structs.replace(
-                total.since(before.get(goid, nothing)), blocked_ns=self._blocked.of(goid, interval_ns)
-            )
+            recent_use = total.since(before.get(goid, nothing))
+            if self._meter.blocked is None:
+                blocked_ns = self._blocked.of(goid, interval_ns)
+                recent_use = msgspec.structs.replace(recent_use, blocked_ns=blocked_ns)
             yield _goroutine(goid, rows.get(goid), account, total, recent_use, stacks)
         self._before = {goid: Use.of(account) for goid, account in accounts.items()}
 

@@ -46,6 +46,7 @@ class NoTerminalError(PtServerError):
 )
 @click.option("-f", "--func", metavar="REGEXP", help="Only goroutines with such a function on their stacks.")
 @click.option("--system", is_flag=True, help="Show the runtime's own goroutines, too.")
+@click.option("--exact", is_flag=True, help="Measure the time blocked, which is estimated otherwise.")
 @click.option("--force", is_flag=True, help="Try Go versions that are not supported, by their DWARF.")
 @server_arguments()
 @click.argument("target", metavar="PID|SESSION")
@@ -60,6 +61,7 @@ def attach_command(
     once: bool,
     as_json: bool,
     system: bool,
+    exact: bool,
     force: bool,
 ) -> None:
     """Show what a running Go program does: its goroutines by state and by stack, what each uses, its calls.
@@ -89,7 +91,9 @@ def attach_command(
     names = parse_filters(filters)
     source: Source
     if connect is None:
-        source = AttachSource(process_number(target), names, selection, force=force)
+        source = AttachSource(process_number(target), names, selection, force=force, exact=exact)
+    elif exact:
+        raise click.UsageError("--exact is for processes here: what a session's host tells is estimated")
     else:
         from ptserver.attach.remote import RemoteSource
 

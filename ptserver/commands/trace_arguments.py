@@ -106,7 +106,8 @@ _LOG_OPTIONS = (
     click.option(
         "--events",
         metavar="LIST",
-        help="Also what becomes of goroutines: create, start, block, unblock, exit, gc, or all.",
+        help="Also what becomes of goroutines: create, start, block, unblock, exit, gc, or all. With -c --by "
+        "goroutine or site: block, to measure the time blocked; create, to name all that were created.",
     ),
     click.option(
         "--goid", "goids", metavar="N", multiple=True, type=int, help="Only this goroutine's calls."
@@ -175,6 +176,8 @@ def _options(words: dict[str, Any]) -> TraceOptions:
         if source == "stops":
             raise click.UsageError("--goid and --func need goroutines, which --source stops does not know")
         source = "ring"
+    if words["events"] and words["count"] and words["by"] not in ("goroutine", "site"):
+        raise click.UsageError("a table has no events: with -c, --events belongs to --by goroutine or site")
     by_function = words["by"] == "function" or (selection is not None and selection.function is not None)
     return TraceOptions(
         filters=words["filters"],

@@ -7,6 +7,7 @@ whatever the program's size, because what takes long is done less often.
 import random
 import time
 
+from ptserver.inspection.blocked_time import BlockedTime
 from ptserver.inspection.goroutine_sampler import Sampler
 from ptserver.inspection.goroutine_stats import Accounts
 
@@ -23,15 +24,24 @@ class Meter:
     """The accounts of process *pid*; of 0, or without a program of Go's, only calls are counted. To be closed.
 
     listings: whether to list goroutines, too. threads: how many there were in the last sample.
+    blocked: measures how long goroutines are blocked, once `measure_blocked` was called; before, it is estimated.
     """
 
     def __init__(self, pid: int, *, listings: bool = True) -> None:
         self.accounts = Accounts()
+        self.blocked: BlockedTime | None = None
         self.threads = 0
         self._sampler = Sampler.open(pid) if pid else None
         self._listings = listings
         self._next_sample = self._next_listing = 0.0
         self._listing_seconds = _FIRST_LISTING_SECONDS
+
+    def measure_blocked(self, since_ns: int) -> BlockedTime:
+        """Make no more estimates of the time blocked; return whom to tell of waits, from *since_ns* on."""
+        if self.blocked is None:
+            self.accounts.estimate_blocked = False
+            self.blocked = BlockedTime(self.accounts, since_ns)
+        return self.blocked
 
     @property
     def is_go(self) -> bool:
@@ -57,7 +67,7 @@ class Meter:
         pause = max(SAMPLE_SECONDS, (sampled - began) / _SHARE) * random.uniform(0.5, 1.5)
         self._next_sample = sampled + pause
         if self._listings and sampled >= self._next_listing:
-            self.accounts.take_listing(time.monotonic_ns(), sampler.goroutines())
+            (self.blocked or self.accounts).take_listing(time.monotonic_ns(), sampler.goroutines())
             listed = time.monotonic()
             self._next_listing = listed + max(self._listing_seconds, (listed - sampled) / _SHARE)
             self._listing_seconds = min(2 * self._listing_seconds, LISTING_SECONDS)

@@ -14,7 +14,8 @@ what a goroutine has been given, at most. Calls say nothing here: they show wher
 make calls too often.
 
 Blocked time is an estimate as well: the time between two listings counts if a goroutine waited at both, half of it
-(also in `blocked_unsure_ns`) if at one. Who knows better hands in `take_blocked` and asks for no estimates.
+(also in `blocked_unsure_ns`) if at one. Who knows better (`ptserver.inspection.blocked_time`) hands in `take_blocked`
+and asks for no estimates.
 
 Bounded: at most `max_goroutines` are kept one by one. Those that have ended, and the longest unseen of too many, are
 added up by the place where they were created.
@@ -140,7 +141,7 @@ class Accounts:
 
     def __init__(self, *, max_goroutines: int = 1 << 16, estimate_blocked: bool = True) -> None:
         self._max = max_goroutines
-        self._estimate_blocked = estimate_blocked
+        self.estimate_blocked = estimate_blocked
         self._accounts: dict[int, Account] = {}
         self._ended: dict[str, SiteTotals] = {}
         self._threads: dict[int, _Thread] = {}
@@ -239,7 +240,7 @@ class Accounts:
             account.site = site
             account.absent = 0
             account.last_ns = max(account.last_ns, now_ns)
-            if self._estimate_blocked and elapsed_ns:
+            if self.estimate_blocked and elapsed_ns:
                 if waits and account.waits:
                     account.blocked_ns += elapsed_ns
                 elif waits or account.waits:
@@ -255,10 +256,11 @@ class Accounts:
             if absent.absent >= _ABSENT_LISTINGS:
                 self._close(absent)
 
-    def take_blocked(self, goid: int, duration_ns: int) -> None:
-        """Take a time that a goroutine is known to have been blocked."""
-        account = self._accounts.get(goid) or self._open(goid, 0)
+    def take_blocked(self, goid: int, duration_ns: int, end_ns: int) -> None:
+        """Take a time that a goroutine is known to have been blocked, up to *end_ns*."""
+        account = self._accounts.get(goid) or self._open(goid, end_ns)
         account.blocked_ns += duration_ns
+        account.last_ns = max(account.last_ns, end_ns)
 
     def name_site(self, goid: int, site: str, now_ns: int) -> None:
         """Note where a goroutine was created, when somebody knows without a listing."""

@@ -95,7 +95,8 @@ class GoEvent(NamedTuple):
 
     what: ``create``, ``start`` (it runs now), ``block`` (it runs no more), ``unblock`` (it can run), ``exit``.
     goid: which; None if a new one has no number yet. by: the goroutine that did it to this one, if another did.
-    reason: why it blocks, in Go's words; channel: the address of the channel that it blocks on, or 0.
+    reason: why it blocks, in Go's words; channel: the address of the channel that it blocks on, or 0; channels: of a
+    select with several, all of them, but no more than 32.
     function: of a new one, what it will execute. stack: where it blocks, or where *by* creates or unblocks it.
     """
 
@@ -109,6 +110,7 @@ class GoEvent(NamedTuple):
     channel: int = 0
     function: str = ""
     stack: tuple[Frame, ...] = ()
+    channels: tuple[int, ...] = ()
 
 
 class GcEvent(NamedTuple):
@@ -176,7 +178,7 @@ class TraceSink(Protocol):
         """Take an event. May keep its output back until `flush`."""
 
     def calls(self, batch: "CallBatch") -> None:
-        """Take many calls at once. The same as an `event` for each of `batch.events()`, and quicker."""
+        """Take many events at once. The same as an `event` for each of `batch.all_events()`, and quicker."""
 
     def flush(self) -> None:
         """Write what was kept back; the source calls it when nothing happens for some milliseconds."""

@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 from goabi.binary import GoBinary
 from goabi.errors import GoAbiError
-from ptserver.tracelog.events import Event, Frame, GcEvent, GoEvent, SyscallEvent
+from ptserver.tracelog.batch import CallBatch, Wait
+from ptserver.tracelog.events import Event, Frame, GcEvent, GoEvent
 from ptserver.tracelog.frame_names import FrameNames
 from stepping.ring_batch import RingBatch
 from stepping.ring_probes import FIRST_EVENT, Moment, Probes, find_probes
@@ -34,13 +35,17 @@ _CHANGES: dict[tuple[int, int], str] = {
     (_PREEMPTED, _RUNNABLE): "unblock",
     (_RUNNING, _DEAD): "exit",
 }
-_PHASES = {
+_PHASES: dict[int, str] = {
     Moment.GC_START: "start",
     Moment.GC_MARK_TERMINATION: "mark termination",
     Moment.GC_SWEEP: "sweep",
     Moment.STOP_THE_WORLD: "stop the world",
     Moment.START_THE_WORLD: "start the world",
 }
+#: The changes between which a goroutine waits for something, and its end.
+_WAIT_CHANGES = frozenset(
+    {(_RUNNING, _WAITING), (_WAITING, _RUNNABLE), (_WAITING, _RUNNING), (_RUNNING, _DEAD)}
+)
 _WITH_STACK = frozenset({"create", "block", "unblock"})
 #: Wait reasons of channels: only for them is the channel that a record names the one that is waited for.
 _CHANNEL_REASONS = ("chan ", "select")
@@ -57,14 +62,23 @@ def wanted_changes(kinds: Collection[str]) -> set[tuple[int, int]]:
 
 def wanted_moments(kinds: Collection[str]) -> set[Moment]:
     """Return the functions of the runtime that must be recorded."""
-    return set(_PHASES) if "gc" in kinds else set()
+    return set(map(Moment, _PHASES)) if "gc" in kinds else set()
 
 
 class RuntimeWanted(NamedTuple):
-    """What is wanted of Go's runtime itself. calls: names of syscalls that it makes by itself; events: of `KINDS`."""
+    """What is wanted of Go's runtime itself.
+
+    calls: names of syscalls that it makes by itself; events: of `KINDS`; waits: how long goroutines wait.
+    """
 
     calls: frozenset[str] = frozenset()
     events: frozenset[str] = frozenset()
+    waits: bool = False
+
+    @property
+    def needs_ring(self) -> bool:
+        """Whether only the ring can tell."""
+        return bool(self.events) or self.waits
 
     def find_probes(self, path: str) -> Probes | None:
         """Return the probes for the program in a file; None if nothing is wanted.
@@ -72,7 +86,7 @@ class RuntimeWanted(NamedTuple):
         Raises:
             NoRingError: they cannot be found in it.
         """
-        if not self.calls and not self.events:
+        if not self.calls and not self.needs_ring:
             return None
         numbers = {
             number
@@ -80,12 +94,13 @@ class RuntimeWanted(NamedTuple):
             for number in (SYSCALLS[name].numbers.get("amd64"),)
             if number is not None
         }
+        changes = wanted_changes(self.events)
         try:
             with GoBinary.open(path, prefer_table=True) as binary:
                 return find_probes(
                     binary,
                     numbers=numbers,
-                    transitions=wanted_changes(self.events),
+                    transitions=changes | _WAIT_CHANGES if self.waits else changes,
                     moments=wanted_moments(self.events),
                 )
         except (OSError, GoAbiError) as error:
@@ -93,23 +108,30 @@ class RuntimeWanted(NamedTuple):
 
 
 class GoEvents:
-    """Makes events of one program's records. kinds: those that are wanted; wait_reasons: the runtime's texts."""
+    """Makes events of one program's records. kinds: those that are wanted; wait_reasons: the runtime's texts.
 
-    def __init__(self, kinds: Collection[str], wait_reasons: Sequence[str], names: FrameNames) -> None:
+    waits: whether batches get `CallBatch.waits`.
+    """
+
+    def __init__(
+        self, kinds: Collection[str], wait_reasons: Sequence[str], names: FrameNames, *, waits: bool = False
+    ) -> None:
         self._kinds = frozenset(kinds)
         self._reasons = wait_reasons
         self._names = names
+        self._waits = waits
         self._created: dict[int, GoEvent] = {}
 
-    def merged(self, batch: RingBatch, calls: RingBatch, events: Sequence[SyscallEvent]) -> Iterator[Event]:
-        """Return all events of *batch* in their order. calls: its calls that are wanted; events: those as events."""
-        by_sequence = dict(zip(calls.sequences, events, strict=True))
-        records = dict(zip(self._indexes(batch), self._records(batch), strict=True))
-        for index, sequence in enumerate(batch.sequences):
-            if sequence in by_sequence:
-                yield by_sequence[sequence]
-            elif index in records:
-                yield from records[index]
+    def merge(self, batch: RingBatch, calls: CallBatch) -> CallBatch:
+        """Return *calls*, those of *batch* that are wanted, with all that *batch* holds besides."""
+        sequences, position, count = calls.records.sequences, 0, calls.records.size
+        others: list[tuple[int, Event]] = []
+        for sequence, event in self._events(batch):
+            while position < count and sequences[position] < sequence:
+                position += 1
+            others.append((position, event))
+        waits = list(read_waits(batch)) if self._waits else ()
+        return calls._replace(others=others, waits=waits)
 
     def rest(self) -> Iterator[Event]:
         """Return the creations that have still no number: of goroutines that never ran."""
@@ -120,48 +142,45 @@ class GoEvents:
         """Give up the program's file."""
         self._names.close()
 
-    @staticmethod
-    def _indexes(batch: RingBatch) -> list[int]:
-        return [index for index, number in enumerate(batch.numbers) if number >= FIRST_EVENT]
-
-    def _records(self, batch: RingBatch) -> Iterator[list[Event]]:
-        args = [batch.args(index) for index in range(6)]
-        for index in self._indexes(batch):
-            start_ns, tid, by = batch.start_ns[index], batch.tids[index], batch.goids[index] or None
-            number = batch.numbers[index]
-            if number != Moment.STATUS:
-                phase = _PHASES[Moment(number)] if number in _PHASES else hex(number)
-                yield [GcEvent(start_ns, batch.pid, tid, phase, by)]
+    def _events(self, batch: RingBatch) -> Iterator[tuple[int, Event]]:
+        """Return what the records of probes tell, each with its record's sequence."""
+        kinds, created, names, new_event = self._kinds, self._created, self._names, tuple.__new__
+        pid, sequences, starts, tids = batch.pid, batch.sequences, batch.start_ns, batch.tids
+        gs, olds, news, reasons, channels, entries = (batch.args(index) for index in range(6))
+        numbers, goids, by_whom, stacks = batch.numbers, batch.values, batch.goids, batch.stacks
+        for index in _of_probes(batch):
+            sequence = sequences[index]
+            by = by_whom[index] or None
+            if numbers[index] != Moment.STATUS:
+                phase = _PHASES.get(numbers[index]) or hex(numbers[index])
+                yield sequence, GcEvent(starts[index], pid, tids[index], phase, by)
                 continue
-            g, old, new, reason, channel, entry = (column[index] for column in args)
-            made: list[Event] = []
-            kind = _CHANGES.get((old, new), "")
-            goid = batch.values[index] if kind != "create" else None
-            created = self._created.pop(g, None)
-            if created is not None and goid is not None:
-                made.append(created._replace(goid=goid))
-            if kind in self._kinds:
-                stack = self._names(batch.stacks[index]) if kind in _WITH_STACK else ()
-                text = self._reason(reason, (old, new), stack) if kind == "block" else ""
-                waits_for = channel if text.startswith(_CHANNEL_REASONS) else 0
-                function = self._names.function_at(entry) if kind == "create" else ""
-                event = GoEvent(
-                    start_ns,
-                    batch.pid,
-                    tid,
-                    kind,
-                    goid,
-                    by if by != goid else None,
-                    text,
-                    waits_for,
-                    function,
-                    stack,
-                )
-                if kind == "create":
-                    self._created[g] = event
-                else:
-                    made.append(event)
-            yield made
+            change = olds[index], news[index]
+            kind = _CHANGES.get(change, "")
+            goid = None if kind == "create" else goids[index]
+            if created and goid is not None:
+                known = created.pop(gs[index], None)
+                if known is not None:
+                    yield sequence, known._replace(goid=goid)
+            if kind not in kinds:
+                continue
+            stack = names(stacks[index]) if kind in _WITH_STACK else ()
+            reason, channel, function = "", 0, ""
+            more: tuple[int, ...] = ()
+            if kind == "block":
+                reason = self._reason(reasons[index], change, stack)
+                if reason.startswith(_CHANNEL_REASONS):
+                    channel, more = channels[index], _several(batch, index)
+            elif kind == "create":
+                function = names.function_at(entries[index])
+            if by == goid:
+                by = None
+            fields = (starts[index], pid, tids[index], kind, goid, by, reason, channel, function, stack, more)
+            event = new_event(GoEvent, fields)
+            if kind == "create":
+                created[gs[index]] = event
+            else:
+                yield sequence, event
 
     def _reason(self, number: int, change: tuple[int, int], stack: tuple[Frame, ...]) -> str:
         if change == (_SYSCALL, _RUNNABLE):
@@ -170,3 +189,25 @@ class GoEvents:
             yields = bool(stack) and stack[0].function.startswith(_YIELDS)
             return "yielded" if yields else "preempted"
         return self._reasons[number] if number < len(self._reasons) else str(number)
+
+
+def read_waits(batch: RingBatch) -> Iterator[Wait]:
+    """Return when goroutines began to wait and were done with it, as *batch* says; quicker than as events."""
+    starts, goids, numbers = batch.start_ns, batch.values, batch.numbers
+    olds, news = batch.args(1), batch.args(2)
+    for index in _of_probes(batch):
+        change = olds[index], news[index]
+        if numbers[index] == Moment.STATUS and change in _WAIT_CHANGES:
+            waits, ended = change == (_RUNNING, _WAITING), change == (_RUNNING, _DEAD)
+            yield Wait(goids[index], starts[index], waits, ended)
+
+
+def _of_probes(batch: RingBatch) -> list[int]:
+    return [index for index, number in enumerate(batch.numbers) if number >= FIRST_EVENT]
+
+
+def _several(batch: RingBatch, index: int) -> tuple[int, ...]:
+    """Return the channels that a record has, if there are several."""
+    (data,) = batch.data((index,), 0)
+    words = memoryview(data[: len(data) & -8]).cast("Q").tolist()
+    return tuple(words) if len(words) > 1 else ()

@@ -4,8 +4,9 @@
     0.412  0.003      1.250   10432       0       0.113   4.2 MiB    1.0 KiB       18  created at main.main main.go:40
 
 Calls are exact. Processor time and blocked time are estimates, as `ptserver.inspection.goroutine_stats` says; `+-` is
-the standard deviation of the processor time. The process is sampled as it runs, when events come and when the source
-is idle.
+the standard deviation of the processor time. Where the ring tells of waits (`--events`), blocked time is measured;
+where it tells who is created, goroutines that no list has seen are named as well. The process is sampled as it runs,
+when events come and when the source is idle.
 """
 
 import json
@@ -13,9 +14,16 @@ import time
 from typing import Any, Literal
 
 from ptserver.inspection.goroutine_meter import Meter
-from ptserver.inspection.goroutine_stats import NO_GOROUTINE, Account, Accounts, SiteTotals, Totals
+from ptserver.inspection.goroutine_stats import (
+    NO_GOROUTINE,
+    Account,
+    Accounts,
+    SiteTotals,
+    Totals,
+    format_site,
+)
 from ptserver.tracelog.batch import CallBatch
-from ptserver.tracelog.events import Event, ExitEvent, SyscallEvent
+from ptserver.tracelog.events import Event, ExitEvent, GoEvent, LossEvent, SyscallEvent
 from ptserver.tracelog.output import LineWriter
 
 GoroutineKey = Literal["goroutine", "site"]
@@ -42,6 +50,7 @@ class GoroutineSummarySink:
         self._by: GoroutineKey = by
         self._as_json = as_json
         self._here = here
+        self._since_ns = time.monotonic_ns()
         self._meter = Meter(pid) if pid else None
         self._ended = False
 
@@ -53,6 +62,11 @@ class GoroutineSummarySink:
             self._meter.accounts.take_call(event)
         elif type(event) is ExitEvent:
             self._ended = True
+            self._settle(event.start_ns)
+        elif type(event) is GoEvent:
+            self._name_created(event)
+        elif type(event) is LossEvent and self._meter is not None and self._meter.blocked is not None:
+            self._meter.blocked.lose(event.start_ns)
         self.flush()
 
     def calls(self, batch: CallBatch) -> None:
@@ -60,6 +74,11 @@ class GoroutineSummarySink:
         if self._meter is None:
             self._meter = Meter(batch.records.pid)
         self._meter.accounts.take_batch(batch.records, time.monotonic_ns())
+        if batch.waits:
+            self._meter.measure_blocked(self._since_ns).take(batch.waits)
+        for _, event in batch.others:
+            if type(event) is GoEvent:
+                self._name_created(event)
         self.flush()
 
     def flush(self) -> None:
@@ -72,10 +91,24 @@ class GoroutineSummarySink:
         if self._meter is not None:
             if not self._ended:
                 self._meter.finish()
+                self._settle(time.monotonic_ns())
             self._meter.close()
         text = json.dumps(self.as_plain()) if self._as_json else self.as_text()
         self._writer.write(f"{text}\n".encode(errors="backslashreplace"))
         self._writer.close()
+
+    def _settle(self, now_ns: int) -> None:
+        if self._meter is not None and self._meter.blocked is not None:
+            self._meter.blocked.settle(now_ns)
+
+    def _name_created(self, event: GoEvent) -> None:
+        """Note where a goroutine was created."""
+        if event.what == "create" and event.goid is not None and event.stack and self._meter is not None:
+            # The runtime's own frames, of newproc, lie above the go statement.
+            frames = (frame for frame in event.stack if not frame.function.startswith("runtime.newproc"))
+            frame = next(frames, event.stack[0])
+            site = format_site(frame.function, frame.file, frame.line)
+            self._meter.accounts.name_site(event.goid, site, event.start_ns)
 
     @property
     def accounts(self) -> Accounts:

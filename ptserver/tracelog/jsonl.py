@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from ptserver.tracelog.batch import LINES_AT_ONCE, CallBatch
+from ptserver.tracelog.batch import LINES_AT_ONCE, CallBatch, OfStack, Table
 from ptserver.tracelog.errors import TraceFormatError
 from ptserver.tracelog.events import (
     Event,
@@ -138,7 +138,8 @@ class GoroutineLine(_Line, frozen=True, tag="goroutine"):
 
     event: `create`, `start`, `block`, `unblock` or `exit`. goid: which one, null if a new one never ran. by: the
     goroutine that did it, if another did. reason: why it blocks, in Go's words; channel: which one it blocks on, in
-    base 16. function: what a new one executes. stack: where it blocks, or where `by` creates or unblocks it.
+    base 16; channels: of a select with several, all, but no more than 32. function: what a new one executes. stack:
+    where it blocks, or where `by` creates or unblocks it.
     """
 
     start_ns: int
@@ -151,6 +152,7 @@ class GoroutineLine(_Line, frozen=True, tag="goroutine"):
     channel: str = ""
     function: str = ""
     stack: tuple[FrameLine, ...] = ()
+    channels: tuple[str, ...] = ()
 
 
 class GcLine(_Line, frozen=True, tag="gc"):
@@ -193,7 +195,9 @@ class JsonLinesSink:
         self._arch = start.arch
         self._limit = limit
         self._encode = msgspec.json.Encoder().encode
-        self._batches = JsonBatches(start.arch, limit, lambda stack: self._encode(tuple(map(_frame, stack))))
+        self._batches = JsonBatches(start.arch, limit, self._encode_stack)
+        self._texts: Table[str, str] = Table(lambda text: self._encode(text).decode())
+        self._stacks = OfStack(lambda stack: f',"stack":{self._encode_stack(stack).decode()}')
         self._write(
             StartLine(
                 version=TRACE_VERSION,
@@ -212,8 +216,35 @@ class JsonLinesSink:
     def calls(self, batch: CallBatch) -> None:
         """Write many calls."""
         write, lines = self._writer.write, self._batches.lines(batch)
+        if batch.others:
+            lines = list(batch.between(lines, self._other_text))
         for start in range(0, len(lines), LINES_AT_ONCE):
             write("".join(lines[start : start + LINES_AT_ONCE]).encode())
+
+    def _other_text(self, event: Event) -> str:
+        """Return the line of an event that is no call, with its newline."""
+        if type(event) is not GoEvent:
+            return self._encode(self._other(event)).decode() + "\n"
+        # As msgspec encodes a `GoroutineLine`, of parts that are encoded already.
+        start_ns, pid, tid, what, goid, by, reason, channel, function, stack, channels = event
+        parts = [f'{{"type":"goroutine","start_ns":{start_ns},"pid":{pid},"tid":{tid},"event":"{what}"']
+        if goid is not None:
+            parts.append(f',"goid":{goid}')
+        if by is not None:
+            parts.append(f',"by":{by}')
+        if reason:
+            parts.append(f',"reason":{self._texts[reason]}')
+        if channel:
+            parts.append(f',"channel":"{channel:#x}"')
+        if function:
+            parts.append(f',"function":{self._texts[_clean(function)]}')
+        if stack:
+            parts.append(self._stacks(stack))
+        if channels:
+            shown = ",".join([f'"{each:#x}"' for each in channels])
+            parts.append(f',"channels":[{shown}]')
+        parts.append("}\n")
+        return "".join(parts)
 
     def flush(self) -> None:
         """Write what was kept back."""
@@ -222,6 +253,9 @@ class JsonLinesSink:
     def close(self) -> None:
         """Write all that is left."""
         self._writer.close()
+
+    def _encode_stack(self, stack: tuple[Frame, ...]) -> bytes:
+        return self._encode(tuple(map(_frame, stack)))
 
     def _write(self, line: Line) -> None:
         self._writer.write(self._encode(line) + b"\n")
@@ -249,11 +283,12 @@ class JsonLinesSink:
             case ExitEvent():
                 signal = signal_name(event.signo) if event.status is None else ""
                 return ExitLine(event.start_ns, event.pid, event.tid, event.status, signal, event.core)
-            case GoEvent(start_ns, pid, tid, what, goid, by, reason, channel, function, stack):
+            case GoEvent(start_ns, pid, tid, what, goid, by, reason, channel, function, stack, channels):
                 shown = hex(channel) if channel else ""
                 frames = tuple(map(_frame, stack))
                 return GoroutineLine(
-                    start_ns, pid, tid, what, goid, by, reason, shown, _clean(function), frames
+                    *(start_ns, pid, tid, what, goid, by, reason, shown, _clean(function), frames),
+                    tuple(map(hex, channels)),
                 )
             case GcEvent(start_ns, pid, tid, phase, by):
                 return GcLine(start_ns, pid, tid, phase, by)

@@ -22,7 +22,8 @@ class TraceOptions:
     filters: expressions of ``-e``; output: a file, None for standard error, ``-`` for standard output; form: see
     `tracelog.sinks.Form`; by: what a summary counts by; text: how text looks; source: where calls are taken from;
     quiet: no remarks; selection: which of the calls are shown, None for all.
-    events: which events of goroutines are wanted besides.
+    events: which events of goroutines are wanted besides; for a summary: ``block``, that their waits are measured,
+    ``create``, that all are named.
     """
 
     filters: tuple[str, ...] = ()
@@ -47,11 +48,19 @@ class TraceOptions:
         return parse_filters(self.filters)
 
     def runtime(self) -> "RuntimeWanted":
-        """Return what is wanted of Go's runtime itself."""
+        """Return what is wanted of Go's runtime itself. A table of goroutines has their waits in place of events."""
         from ptserver.tracelog.filters import runtime_calls
         from ptserver.tracelog.go_events import RuntimeWanted
 
-        return RuntimeWanted(runtime_calls(self.filters), self.events)
+        calls = runtime_calls(self.filters)
+        if self.is_summary:
+            return RuntimeWanted(calls, self.events & {"create"}, waits="block" in self.events)
+        return RuntimeWanted(calls, self.events)
+
+    @property
+    def is_summary(self) -> bool:
+        """Whether a table is made at the end, in place of a log."""
+        return self.form in ("summary", "summary-json")
 
     def open(self, argv: list[bytes], pid: int = 0, *, here: bool = True) -> "TraceSink":
         """Return the sink that the log goes to; the first line names *argv*. here: whether it runs on this machine.

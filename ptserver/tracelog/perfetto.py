@@ -68,9 +68,11 @@ class PerfettoSink:
         """Write many calls."""
         if self._packets.forget_if_full():
             self._batches.forget()
-        if not self._batches.write(batch):
+        if batch.records.size and not self._batches.write(batch):
             for event in batch.events():
                 self._syscall(event)
+        for _, other in batch.others:  # whoever reads the file puts packets in the order of their times
+            self._other(other)
 
     def flush(self) -> None:
         """Write what was kept back."""

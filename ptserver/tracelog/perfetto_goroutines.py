@@ -55,6 +55,9 @@ class GoroutineSlices:
                 self._running[event.pid, event.tid] = who
             case "block":
                 notes = [self._packets.note("channel", f"{event.channel:#x}")] if event.channel else []
+                if event.channels:
+                    shown = [f"{channel:#x}" for channel in event.channels]
+                    notes.append(self._packets.note("channels", shown))
                 if event.stack:
                     notes.append(self._packets.stack(event.stack))
                 name = "runnable" if event.reason in ("preempted", "yielded") else event.reason

@@ -112,13 +112,16 @@ class SelectingSink:
         if type(event) is SyscallEvent:
             if self._is_wanted(event):
                 self._sink.event(event)
-        elif type(event) is not GoEvent or not self._selection.goids or event.goid in self._selection.goids:
+        elif self._is_shown(event):
             self._sink.event(event)
 
     def calls(self, batch: CallBatch) -> None:
         """Give those calls on that are wanted."""
         wanted = self._select(batch)
-        if wanted.records.size:
+        if self._selection.goids:
+            others = [(index, event) for index, event in wanted.others if self._is_shown(event)]
+            wanted = wanted._replace(others=others)
+        if wanted.records.size or wanted.others or wanted.waits:
             self._sink.calls(wanted)
 
     def flush(self) -> None:
@@ -128,6 +131,10 @@ class SelectingSink:
     def close(self) -> None:
         """Write all that is left."""
         self._sink.close()
+
+    def _is_shown(self, event: Event) -> bool:
+        """Whether an event that is no call is shown."""
+        return type(event) is not GoEvent or not self._selection.goids or event.goid in self._selection.goids
 
     def _is_wanted(self, event: SyscallEvent) -> bool:
         goids, function, paths, duration, errors = self._selection

@@ -12,7 +12,7 @@ text is made for people and may change; programs read JSON lines.
 import time
 from typing import Literal, NamedTuple
 
-from ptserver.tracelog.batch import LINES_AT_ONCE, CallBatch
+from ptserver.tracelog.batch import LINES_AT_ONCE, CallBatch, OfStack
 from ptserver.tracelog.events import (
     Event,
     ExitEvent,
@@ -86,6 +86,7 @@ class TextSink:
         self._first_tid: int | None = None
         self._several_threads = False
         self._last_ns: int | None = None
+        self._places = OfStack(self._texts_of)
         self._batches = TextBatches(
             start.arch,
             options.limit,
@@ -103,10 +104,12 @@ class TextSink:
     def calls(self, batch: CallBatch) -> None:
         """Write many calls."""
         if self._options.time != "none" or not self._several_threads:
-            for event in batch.events():
+            for event in batch.all_events():
                 self.event(event)
             return
         lines = self._batches.lines(batch)
+        if batch.others:
+            lines = list(batch.between(lines, lambda event: f"{self._line(event)}\n"))
         for start in range(0, len(lines), LINES_AT_ONCE):
             text = "".join(lines[start : start + LINES_AT_ONCE])
             self._writer.write(text.encode(errors="backslashreplace"))
@@ -170,14 +173,18 @@ class TextSink:
             case "start":
                 how = "runs"
             case "block":
-                how = f"blocks: {event.reason}{f' {event.channel:#x}' if event.channel else ''}"
+                how = f"blocks: {event.reason}{_channels_text(event)}"
             case "unblock":
                 how = "unblocked"
             case _:
                 how = "exits"
-        place = next((frame for frame in event.stack if not frame.function.startswith(_WAITING)), None)
-        where = f" at {_place_text(place)}" if place is not None else ""
-        return f"--- {who} {how}{where} ---{self._stack_text(event.stack)}"
+        where, stack = self._places(event.stack)
+        return f"--- {who} {how}{where} ---{stack}"
+
+    def _texts_of(self, stack: tuple[Frame, ...]) -> tuple[str, str]:
+        """Return where a goroutine stands, and its stack, as an event's line has them."""
+        place = next((frame for frame in stack if not frame.function.startswith(_WAITING)), None)
+        return f" at {_place_text(place)}" if place is not None else "", self._stack_text(stack)
 
     def _call_text(self, name: str, arguments: str, end: str = ")") -> str:
         palette = self._palette
@@ -227,6 +234,12 @@ class TextSink:
 def _seconds(duration_ns: int) -> str:
     microseconds = duration_ns // 1000
     return f"{microseconds // 1_000_000}.{microseconds % 1_000_000:06d}"
+
+
+def _channels_text(event: GoEvent) -> str:
+    if not event.channel:
+        return ""
+    return " " + ", ".join(f"{channel:#x}" for channel in event.channels or (event.channel,))
 
 
 def _place_text(frame: Frame) -> str:

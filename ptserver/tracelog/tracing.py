@@ -84,10 +84,10 @@ def run_traced(
         program = Program(path=path, argv=list(argv), env=env, blocked=signals.original_mask)
         if source != "stops":
             try:
-                with_c_code = source == "ring" or bool(runtime.events)
+                with_c_code = source == "ring" or runtime.needs_ring
                 check_file(path, with_c_code=with_c_code)
                 probes = runtime.find_probes(path)
-                frames = _open_names(path, note) if stacks or runtime.events else None
+                frames = _open_names(path, note) if stacks or runtime.needs_ring else None
                 ring = launch_with_ring(program, wanted.rows, probes=probes, with_c_code=with_c_code)
             except NoRingError as error:
                 _refuse_unless_auto(source, error, runtime)
@@ -128,9 +128,9 @@ def trace_process(
     try:
         if source != "stops":
             try:
-                site = find_site(pid, with_c_code=source == "ring" or bool(runtime.events))
+                site = find_site(pid, with_c_code=source == "ring" or runtime.needs_ring)
                 probes = runtime.find_probes(f"/proc/{pid}/exe")
-                frames = _open_names(f"/proc/{pid}/exe", note) if stacks or runtime.events else None
+                frames = _open_names(f"/proc/{pid}/exe", note) if stacks or runtime.needs_ring else None
                 ring = Ring.attach(pid, wanted.rows, site=site, probes=probes)
             except NoRingError as error:
                 _refuse_unless_auto(source, error, runtime)
@@ -253,9 +253,8 @@ class _RingTrace:
         calls = CallBatch(self._wanted.select(batch.calls()), self._frames)
         if self._go is None or calls.records is batch:
             self._sink.calls(calls)
-            return
-        for event in self._go.merged(batch, calls.records, calls.events()):
-            self._sink.event(event)
+        else:
+            self._sink.calls(self._go.merge(batch, calls))
 
     def _report_exit(self, status: int) -> None:
         code = os.waitstatus_to_exitcode(status)
@@ -285,10 +284,10 @@ def _go_events(
 ) -> GoEvents | None:
     if probes is not None and probes.uncovered:
         note(f"not seen: {', '.join(sorted(set(probes.uncovered)))}")
-    if probes is None or frames is None or not runtime.events:
+    if probes is None or frames is None or not runtime.needs_ring:
         return None
     frames.load_bias = ring.site.load_bias
-    return GoEvents(runtime.events, probes.wait_reasons, frames)
+    return GoEvents(runtime.events, probes.wait_reasons, frames, waits=runtime.waits)
 
 
 def _open_names(path: str, note: Note) -> FrameNames | None:
@@ -300,7 +299,7 @@ def _open_names(path: str, note: Note) -> FrameNames | None:
 
 
 def _refuse_unless_auto(source: Source, error: NoRingError, runtime: RuntimeWanted) -> None:
-    if source == "ring" or runtime.events:
+    if source == "ring" or runtime.needs_ring:
         raise TraceSourceError(f"the ring cannot trace this program: {error.reason}") from error
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from goabi.binary import GoBinary
+from ptserver.tracelog.batch import CallBatch
 from ptserver.tracelog.events import Event, GcEvent, GoEvent, SyscallEvent
 from ptserver.tracelog.filters import RUNTIME_CALLS
 from ptserver.tracelog.frame_names import FrameNames
@@ -48,8 +49,7 @@ class Watched:
     def read(self) -> list[Event]:
         events: list[Event] = []
         while (batch := self.ring.read_batch()) is not None:
-            calls = batch.calls()
-            events += self._go.merged(batch, calls, calls.tuples(SyscallEvent))
+            events += self._go.merge(batch, CallBatch(batch.calls())).all_events()
         assert self.ring.lost == 0
         return events
 
@@ -130,6 +130,11 @@ def test_events_are_what_the_program_says(go: str) -> None:
     assert reasons["selector"] & {"select"}
     assert reasons["sleeper"] & {"sleep"}
     assert any("utex" in reason or "semacquire" in reason for reason in reasons["mutex"])
+    # All channels of a select that waits.
+    (chosen,) = ({int(word, 16) for word in fact[2:]} for fact in facts if fact[0] == "selector")
+    (blocked,) = (event for event in of(others["selector"], "block") if event.reason == "select")
+    assert len(blocked.channels) == 3
+    assert set(blocked.channels) == chosen
     # The lines that the goroutines stand at.
     lines = {
         frame.line

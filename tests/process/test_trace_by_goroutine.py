@@ -13,11 +13,11 @@ from tests.process.commands import refusal
 from tests.process.goroutine_work import Done, Worker, working
 
 
-def summed(worker: Worker, by: str, rounds: int) -> tuple[dict[str, Any], Done, Done]:
+def summed(worker: Worker, by: str, rounds: int, *words: str) -> tuple[dict[str, Any], Done, Done]:
     """Trace until goroutine a has done so many more rounds; return the table, and the reports around it."""
     before = worker.report()
     tracer = subprocess.Popen(
-        ["ptserver", "trace", "-c", "--json", "--by", by, "-o", "-", str(worker.pid)],
+        ["ptserver", "trace", "-c", "--json", "--by", by, "-o", "-", *words, str(worker.pid)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -67,11 +67,14 @@ def test_by_goroutine() -> None:
 
 def test_by_site() -> None:
     with working() as worker:
-        table, least, most = summed(worker, "site", 60)
+        table, least, most = summed(worker, "site", 60, "--events=block,create")
         reader = max(table["rows"], key=lambda row: row["read_bytes"])
         assert least.reads <= reader["calls"] <= most.reads
         assert (reader["live"], reader["ended"]) == (1, 0)
         assert "goid" not in reader
+        # After each read it sleeps for 5 ms, and that is measured; the first and the last sleep may be cut off.
+        assert reader["blocked_ns"] >= (reader["calls"] - 1) * 5_000_000
+        assert all(row["blocked_unsure_ns"] == 0 for row in table["rows"])
 
 
 def test_by_function() -> None:

@@ -22,7 +22,7 @@ PLACES = Probes(
     ),
     entries=(Place(0x3000, bytes.fromhex("554889e54883ec38"), Moment.STATUS),),
     transitions=frozenset({(6, 1), (2, 4)}),
-    offsets=tuple(range(8)),
+    offsets=tuple(range(9)),
     uncovered=(),
     wait_reasons=(),
 )
