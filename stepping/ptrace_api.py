@@ -13,6 +13,7 @@ import ctypes
 import errno
 import os
 import sys
+import threading
 from enum import IntEnum, IntFlag
 from types import ModuleType
 
@@ -67,11 +68,25 @@ _GETSIGMASK, _SETSIGMASK, _GET_SYSCALL_INFO = 0x420A, 0x420B, 0x420E
 _SIGINFO_BYTES = 128
 _SYSCALL_INFO_BYTES = 88
 _SIGMASK_BYTES = 8
+_BUFFER_BYTES = 512
 _WALL, _WNOTHREAD = WAIT_ALL, 0x20000000
 
 
 class _Iovec(ctypes.Structure):
     _fields_ = (("base", ctypes.c_void_p), ("size", ctypes.c_size_t))
+
+
+class _Buffers(threading.local):
+    """What requests are answered in, one per tracer thread: making buffers takes longer than many a request."""
+
+    def __init__(self) -> None:
+        self.bytes = ctypes.create_string_buffer(_BUFFER_BYTES)
+        self.address = ctypes.addressof(self.bytes)
+        self.vector = _Iovec(self.address, 0)
+        self.vector_address = ctypes.addressof(self.vector)
+
+
+_buffers = _Buffers()
 
 
 def seize(tid: int, options: Option) -> None:
@@ -137,9 +152,12 @@ def getsiginfo(tid: int) -> bytes:
     Raises:
         SteppingError: the stop is a group-stop, which has none.
     """
-    buffer = ctypes.create_string_buffer(_SIGINFO_BYTES)
-    _with_buffer(_GETSIGINFO, tid, 0, buffer)
-    return buffer.raw
+    buffers = _buffers
+    try:
+        _request(_GETSIGINFO, tid, 0, buffers.address)
+    except PtraceError as error:
+        raise _translate(tid, error) from error
+    return ctypes.string_at(buffers.address, _SIGINFO_BYTES)
 
 
 def setsiginfo(tid: int, siginfo: bytes) -> None:
@@ -168,16 +186,34 @@ def get_syscall_info(tid: int) -> bytes:
 
 def getregset(tid: int, kind: RegisterSet = RegisterSet.GENERAL, size: int = 512) -> bytes:
     """Return a register set, at most *size* bytes of it."""
-    buffer = ctypes.create_string_buffer(size)
-    vector = _Iovec(ctypes.addressof(buffer), size)
-    _with_buffer(_GETREGSET, tid, kind, vector)
-    return buffer.raw[: vector.size]
+    if size > _BUFFER_BYTES:
+        buffer = ctypes.create_string_buffer(size)
+        own = _Iovec(ctypes.addressof(buffer), size)
+        _with_buffer(_GETREGSET, tid, kind, own)
+        return ctypes.string_at(buffer, own.size)
+    buffers = _buffers
+    vector = buffers.vector
+    vector.base, vector.size = buffers.address, size
+    try:
+        _request(_GETREGSET, tid, int(kind), buffers.vector_address)
+    except PtraceError as error:
+        raise _translate(tid, error) from error
+    return ctypes.string_at(buffers.address, vector.size)
 
 
 def setregset(tid: int, data: bytes, kind: RegisterSet = RegisterSet.GENERAL) -> None:
     """Replace a register set."""
-    buffer = ctypes.create_string_buffer(data, len(data))
-    _with_buffer(_SETREGSET, tid, kind, _Iovec(ctypes.addressof(buffer), len(data)))
+    if len(data) > _BUFFER_BYTES:
+        buffer = ctypes.create_string_buffer(data, len(data))
+        _with_buffer(_SETREGSET, tid, kind, _Iovec(ctypes.addressof(buffer), len(data)))
+        return
+    buffers = _buffers
+    buffers.bytes.raw = data
+    buffers.vector.base, buffers.vector.size = buffers.address, len(data)
+    try:
+        _request(_SETREGSET, tid, int(kind), buffers.vector_address)
+    except PtraceError as error:
+        raise _translate(tid, error) from error
 
 
 def wait(tid: int, *, block: bool = True) -> int | None:

@@ -4,12 +4,14 @@ The thread is stopped for the SIGSEGV that the inaccessible page has raised; not
 Afterwards it is complete (of a repeated one, a part), the signal is dropped, and the thread goes on natively behind
 it. How an instruction is executed:
 
-- plain moves and the usual atomic operations on one variable, without an emulator (`remote_plans`);
+- plain moves, additions, comparisons and the usual atomic operations, without an emulator (`remote_plans`);
 - movs and stos, many repetitions at once (`remote_strings`);
 - general and SSE instructions by Unicorn (`tracee_engine`), which asks for each access;
 - AVX, MMX, and what Unicorn's processor lacks, by the thread itself on a copy of the operand (`redirected_step`);
 - locked ones: the operation on the memory is one call of the store (`remote_atomics`), or a compare-and-exchange of
   what the instruction makes of the old value; Unicorn, given the old value, makes registers and flags.
+
+Where its block touches remote memory again, all up to the last access is executed at once (`remote_rest`).
 
 One thread at a time, on the tracer's thread.
 """
@@ -17,7 +19,9 @@ One thread at a time, on the tracer's thread.
 import contextlib
 import signal
 import struct
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from stepping import ptrace_api
 from stepping.errors import MemoryFaultError, SteppingError
@@ -27,7 +31,8 @@ from stepping.redirected_step import RedirectedStep
 from stepping.registers import Registers
 from stepping.remote_atomics import direct_operation, operand_bytes
 from stepping.remote_memory import RemoteMap
-from stepping.remote_plans import execute_plainly
+from stepping.remote_plans import Plan, plan_of
+from stepping.remote_rest import Rest, RestFinder, Step
 from stepping.remote_strings import execute_string
 from stepping.stops import decode_siginfo
 from stepping.tracee import Tracee
@@ -45,6 +50,7 @@ from stepping.x86_instructions import (
 _SEGV_MAPERR, _SEGV_ACCERR = 1, 2
 _ADDRESS_AT = 16
 _ZERO_FLAG = 0x40
+_MOST_REMEMBERED = 4096
 
 
 class UnsupportedAccessError(SteppingError):
@@ -75,6 +81,13 @@ class _Pinned:
         return self.address <= address and address + size <= self.address + len(self.old)
 
 
+class _Decoded(NamedTuple):
+    """What is known of an instruction from its bytes."""
+
+    instruction: Instruction
+    plan: Plan | None
+
+
 class RemoteAccess:
     """Serves the threads of one process that touch *remote*. scratch: see `RedirectedStep`."""
 
@@ -84,6 +97,8 @@ class RemoteAccess:
         self._view = _View(pid, remote)
         self._engine = TraceeEngine(self._view)
         self._redirected = RedirectedStep(remote.memory, scratch)
+        self._rest = RestFinder(remote, self._read_code)
+        self._decoded: dict[bytes, _Decoded] = {}
 
     def close(self) -> None:
         """Give up the emulator's memory."""
@@ -99,44 +114,69 @@ class RemoteAccess:
             return None
         return info.address
 
-    def serve(self, tracee: Tracee, registers: Registers) -> bool:
+    def serve(
+        self, tracee: Tracee, registers: Registers, tell: Callable[[int], None] = lambda pc: None
+    ) -> bool:
         """Execute the instruction for which `fault_address` has told an address; the thread stays stopped.
 
-        registers: the thread's.
+        registers: the thread's. What follows in its block may be executed, too. tell: is called with the address of
+        each instruction that is about to access remote memory.
 
         False: it may not touch its other operand. Its SIGSEGV tells that address then, and is the program's.
 
         Raises:
             UnsupportedAccessError: nothing has happened; the thread is as it was.
             TraceeGoneError: it was killed.
-            Whatever the store raises.
+            Whatever the store raises; the thread is in front of the instruction whose access was not made.
         """
         pc = registers.pc
-        code = self._read_code(pc)
+        decoded = self._decode(tracee, pc)
+        tell(pc)
         try:
-            instruction = decode_instruction(code)
-        except NotAnInstructionError as error:
-            raise UnsupportedAccessError(
-                tracee.tid, pc, code, "it is no instruction of 64-bit mode"
-            ) from error
-        try:
-            after = self._execute(tracee, instruction, registers)
+            after = self._execute(tracee, decoded.instruction, decoded.plan, registers)
         except Fault as fault:
             if not fault.access:
-                raise UnsupportedAccessError(tracee.tid, pc, instruction.code, str(fault)) from fault
+                raise UnsupportedAccessError(tracee.tid, pc, decoded.instruction.code, str(fault)) from fault
             self._blame(tracee, fault.address)
             return False
         except MemoryFaultError as error:
             self._blame(tracee, error.address)
             return False
-        tracee.write_registers(after)
         tracee.drop_signal()
+        self._rest.note_trap(pc)
+        rest = self._rest.find(after.pc) if after.pc != pc else None
+        if rest is None or not rest.steps:
+            tracee.write_registers(after)
+            return True
+        progress = _Progress(after)
+        try:
+            self._execute_rest(tracee, rest, progress, tell)
+        finally:
+            tracee.write_registers(progress.registers)
         return True
 
-    def _execute(self, tracee: Tracee, instruction: Instruction, registers: Registers) -> Registers:
-        after = execute_plainly(instruction, registers, self._remote)
-        if after is not None:
-            return after
+    def _decode(self, tracee: Tracee, pc: int) -> _Decoded:
+        code = self._read_code(pc, MAX_INSTRUCTION_BYTES)
+        decoded = self._decoded.get(code)
+        if decoded is None:
+            try:
+                instruction = decode_instruction(code)
+            except NotAnInstructionError as error:
+                raise UnsupportedAccessError(
+                    tracee.tid, pc, code, "it is no instruction of 64-bit mode"
+                ) from error
+            if len(self._decoded) >= _MOST_REMEMBERED:
+                self._decoded.clear()
+            decoded = self._decoded[code] = _Decoded(instruction, plan_of(instruction))
+        return decoded
+
+    def _execute(
+        self, tracee: Tracee, instruction: Instruction, plan: Plan | None, registers: Registers
+    ) -> Registers:
+        if plan is not None:
+            after = plan.execute(registers, self._remote)
+            if after is not None:
+                return after
         if instruction.is_string:
             after = execute_string(instruction, registers, self._view)
             if after is not None:
@@ -158,22 +198,72 @@ class RemoteAccess:
             )
         return after
 
+    def _execute_rest(
+        self, tracee: Tracee, rest: Rest, progress: "_Progress", tell: Callable[[int], None]
+    ) -> None:
+        """Execute *rest* as far as that is possible; what is not is left to the thread itself."""
+        steps = rest.steps
+        at = 0
+        # What touches a variable and its neighbour at once may fault, or be none that can be emulated.
+        with contextlib.suppress(Fault, MemoryFaultError, UnsupportedAccessError):
+            while at < len(steps):
+                step = steps[at]
+                if rest.is_plain or step.instruction.is_locked:
+                    tell(step.pc)
+                    progress.registers = self._execute(
+                        tracee, step.instruction, step.plan, progress.registers
+                    )
+                    at += 1
+                    continue
+                end = at
+                while end < len(steps) and not steps[end].instruction.is_locked:
+                    end += 1
+                self._emulate_all(tracee, steps[at:end], progress, tell)
+                at = end
+
+    def _emulate_all(
+        self, tracee: Tracee, steps: Sequence[Step], progress: "_Progress", tell: Callable[[int], None]
+    ) -> None:
+        """Execute *steps*, one behind the other; also when it fails, *progress* is up to what was complete."""
+        engine = self._engine
+        for step in steps:
+            engine.put_code(step.pc, step.instruction.code)
+        remote = {step.pc for step in steps if step.is_remote}
+        end = steps[-1].pc + steps[-1].instruction.size
+
+        def goes_on(pc: int) -> bool:
+            if pc in remote:
+                tell(pc)
+            return pc != end
+
+        with self._engine_at(tracee, progress.registers, any(_uses_vectors(step) for step in steps)):
+            try:
+                engine.run(progress.registers.pc, goes_on)
+            finally:
+                progress.registers = engine.read(progress.registers)
+
     def _emulate(self, tracee: Tracee, instruction: Instruction, registers: Registers) -> Registers:
+        with self._engine_at(tracee, registers, instruction.unit is Unit.SSE):
+            self._engine.execute(registers.pc, _unlocked(instruction))
+        return self._engine.read(registers)
+
+    @contextlib.contextmanager
+    def _engine_at(self, tracee: Tracee, registers: Registers, has_vectors: bool) -> Iterator[None]:
+        """Let the engine be where the thread is, and the thread have the vectors that the engine made of its own."""
         engine = self._engine
         engine.load(registers)
         vectors = b""
-        if instruction.unit is Unit.SSE:
+        if has_vectors:
             vectors = ptrace_api.getregset(tracee.tid, RegisterSet.FLOAT, VECTOR_SET_BYTES)
             engine.load_vectors(vectors)
         try:
-            engine.execute(registers.pc, _unlocked(instruction))
+            yield
         finally:
             engine.release(self._remote.pages)
-        if vectors:
-            changed = engine.read_vectors(vectors)
-            if changed != vectors:
-                ptrace_api.setregset(tracee.tid, changed, RegisterSet.FLOAT)
-        return engine.read(registers)
+            if vectors:
+                changed = engine.read_vectors(vectors)
+                if changed != vectors:
+                    ptrace_api.setregset(tracee.tid, changed, RegisterSet.FLOAT)
 
     def _execute_locked(self, tracee: Tracee, instruction: Instruction, registers: Registers) -> Registers:
         """Execute a locked instruction, whose operand is on an inaccessible page: there is no other to fault for."""
@@ -197,17 +287,29 @@ class RemoteAccess:
                 return after
             old = seen
 
-    def _read_code(self, pc: int) -> bytes:
+    def _read_code(self, pc: int, size: int) -> bytes:
+        """Return *size* bytes of code, or those up to the end of the page."""
         memory = self._remote.memory
         with contextlib.suppress(MemoryFaultError):
-            return memory.read(pc, MAX_INSTRUCTION_BYTES)
-        return memory.read(pc, PAGE_BYTES - pc % PAGE_BYTES)
+            return memory.read(pc, size)
+        return memory.read(pc, min(size, PAGE_BYTES - pc % PAGE_BYTES))
 
     def _blame(self, tracee: Tracee, address: int) -> None:
         """Let the signal that the thread is stopped for say that it touched *address*."""
         info = bytearray(ptrace_api.getsiginfo(tracee.tid))
         struct.pack_into("<Q", info, _ADDRESS_AT, address)
         ptrace_api.setsiginfo(tracee.tid, bytes(info))
+
+
+@dataclass(slots=True)
+class _Progress:
+    """The registers of a thread behind what is complete."""
+
+    registers: Registers
+
+
+def _uses_vectors(step: Step) -> bool:
+    return step.instruction.unit is Unit.SSE
 
 
 def _unlocked(instruction: Instruction) -> bytes:

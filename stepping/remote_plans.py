@@ -1,78 +1,218 @@
-"""The plainest accesses to remote memory without an emulator: moves of general registers, xadd, xchg, cmpxchg.
+"""The plainest accesses to remote memory without an emulator: moves, additions, comparisons, xadd, xchg, cmpxchg.
 
 That is what Go's compiler makes of reads and writes of numbers and of sync/atomic, and an emulator costs as much as
-most of an access. Everything else is left alone: other sizes than 4 and 8 bytes, operands that are not wholly one
-variable's. A test holds this to what the emulator does, another one both to the processor.
+most of an access. A `Plan` is made of an instruction once, and then executed with registers again and again.
+Everything else is left alone: other sizes than 4 and 8 bytes (and single bytes that are read, set or compared), operands
+that are not wholly one variable's. A test holds this to what the emulator does, another one both to the processor.
 
-Source: Intel SDM volume 2 (MOV, XADD, XCHG, CMPXCHG), volume 1 (EFLAGS).
+Source: Intel SDM volume 2 (MOV, MOVZX, ADD, SUB, CMP, INC, DEC, XADD, XCHG, CMPXCHG), volume 1 (EFLAGS).
 """
 
-from stepping.registers import Registers
+from dataclasses import dataclass
+from enum import Enum, auto
+
+from stepping.registers import AMD64, Registers
 from stepping.remote_atomics import direct_operation
 from stepping.remote_memory import RemoteMap
 from stepping.x86_instructions import GENERAL_REGISTERS, Instruction
 
-_LOAD, _STORE, _EXCHANGE = 0x8B, 0x89, 0x87
-_XADD, _CMPXCHG = 0xC1, 0xB1
 _CARRY, _PARITY, _ADJUST, _ZERO, _SIGN, _OVERFLOW = 0x1, 0x4, 0x10, 0x40, 0x80, 0x800
 _ALL_FLAGS = _CARRY | _PARITY | _ADJUST | _ZERO | _SIGN | _OVERFLOW
 _RESUME_FLAG = 1 << 16
+_U64 = 0xFFFF_FFFF_FFFF_FFFF
+_PLACES = AMD64.index
+_PC, _FLAGS, _RAX = _PLACES["rip"], _PLACES["eflags"], _PLACES["rax"]
 
 
-def execute_plainly(instruction: Instruction, registers: Registers, remote: RemoteMap) -> Registers | None:
-    """Execute *instruction*, to which *registers* point; return the registers after it, None if it is not so plain.
+class _Kind(Enum):
+    """What an instruction does with its memory operand and its other one."""
 
-    Raises:
-        Whatever the store raises.
+    LOAD = auto()
+    STORE = auto()
+    EXCHANGE = auto()
+    XADD = auto()
+    CMPXCHG = auto()
+    ADD = auto()
+    SUB = auto()
+    COMPARE = auto()
+
+
+#: By opcode: the kind, and whether memory is the first operand.
+_ONE_BYTE = {
+    0x8B: (_Kind.LOAD, False),
+    0x89: (_Kind.STORE, True),
+    0x87: (_Kind.EXCHANGE, True),
+    0x01: (_Kind.ADD, True),
+    0x03: (_Kind.ADD, False),
+    0x29: (_Kind.SUB, True),
+    0x2B: (_Kind.SUB, False),
+    0x39: (_Kind.COMPARE, True),
+    0x3B: (_Kind.COMPARE, False),
+}
+#: The same with an immediate operand, by opcode and extension.
+_IMMEDIATE = {
+    (0xC7, 0): _Kind.STORE,
+    (0xC6, 0): _Kind.STORE,
+    (0x83, 0): _Kind.ADD,
+    (0x81, 0): _Kind.ADD,
+    (0x83, 5): _Kind.SUB,
+    (0x81, 5): _Kind.SUB,
+    (0x83, 7): _Kind.COMPARE,
+    (0x81, 7): _Kind.COMPARE,
+    (0x80, 7): _Kind.COMPARE,
+}
+_ONE_BYTE_IMMEDIATE = frozenset({0xC6, 0x80, 0x83})
+_OF_BYTES = frozenset({0xC6, 0x80})
+_TWO_BYTES = {0xC1: _Kind.XADD, 0xB1: _Kind.CMPXCHG}
+_ZERO_EXTENDED_BYTE = 0xB6
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How to execute one instruction.
+
+    size: of its memory operand, in bytes; register: where the other operand is among the registers, -1 if that is the
+    number *immediate*; memory_first: whether memory is the first operand. keeps_carry: of inc and dec.
+    base, index: as `register`; displacement: with the address behind the instruction already in it, if base is rip.
     """
-    opcode, is_plain_map = instruction.opcode, instruction.map == 0
-    if is_plain_map and opcode not in (_LOAD, _STORE, _EXCHANGE):
-        return None
-    if not is_plain_map and (
-        instruction.map != 1 or opcode not in (_XADD, _CMPXCHG) or not instruction.is_locked
-    ):
-        return None
-    if instruction.operand is None or 0x66 in instruction.prefixes or instruction.encoding not in ("", "rex"):
-        return None
-    size = 8 if instruction.wide else 4
-    address = instruction.address(registers, registers.pc)
-    variable = remote.find(address)
-    if variable is None or address + size > variable.end:
-        return None
-    offset = address - variable.address
-    name = GENERAL_REGISTERS[instruction.reg]
-    after = registers.copy()
-    if is_plain_map and opcode == _STORE:
-        value = registers[name] & (1 << 8 * size) - 1
-        remote.store.set(variable, offset, value.to_bytes(size, "little"))
-    elif is_plain_map and opcode == _LOAD:
-        after[name] = int.from_bytes(remote.store.get(variable, offset, size), "little")
-    else:
-        direct = direct_operation(instruction, registers)
-        assert direct is not None
-        old = int.from_bytes(remote.store.atomic(variable, offset, *direct), "little")
+
+    instruction: Instruction
+    kind: _Kind
+    size: int
+    register: int
+    immediate: int
+    memory_first: bool
+    keeps_carry: bool
+    base: int
+    index: int
+    scale: int
+    displacement: int
+
+    def execute(self, registers: Registers, remote: RemoteMap) -> Registers | None:
+        """Execute it, to which *registers* point; return the registers after it.
+
+        None: its operand is not wholly one remote variable's; nothing has happened.
+
+        Raises:
+            Whatever the store raises.
+        """
+        values = registers.values()
+        address = self.displacement
+        if self.base >= 0:
+            address += values[self.base]
+        if self.index >= 0:
+            address += values[self.index] * self.scale
+        address &= _U64
+        size = self.size
+        variable = remote.find(address)
+        if variable is None or address + size > variable.end:
+            return None
+        offset = address - variable.address
+        after = Registers(registers.layout, values[:])
+        changed = after.values()
+        changed[_PC] = values[_PC] + self.instruction.size & _U64
+        changed[_FLAGS] = values[_FLAGS] & ~_RESUME_FLAG
         mask = (1 << 8 * size) - 1
-        if opcode == _CMPXCHG:
-            wanted = registers["rax"] & mask
-            after["eflags"] = _flags_after(
-                registers["eflags"], wanted, old, wanted - old, size, subtracts=True
-            )
-            if old != wanted:
-                after["rax"] = old
+        number = (values[self.register] if self.register >= 0 else self.immediate) & mask
+        kind = self.kind
+        if kind is _Kind.STORE:
+            remote.store.set(variable, offset, number.to_bytes(size, "little"))
+            return after
+        if not self.instruction.is_locked:
+            old = int.from_bytes(remote.store.get(variable, offset, size), "little")
+            if kind is _Kind.LOAD:
+                changed[self.register] = old
+                return after
         else:
-            if opcode == _XADD:
-                added = registers[name] & mask
-                after["eflags"] = _flags_after(
-                    registers["eflags"], old, added, old + added, size, subtracts=False
-                )
-            after[name] = old
-    after["eflags"] &= ~_RESUME_FLAG
-    after.pc = registers.pc + instruction.size
-    return after
+            direct = direct_operation(self.instruction, registers)
+            assert direct is not None
+            old = int.from_bytes(remote.store.atomic(variable, offset, *direct), "little")
+        if kind is _Kind.EXCHANGE:
+            changed[self.register] = old
+        elif kind is _Kind.CMPXCHG:
+            wanted = values[_RAX] & mask
+            self._set_flags(changed, wanted, old, wanted - old, subtracts=True)
+            if old != wanted:
+                changed[_RAX] = old
+        elif kind is _Kind.XADD:
+            self._set_flags(changed, old, number, old + number, subtracts=False)
+            changed[self.register] = old
+        else:
+            first, second = (old, number) if self.memory_first else (number, old)
+            subtracts = kind is not _Kind.ADD
+            result = first - second if subtracts else first + second
+            self._set_flags(changed, first, second, result, subtracts=subtracts)
+            if kind is not _Kind.COMPARE:
+                if not self.memory_first:
+                    changed[self.register] = result & mask
+                elif not self.instruction.is_locked:
+                    remote.store.set(variable, offset, (result & mask).to_bytes(size, "little"))
+        return after
+
+    def _set_flags(self, values: list[int], a: int, b: int, result: int, *, subtracts: bool) -> None:
+        kept = _CARRY if self.keeps_carry else 0
+        found = _flags_of(a, b, result, self.size, subtracts=subtracts)
+        values[_FLAGS] = values[_FLAGS] & ~(_ALL_FLAGS & ~kept) | found & ~kept
 
 
-def _flags_after(flags: int, a: int, b: int, result: int, size: int, *, subtracts: bool) -> int:
-    """Return *flags* after an addition or subtraction of *a* and *b* with *result*, which may be out of range."""
+def plan_of(instruction: Instruction) -> Plan | None:
+    """Return the plan for *instruction*, None if it is not so plain."""
+    operand = instruction.operand
+    if operand is None or operand.segment or operand.address_bits != 64:
+        return None
+    if instruction.encoding not in ("", "rex") or any(one in (0x66, 0xF2, 0xF3) for one in instruction.prefixes):
+        return None
+    chosen = _choose(instruction)
+    if chosen is None:
+        return None
+    kind, size, immediate, memory_first, keeps_carry = chosen
+    if instruction.is_locked and kind not in _LOCKABLE:
+        return None
+    displacement = operand.displacement + (instruction.size if operand.base == "rip" else 0)
+    return Plan(
+        *(instruction, kind, size),
+        -1 if immediate is not None else _PLACES[GENERAL_REGISTERS[instruction.reg]],
+        immediate or 0,
+        memory_first,
+        keeps_carry,
+        _PLACES[operand.base] if operand.base else -1,
+        _PLACES[operand.index] if operand.index else -1,
+        operand.scale,
+        displacement,
+    )
+
+
+_LOCKABLE = frozenset({_Kind.EXCHANGE, _Kind.XADD, _Kind.CMPXCHG, _Kind.ADD, _Kind.SUB})
+
+
+def _choose(instruction: Instruction) -> tuple[_Kind, int, int | None, bool, bool] | None:
+    """Return kind, size, immediate operand if there is one, whether memory is first, whether the carry is kept."""
+    opcode, extension = instruction.opcode, instruction.extension
+    size = 8 if instruction.wide else 4
+    if instruction.map == 1:
+        if opcode == _ZERO_EXTENDED_BYTE:
+            return _Kind.LOAD, 1, None, False, False
+        kind = _TWO_BYTES.get(opcode)
+        # Without a lock they are rare, and not atomic.
+        return (kind, size, None, True, False) if kind is not None and instruction.is_locked else None
+    if instruction.map:
+        return None
+    if opcode in _ONE_BYTE:
+        kind, memory_first = _ONE_BYTE[opcode]
+        return kind, size, None, memory_first, False
+    if opcode == 0xFF and extension < 2:
+        return (_Kind.SUB if extension else _Kind.ADD), size, 1, True, True
+    kind = _IMMEDIATE.get((opcode, extension))
+    if kind is None:
+        return None
+    if opcode in _OF_BYTES:
+        size = 1
+    length = 1 if opcode in _ONE_BYTE_IMMEDIATE else 4
+    return kind, size, int.from_bytes(instruction.code[-length:], "little", signed=True), True, False
+
+
+def _flags_of(a: int, b: int, result: int, size: int, *, subtracts: bool) -> int:
+    """Return the flags after an addition or subtraction of *a* and *b* with *result*, which may be out of range."""
     top = 1 << 8 * size - 1
     value = result & (top << 1) - 1
     found = 0
@@ -88,4 +228,4 @@ def _flags_after(flags: int, a: int, b: int, result: int, size: int, *, subtract
         found |= _SIGN
     if (a ^ value) & ((a ^ b) if subtracts else (b ^ value)) & top:
         found |= _OVERFLOW
-    return flags & ~_ALL_FLAGS | found
+    return found

@@ -195,7 +195,7 @@ class TraceeEngine:
             Fault: it cannot be; nothing has happened, but for the repetitions that were complete.
             Whatever the memory raises.
         """
-        self._put_code(pc, code)
+        self.put_code(pc, code)
         self._before = lambda next_pc: next_pc == pc
         self._start(pc, pc + len(code))
         self._complete()
@@ -241,7 +241,7 @@ class TraceeEngine:
         API.uc_mem_read(self._engine, ctypes.c_uint64(address), self._buffer, ctypes.c_uint64(size))
         return self._buffer.raw[:size]
 
-    def _put_code(self, pc: int, code: bytes) -> None:
+    def put_code(self, pc: int, code: bytes) -> None:
         """Have *code*, an instruction, in the engine's memory at *pc*."""
         if self._code.get(pc) == code and pc & -_PAGE_BYTES in self._pages:
             return

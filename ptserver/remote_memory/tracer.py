@@ -176,10 +176,9 @@ class RemoteTracer:
 
     def _serve(self, tracee: Tracee, access: RemoteAccess) -> None:
         goid = self._goids.of(tracee.tid) if self._goids is not None else 0
-        registers = tracee.read_registers()
-        self._store.asked_by(tracee.tid, goid, registers.pc - self._bias)
+        tid, asked_by, bias = tracee.tid, self._store.asked_by, self._bias
         try:
-            access.serve(tracee, registers)
+            access.serve(tracee, tracee.read_registers(), lambda pc: asked_by(tid, goid, pc - bias))
         except (UnsupportedAccessError, SplitAtomicError) as error:
             raise self._leave_stopped(tracee, error) from error
         if not self._has_neighbours:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from stepping.registers import AMD64, Registers
 from stepping.remote_atomics import direct_operation
 from stepping.remote_memory import AtomicOperation, RemoteMap, RemoteVariable, apply_atomic
-from stepping.remote_plans import execute_plainly
+from stepping.remote_plans import plan_of
 from stepping.tracee_engine import READ, WRITE, TraceeEngine
 from stepping.tracee_memory import TraceeMemory
 from stepping.x86_instructions import GENERAL_REGISTERS, decode_instruction, is_narrow_exchange
@@ -17,13 +17,33 @@ PC, DATA = 0x401000, 0x500000
 SIZE = 64
 U64 = (1 << 64) - 1
 
-#: With [rbx + displacement] as the operand; the register field and REX.R are filled in.
-OPCODES = {
-    "load": b"\x8b",
-    "store": b"\x89",
-    "xchg": b"\x87",
-    "lock xadd": b"\x0f\xc1",
-    "lock cmpxchg": b"\x0f\xb1",
+#: With [rbx + displacement] as the operand; the register field and REX.R are filled in, or the extension given.
+OPCODES: dict[str, tuple[bytes, int | None, int]] = {
+    "load": (b"\x8b", None, 0),
+    "load byte": (b"\x0f\xb6", None, 0),
+    "store": (b"\x89", None, 0),
+    "store number": (b"\xc7", 0, 4),
+    "store byte": (b"\xc6", 0, 1),
+    "xchg": (b"\x87", None, 0),
+    "lock xadd": (b"\x0f\xc1", None, 0),
+    "lock cmpxchg": (b"\x0f\xb1", None, 0),
+    "add to memory": (b"\x01", None, 0),
+    "lock add": (b"\x01", None, 0),
+    "add memory": (b"\x03", None, 0),
+    "sub from memory": (b"\x29", None, 0),
+    "sub memory": (b"\x2b", None, 0),
+    "cmp memory": (b"\x39", None, 0),
+    "cmp with memory": (b"\x3b", None, 0),
+    "add number": (b"\x83", 0, 1),
+    "lock add number": (b"\x81", 0, 4),
+    "sub number": (b"\x81", 5, 4),
+    "lock sub number": (b"\x83", 5, 1),
+    "cmp number": (b"\x83", 7, 1),
+    "cmp byte": (b"\x80", 7, 1),
+    "inc": (b"\xff", 0, 0),
+    "lock inc": (b"\xff", 0, 0),
+    "dec": (b"\xff", 1, 0),
+    "lock dec": (b"\xff", 1, 0),
 }
 #: Numbers whose sums and differences carry, overflow and vanish.
 NUMBERS = st.integers(0, U64) | st.sampled_from([0, 1, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 1 << 63, U64])
@@ -65,13 +85,16 @@ class Bytes:
         return old
 
 
-def code_of(name: str, register: int, displacement: int, *, wide: bool) -> bytes:
-    rex = bytes([0x40 | wide << 3 | register >> 3 << 2])
+def code_of(name: str, register: int, displacement: int, number: int, *, wide: bool) -> bytes:
+    opcode, extension, immediate_bytes = OPCODES[name]
+    field = register if extension is None else extension
+    rex = bytes([0x40 | wide << 3 | field >> 3 << 2])
     lock = b"\xf0" if name.startswith("lock") else b""
-    return lock + rex + OPCODES[name] + bytes([0x43 | (register & 7) << 3, displacement])
+    immediate = number.to_bytes(8, "little")[:immediate_bytes]
+    return lock + rex + opcode + bytes([0x43 | (field & 7) << 3, displacement]) + immediate
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(
     name=st.sampled_from(sorted(OPCODES)),
     register=st.integers(0, 15).filter(lambda number: number != 3),
@@ -79,12 +102,20 @@ def code_of(name: str, register: int, displacement: int, *, wide: bool) -> bytes
     wide=st.booleans(),
     values=st.lists(NUMBERS, min_size=16, max_size=16),
     word=NUMBERS,
+    number=NUMBERS,
     equal=st.booleans(),
 )
 def test_plain_accesses(
-    name: str, register: int, displacement: int, wide: bool, values: list[int], word: int, equal: bool
+    name: str,
+    register: int,
+    displacement: int,
+    wide: bool,
+    values: list[int],
+    word: int,
+    number: int,
+    equal: bool,
 ) -> None:
-    code = code_of(name, register, displacement, wide=wide)
+    code = code_of(name, register, displacement, number, wide=wide)
     instruction = decode_instruction(code)
     registers = Registers(AMD64, [0] * len(AMD64.names))
     for general, value in zip(GENERAL_REGISTERS, values, strict=True):
@@ -97,7 +128,9 @@ def test_plain_accesses(
 
     plain = Bytes(data[:SIZE])
     remote = RemoteMap([RemoteVariable(DATA, SIZE, "x")], cast(TraceeMemory, plain), plain)
-    after = execute_plainly(instruction, registers, remote)
+    plan = plan_of(instruction)
+    assert plan is not None
+    after = plan.execute(registers, remote)
     assert after is not None
 
     emulated = Bytes(data[:SIZE])
