@@ -60,7 +60,7 @@ class RegisterSet(IntEnum):
 FOLLOW_THREADS = Option.SYSGOOD | Option.CLONE | Option.EXEC
 FOLLOW_ALL = FOLLOW_THREADS | Option.FORK | Option.VFORK
 
-_CONT, _SINGLESTEP, _DETACH, _SYSCALL = 7, 9, 17, 24
+_CONT, _SINGLESTEP, _DETACH, _SYSCALL, _SINGLEBLOCK = 7, 9, 17, 24, 33
 _SETOPTIONS, _GETEVENTMSG, _GETSIGINFO, _SETSIGINFO = 0x4200, 0x4201, 0x4202, 0x4203
 _GETREGSET, _SETREGSET, _SEIZE, _INTERRUPT, _LISTEN = 0x4204, 0x4205, 0x4206, 0x4207, 0x4208
 _GETSIGMASK, _SETSIGMASK, _GET_SYSCALL_INFO = 0x420A, 0x420B, 0x420E
@@ -127,6 +127,11 @@ def syscall(tid: int, signo: int = 0) -> None:
 def singlestep(tid: int, signo: int = 0) -> None:
     """As `cont`, for one instruction."""
     _simple(_SINGLESTEP, tid, signo)
+
+
+def singleblock(tid: int, signo: int = 0) -> None:
+    """As `singlestep`, but up to the next jump that is taken, if the processor has that. Only on amd64."""
+    _simple(_SINGLEBLOCK, tid, signo)
 
 
 def detach(tid: int, signo: int = 0) -> None:

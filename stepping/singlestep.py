@@ -10,8 +10,8 @@ Two things are not as simple as stepping:
 - A syscall is not stepped over but run up to its syscall-exit-stop, which forces no signal. So what the call does
   to the signal mask stays, too.
 
-PTRACE_SINGLEBLOCK (up to the next jump that is taken) is not used: processors of virtual machines that were tried
-(AMD EPYC under KVM) take it for a single step.
+`StepExecutor.step_block` asks for a stop after the next jump that is taken (PTRACE_SINGLEBLOCK), for `native`. It
+serves no counts: a jump that is not taken ends a block, too.
 
 Source: ptrace(2); arch/x86/kernel/step.c; kernel/signal.c (force_sig).
 """
@@ -73,7 +73,7 @@ class StepExecutor:
                 if steps == 0 or (blocks == 0 and flow is not Flow.NEXT):
                     return CountUsedUp(pc)
                 if until.syscalls and self._flow_at(tracee, pc) is Flow.SYSCALL:
-                    return _about_to_call(tracee)
+                    return about_to_call(tracee)
         finally:
             with contextlib.suppress(TraceeGoneError):
                 self._restore_mask(tracee)
@@ -93,7 +93,28 @@ class StepExecutor:
         self._unmasked.discard(tracee.tid)
         return result_of_stop(tracee, status, self._breakpoints)
 
-    def begin(self, tracee: Tracee) -> None:
+    def step_block(self, tracee: Tracee, start: int, last: int) -> RunResult | None:
+        """Execute the block that begins at *start*, where the thread is, and whose *last* instruction always jumps.
+
+        None: this processor takes one instruction at a time; the thread is somewhere up to *last*.
+        """
+        self._unmasked.discard(tracee.tid)
+        try:
+            with self._breakpoints.lifted(start):
+                self.begin(tracee, Resume.BLOCK)
+                status = self._group.wait_for(tracee)
+            if not is_step_trap(tracee, status):
+                return result_of_stop(tracee, status, self._breakpoints)
+            tracee.drop_signal()
+            pc = tracee.read_registers().pc
+            if start < pc <= last:
+                return None
+            return Reached(pc) if pc in self._breakpoints else CountUsedUp(pc)
+        finally:
+            with contextlib.suppress(TraceeGoneError):
+                self._restore_mask(tracee)
+
+    def begin(self, tracee: Tracee, how: Resume = Resume.STEP) -> None:
         """Let the thread execute one instruction, which is no syscall, or enter the handler of its signal.
 
         For those who step several threads at once: its next report is to be looked at by `stop_results`.
@@ -102,7 +123,7 @@ class StepExecutor:
             self._restore_mask(tracee)  # it is saved in the handler's frame
         else:
             self._unblock_trap(tracee)
-        tracee.resume(Resume.STEP)
+        tracee.resume(how)
 
     def begin_call(self, tracee: Tracee) -> None:
         """Let the thread go on with the syscall that it is in or in front of, up to its entry or exit."""
@@ -162,7 +183,8 @@ def is_in_call(tracee: Tracee) -> bool:
     return isinstance(decode_syscall_info(ptrace_api.get_syscall_info(tracee.tid)), SyscallEntry)
 
 
-def _about_to_call(tracee: Tracee) -> AboutToCall:
+def about_to_call(tracee: Tracee) -> AboutToCall:
+    """Return what a thread that is in front of a syscall is about to do."""
     registers = tracee.read_registers()
     a0, a1, a2, a3, a4, a5 = (registers[name] for name in registers.layout.args)
     return AboutToCall(registers.pc, registers[registers.layout.sysno], (a0, a1, a2, a3, a4, a5))

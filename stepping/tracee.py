@@ -28,12 +28,14 @@ class Resume(Enum):
     FREE = "cont"
     SYSCALL = "syscall"
     STEP = "singlestep"
+    BLOCK = "singleblock"  # up to the next jump that is taken, or as STEP: as the processor has it
 
 
 _REQUESTS = {
     Resume.FREE: ptrace_api.cont,
     Resume.SYSCALL: ptrace_api.syscall,
     Resume.STEP: ptrace_api.singlestep,
+    Resume.BLOCK: ptrace_api.singleblock,
 }
 
 

@@ -17,6 +17,10 @@ from stepping.instructions import Flow, Instruction
 from stepping.stop_results import MAX_INSTRUCTION_BYTES
 
 _CALLS = (Flow.CALL, Flow.INDIRECT_CALL)
+_STEPPED_ALONE = (*_CALLS, Flow.SYSCALL, Flow.TRAP)
+_NO_LINE = ("", 0)
+#: As many instructions of a line are executed in one go.
+_MOST_INSTRUCTIONS_OF_LINE = 64
 #: A step by lines gives up after so many instructions without another line.
 _MOST_STEPS = 200_000
 _RUNTIME = ("runtime.", "internal/runtime/")
@@ -128,11 +132,14 @@ class Debugger:
 
     def step_block(self) -> Stop:
         """Execute up to the end of the block: through the next jump, taken or not, call, return or syscall."""
-        while True:
-            flow = self.instruction_at(self.pc).flow
-            stop = self._stopped(self.target.step(self.tid))
-            if stop.reason != "step" or flow is not Flow.NEXT or stop.pc in self._addresses():
+        last = start = self.pc
+        while (instruction := self.instruction_at(last)).flow is Flow.NEXT:
+            last = instruction.end
+        if last != start:
+            stop = self._stopped(self.target.step_within(self.tid, start, last))
+            if stop.reason != "step" or stop.pc != last or last in self._addresses():
                 return stop
+        return self._stopped(self.target.step(self.tid))
 
     def step_line(self, *, into: bool) -> Stop:
         """Execute up to another line of source. into: or up to the first line of a function that is called.
@@ -147,7 +154,7 @@ class Debugger:
             if instruction.flow in _CALLS:
                 stop = self._step_call(instruction, into=into)
             else:
-                stop = self._stopped(self.target.step(self.tid))
+                stop = self._stopped(self.target.step_within(self.tid, self.pc, self._end_of_line()))
             if stop.reason != "step" or stop.pc in self._addresses():
                 return stop
             line = self._line()
@@ -226,8 +233,24 @@ class Debugger:
         return _Place(-self.tid, -sp)
 
     def _line(self) -> tuple[str, int]:
-        frames = self.view.frames_at(self.pc)
+        return self._line_at(self.pc)
+
+    def _line_at(self, address: int) -> tuple[str, int]:
+        frames = self.view.frames_at(address)
         return (frames[0].file, frames[0].line) if frames else ("", 0)
+
+    def _end_of_line(self) -> int:
+        """Return up to where code is of the current line, or of none, from here on; calls are not in it."""
+        line = self._line()
+        address = self.instruction_at(self.pc).end
+        for _ in range(_MOST_INSTRUCTIONS_OF_LINE):
+            if self._line_at(address) not in (line, _NO_LINE):
+                break
+            instruction = self.instruction_at(address)
+            if instruction.flow in _STEPPED_ALONE:
+                break
+            address = instruction.end
+        return address
 
     def _is_inlined_in(self, function: str) -> bool:
         """Whether the thread is in a call that was inlined into *function*."""

@@ -188,6 +188,16 @@ class EmulatedTarget:
         self._passed_call = None
         return self._finished(thread)
 
+    def step_within(self, tid: int, low: int, high: int) -> Stop:
+        """See `Target.step_within`."""
+        self._interrupted = False
+        while True:
+            stop = self.step(tid)
+            if stop.reason != "step" or stop.tid != tid or not low <= stop.pc < high:
+                return stop
+            if stop.pc in self._originals:
+                return stop._replace(reason="breakpoint")
+
     def cont(self) -> Stop:
         """See `Target.cont`."""
         self._interrupted = False

@@ -34,9 +34,9 @@ from stepping.executor import (
     Until,
 )
 from stepping.launch import Program
+from stepping.native import NativeExecutor
 from stepping.ptrace_api import FOLLOW_ALL, RegisterSet
 from stepping.registers import Registers
-from stepping.singlestep import StepExecutor
 from stepping.stop_results import result_of_stop
 from stepping.tracee import Resume, Tracee
 from stepping.tracee_group import TraceeGroup
@@ -63,7 +63,7 @@ class NativeTarget:
         self._group = group
         self._memory = TraceeMemory(self.pid)
         self._breakpoints = Breakpoints(self._memory, self.layout)
-        self._stepper = StepExecutor(group, self._breakpoints)
+        self._executor = NativeExecutor(group, self._breakpoints)
         self._calls: frozenset[int] | None = frozenset()
         self._pending: list[Stop] = []
         self._held: list[tuple[int, int]] = []
@@ -153,6 +153,13 @@ class NativeTarget:
 
     def step(self, tid: int) -> Stop:
         """See `Target.step`."""
+        return self._step(tid, _ONE)
+
+    def step_within(self, tid: int, low: int, high: int) -> Stop:
+        """See `Target.step_within`."""
+        return self._step(tid, Until(within=(low, high), syscalls=True))
+
+    def _step(self, tid: int, until: Until) -> Stop:
         self._interrupted = False
         if self._pending:
             return self._pending.pop(0)
@@ -161,7 +168,9 @@ class NativeTarget:
         if behind:
             return self._step_through_call(tid, behind)
         while True:
-            result = self._stepper.run(tracee, _ONE)
+            result = self._executor.run(tracee, until)
+            if isinstance(result, AboutToCall):
+                return Stop("step", tid, result.pc)  # the call is another step
             if isinstance(result, Signalled) and result.signo in QUIET_SIGNALS:
                 self._held.append((tid, result.signo))
                 tracee.drop_signal()
@@ -247,7 +256,7 @@ class NativeTarget:
             return None
         if self._behind_call(tracee) == tracee.read_registers().pc:
             return None  # it is still in the call in front of the breakpoint
-        result = self._stepper.run(tracee, _ONE)
+        result = self._executor.run(tracee, _ONE)
         if isinstance(result, CountUsedUp):
             return None
         if isinstance(result, Signalled) and result.signo in QUIET_SIGNALS:
@@ -360,6 +369,6 @@ class NativeTarget:
         self._memory.close()
         self._memory = TraceeMemory(self.pid)
         self._breakpoints = Breakpoints(self._memory, self.layout)
-        self._stepper = StepExecutor(self._group, self._breakpoints)
+        self._executor = NativeExecutor(self._group, self._breakpoints)
         self._pending.clear()
         self.path = os.path.realpath(f"/proc/{self.pid}/exe")

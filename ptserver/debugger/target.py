@@ -86,6 +86,12 @@ class Target(Protocol):
     def step(self, tid: int) -> Stop:
         """Execute one instruction of a thread. The others run only while it is in a syscall."""
 
+    def step_within(self, tid: int, low: int, high: int) -> Stop:
+        """Execute instructions of a thread, at least one, while it is in [low, high); up to a syscall if it meets one.
+
+        A stop at the end of that is a ``step``.
+        """
+
     def cont(self) -> Stop:
         """Let all threads run until something happens."""
 

@@ -309,9 +309,11 @@ class GdbServer:
             return self._target.cont()
         tid, what = stepping
         match = _RANGE.match(what)
-        low, high = (int(match[1], 16), int(match[2], 16)) if match else (0, 0)
+        if match is None:
+            return self._target.step(tid)
+        low, high = int(match[1], 16), int(match[2], 16)
         while True:
-            stop = self._target.step(tid)
+            stop = self._target.step_within(tid, low, high)
             if stop.reason != "step" or stop.tid != tid or not low <= stop.pc < high:
                 return stop
 
