@@ -51,7 +51,9 @@ class NativeExecutor:
         """
         if self._decoder is None:
             self._decoder = Decoder(tracee.layout.arch)
-        by_steps = until.instructions is not None or (until.blocks is not None and (until.within or until.syscalls))
+        by_steps = until.instructions is not None or (
+            until.blocks is not None and (until.within or until.syscalls)
+        )
         if by_steps or (tracee.pending_signal and (until.is_counted or until.within)):
             return self._stepper.run(tracee, until)  # a signal's handler counts, and is out of range
         if until.blocks is not None:

@@ -230,9 +230,13 @@ class RemoteAccess:
             engine.put_code(step.pc, step.instruction.code)
         remote = {step.pc for step in steps if step.is_remote}
         end = steps[-1].pc + steps[-1].instruction.size
+        before: Registers | None = None  # an instruction whose access is under way
 
         def goes_on(pc: int) -> bool:
+            nonlocal before
+            before = None
             if pc in remote:
+                before = engine.read(progress.registers)
                 tell(pc)
             return pc != end
 
@@ -240,7 +244,7 @@ class RemoteAccess:
             try:
                 engine.run(progress.registers.pc, goes_on)
             finally:
-                progress.registers = engine.read(progress.registers)
+                progress.registers = before or engine.read(progress.registers)
 
     def _emulate(self, tracee: Tracee, instruction: Instruction, registers: Registers) -> Registers:
         with self._engine_at(tracee, registers, instruction.unit is Unit.SSE):

@@ -2,8 +2,9 @@
 
 That is what Go's compiler makes of reads and writes of numbers and of sync/atomic, and an emulator costs as much as
 most of an access. A `Plan` is made of an instruction once, and then executed with registers again and again.
-Everything else is left alone: other sizes than 4 and 8 bytes (and single bytes that are read, set or compared), operands
-that are not wholly one variable's. A test holds this to what the emulator does, another one both to the processor.
+Everything else is left alone: other sizes than 4 and 8 bytes (and single bytes that are read, set or compared),
+operands that are not wholly one variable's. A test holds this to what the emulator does, another one both to the
+processor.
 
 Source: Intel SDM volume 2 (MOV, MOVZX, ADD, SUB, CMP, INC, DEC, XADD, XCHG, CMPXCHG), volume 1 (EFLAGS).
 """
@@ -160,7 +161,9 @@ def plan_of(instruction: Instruction) -> Plan | None:
     operand = instruction.operand
     if operand is None or operand.segment or operand.address_bits != 64:
         return None
-    if instruction.encoding not in ("", "rex") or any(one in (0x66, 0xF2, 0xF3) for one in instruction.prefixes):
+    if instruction.encoding not in ("", "rex") or any(
+        one in (0x66, 0xF2, 0xF3) for one in instruction.prefixes
+    ):
         return None
     chosen = _choose(instruction)
     if chosen is None:

@@ -4,9 +4,9 @@ A trap costs as much as dozens of emulated instructions. So where a block touche
 last access there is executed in the same stop. Which instructions do is known of static operands from the
 code, and of computed addresses from the traps that they have caused before.
 
-Between two accesses only instructions are taken that touch nothing else but the thread's own stack: what other threads
-see of this one is touched by the processor itself, or is remote. Nothing is taken behind an instruction that may go
-elsewhere, so on amd64, where an atomic instruction is one instruction, no atomic one is ever done by half.
+Between two accesses only instructions are taken that touch nothing else but the thread's own stack: what other
+threads see of this one is touched by the processor itself, or is remote. Nothing is taken behind an instruction that
+may go elsewhere. An atomic instruction of amd64 is one instruction, so no atomic sequence is ever left by half.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,7 +24,7 @@ _MOST_REMEMBERED = 4096
 
 
 class Step(NamedTuple):
-    """An instruction at *pc*. plan: how to execute it without an emulator, if that can be; is_remote: where it goes."""
+    """An instruction at *pc*. plan: how to execute it without an emulator; is_remote: whether it touches such memory."""
 
     pc: int
     instruction: Instruction
@@ -105,7 +105,9 @@ class RestFinder:
             return True
         target = instruction.static_target(pc)
         # lea and nop have operands that they do not touch.
-        return target is not None and self._remote.find(target) is not None and not _is_address_only(instruction)
+        return (
+            target is not None and self._remote.find(target) is not None and not _is_address_only(instruction)
+        )
 
 
 def _is_address_only(instruction: Instruction) -> bool:

@@ -87,7 +87,7 @@ class Target(Protocol):
         """Execute one instruction of a thread. The others run only while it is in a syscall."""
 
     def step_within(self, tid: int, low: int, high: int) -> Stop:
-        """Execute instructions of a thread, at least one, while it is in [low, high); up to a syscall if it meets one.
+        """Execute instructions of a thread, at least one, while it is in [low, high), and up to the next syscall.
 
         A stop at the end of that is a ``step``.
         """
