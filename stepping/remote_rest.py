@@ -24,7 +24,7 @@ _MOST_REMEMBERED = 4096
 
 
 class Step(NamedTuple):
-    """An instruction at *pc*. plan: how to execute it without an emulator; is_remote: whether it touches such memory."""
+    """An instruction at *pc*. plan: how to do it without an emulator; is_remote: whether it touches such memory."""
 
     pc: int
     instruction: Instruction
