@@ -23,6 +23,11 @@ _COMMANDS = {
     "keys": "ptserver.commands.keys:keys_command",
     "remote": "ptserver.commands.remote:remote_command",
     "sessions": "ptserver.commands.sessions:sessions_command",
+    "ps": "ptserver.commands.ps:ps_command",
+    "top": "ptserver.commands.top:top_command",
+    "migrate": "ptserver.commands.migrate:migrate_command",
+    "drain": "ptserver.commands.migrate:drain_command",
+    "join": "ptserver.commands.migrate:join_command",
     "build": "ptserver.commands.build:build_command",
     "go": "ptserver.commands.go:go_command",
 }

@@ -16,7 +16,7 @@ from stepping.maps import PAGE_BYTES
 from stepping.ptrace_api import RegisterSet
 from stepping.remote_syscall import remote_syscall
 from stepping.syscalls import SYSCALLS
-from stepping.tracee import Resume, Tracee
+from stepping.tracee import Resume, Tracee, read_pending
 from stepping.tracee_memory import TraceeMemory
 from stepping.wait_status import Event, WaitKind, WaitStatus
 
@@ -35,6 +35,7 @@ _ALL_SIGNALS = (1 << 64) - 1
 _NO_CALL = (1 << 64) - 1
 _XSTATE_BYTES = 16384
 _ALTSTACK_BYTES = 24
+_SIGSET_BYTES, _TIMESPEC_BYTES = 8, 16
 #: A stack pointer that lies on no signal stack, for calls that ask.
 _NEUTRAL_SP = SCRATCH + PAGE_BYTES // 2
 
@@ -129,6 +130,20 @@ def capture(tracee: Tracee, memory: TraceeMemory) -> ThreadState:
         ptrace_api.getsigmask(tracee.tid),
         memory.read(SCRATCH, _ALTSTACK_BYTES),
     )
+
+
+def take_pending(tracee: Tracee, memory: TraceeMemory) -> tuple[int, ...]:
+    """Return the signals that wait for this stopped thread alone, and have them wait no more."""
+    waiting = read_pending(tracee.tid)
+    taken = []
+    for signo in range(1, waiting.bit_length() + 1):
+        if waiting >> (signo - 1) & 1:
+            memory.write(
+                SCRATCH, (1 << (signo - 1)).to_bytes(_SIGSET_BYTES, "little") + bytes(_TIMESPEC_BYTES)
+            )
+            if inject(tracee, "rt_sigtimedwait", SCRATCH, 0, SCRATCH + _SIGSET_BYTES, _SIGSET_BYTES) > 0:
+                taken.append(signo)
+    return tuple(taken)
 
 
 def restore(tracee: Tracee, memory: TraceeMemory, state: ThreadState, result: int | None) -> None:

@@ -153,14 +153,27 @@ def read_pid(tid: int) -> int:
     Raises:
         TraceeGoneError: there is no such thread.
     """
+    return int(_read_status(tid, "Tgid:"))
+
+
+def read_pending(tid: int) -> int:
+    """Return the signals that wait for thread *tid* alone, signal n at bit n - 1.
+
+    Raises:
+        TraceeGoneError: there is no such thread.
+    """
+    return int(_read_status(tid, "SigPnd:"), 16)
+
+
+def _read_status(tid: int, name: str) -> str:
     try:
         with open(f"/proc/{tid}/status", encoding="utf-8", errors="replace") as file:
             for line in file:
-                if line.startswith("Tgid:"):
-                    return int(line[5:])
+                if line.startswith(name):
+                    return line[len(name) :]
     except (FileNotFoundError, ProcessLookupError) as error:
         raise TraceeGoneError(tid) from error
-    raise SteppingError(f"/proc/{tid}/status has no Tgid line")
+    raise SteppingError(f"/proc/{tid}/status has no {name} line")
 
 
 def read_tids(pid: int) -> list[int]:

@@ -18,7 +18,7 @@ import termios
 from collections.abc import Callable
 from typing import Any
 
-from ptserver.messages import Ping
+from ptserver.messages import Message, Ping
 from ptserver.net.connection import Connection
 
 #: How long a peer may be silent if nobody says otherwise.
@@ -30,7 +30,10 @@ _INT = struct.Struct("=i")
 
 
 class KeepAlive:
-    """Watches *connection*. later: calls a function after so many seconds; *lost* is called with the reason, once."""
+    """Watches *connection*. later: calls a function after so many seconds; *lost* is called with the reason, once.
+
+    ping: makes what the peer is to answer, from a number.
+    """
 
     def __init__(
         self,
@@ -38,12 +41,14 @@ class KeepAlive:
         later: Callable[[float, Callable[[], None]], None],
         seconds: float,
         lost: Callable[[str], None],
+        ping: Callable[[int], Message] = Ping,
     ) -> None:
         """Begin; with 0 *seconds* nothing is watched, and a peer may be silent for ever."""
         self._connection = connection
         self._later = later
         self._seconds = seconds
         self._lost = lost
+        self._ping = ping
         self._silent_steps = 0
         self._suspended = False
         self._reads = -1
@@ -72,7 +77,7 @@ class KeepAlive:
             if self._silent_steps >= _STEPS:
                 self._lost(f"the other side said nothing for {self._seconds:g} s")
                 return
-            self._connection.send(Ping(next(self._ids)))
+            self._connection.send(self._ping(next(self._ids)))
         self._later(self._seconds / _STEPS, self._step)
 
     def _was_heard(self) -> bool:

@@ -4,15 +4,17 @@ import contextlib
 import os
 import select
 import socket
+import sys
 import traceback
 
 from ptserver.errors import ConnectionLostError
 from ptserver.hosts.signals import HostSignals
 from ptserver.net.connection import Connection, Stream
+from ptserver.net.keepalive import KeepAlive
 from ptserver.net.poll_loop import PollLoop
 from ptserver.net.wire import Codec
 from ptserver.spread.host import SpreadHost
-from ptserver.spread.messages import Begin, Ready, ToHost
+from ptserver.spread.messages import Alive, Begin, Ready, ToHost
 from ptserver.stub.hypercalls import FIRST_HYPERCALL, LAST_HYPERCALL
 from stepping.errors import SteppingError
 from stepping.instance import Image, Instance, instance_filter
@@ -25,6 +27,8 @@ _LOCAL = frozenset(
     "clock_gettime nanosleep sched_yield getrandom rt_sigprocmask rt_sigreturn sigaltstack getcpu".split()
 )
 _LAST_NUMBER = 1023
+#: Where an agent that is executed finds its connection.
+_SPAWNED_FD = 3
 
 
 def blank_filter() -> bytes:
@@ -71,7 +75,10 @@ class _Agent:
 
     def _take_messages(self) -> None:
         for message in self._connection.receive():
-            if isinstance(message, Begin):
+            if isinstance(message, Alive):
+                if message.answer:
+                    self._connection.send(Alive(answer=False))
+            elif isinstance(message, Begin):
                 self._begin(message)
             elif self._host is not None:
                 self._host.take(message)
@@ -86,7 +93,17 @@ class _Agent:
             self._host.instance.close()
         self._connection.close()
 
+    def _lost(self, reason: str) -> None:
+        raise ConnectionLostError(reason)
+
     def _begin(self, message: Begin) -> None:
+        KeepAlive(
+            self._connection,
+            self._loop.later,
+            message.keepalive_seconds,
+            self._lost,
+            lambda _: Alive(answer=True),
+        )
         try:
             self._host = self._make_host(message)
         except SteppingError as error:
@@ -105,8 +122,6 @@ class _Agent:
             stdio=(null, null, null),
             new_session=True,
         )
-        if message.cpu is not None:
-            os.sched_setaffinity(0, {message.cpu})
         instance = Instance(program)
         os.close(null)
         try:
@@ -119,7 +134,7 @@ class _Agent:
 
 def fork_agent(path: str) -> tuple[int, socket.socket]:
     """Start an agent on this machine, a child of this process; return its pid and the home's end of its
-    connection.
+    connection. Only for a process that has nothing yet that a child must not inherit.
     """
     ours, theirs = socket.socketpair()
     pid = os.fork()
@@ -128,10 +143,30 @@ def fork_agent(path: str) -> tuple[int, socket.socket]:
         return pid, ours
     status = 1
     try:
-        ours.close()
+        kept = theirs.fileno()  # nothing else: who holds another's connection keeps it from ending
+        os.closerange(3, kept)
+        os.closerange(kept + 1, os.sysconf("SC_OPEN_MAX"))
         run_agent(theirs, path)
         status = 0
     finally:
         if status:  # the process ends here, and says why
             traceback.print_exc()
         os._exit(status)
+
+
+def spawn_agent(path: str) -> tuple[int, socket.socket]:
+    """As `fork_agent`, for a process that keeps an instance already, of which a child must have nothing."""
+    ours, theirs = socket.socketpair()
+    with theirs:
+        pid = os.posix_spawn(
+            sys.executable,
+            [sys.executable, "-m", "ptserver.spread.agent", path],
+            os.environ,
+            file_actions=[(os.POSIX_SPAWN_DUP2, theirs.fileno(), _SPAWNED_FD)],
+            setsigmask=(),
+        )
+    return pid, ours
+
+
+if __name__ == "__main__":
+    run_agent(socket.socket(fileno=_SPAWNED_FD), sys.argv[1])

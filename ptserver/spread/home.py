@@ -10,12 +10,10 @@ its parked counterpart, whose pointers are good because memory is one.
 """
 
 import errno
-import signal
 import struct
 import time
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from enum import Enum
 from functools import partial
 
 from ptserver.spread.address_space import AddressSpace
@@ -27,35 +25,31 @@ from ptserver.spread.futexes import (
     FUTEX_WAKE_BITSET,
     Futexes,
 )
+from ptserver.spread.members import Emptying, Members
 from ptserver.spread.memory_calls import MemoryCalls
 from ptserver.spread.messages import (
     Called,
-    Capture,
     Captured,
     Done,
     Dropped,
-    End,
-    Execute,
     Executed,
     Fault,
-    Kill,
     PageData,
     Preempted,
-    Proceed,
     ProgramExited,
+    Protect,
     Quit,
-    Return,
     SetAction,
     SpreadMessage,
-    Start,
     ThreadBorn,
     ThreadGone,
-    ThreadState,
     Words,
 )
 from ptserver.spread.pages import PageDirectory
 from ptserver.spread.placement import HostLoad, Placement
 from ptserver.spread.requests import Later, Requests
+from ptserver.spread.threads import Thread, Threads, Where
+from ptserver.spread.wishes import Wishes
 from ptserver.stub.hypercalls import Hypercall
 from stepping.syscalls import SYSCALLS
 
@@ -65,44 +59,15 @@ _NUMBERS = {
         "futex mmap munmap mprotect madvise mremap brk mincore rt_sigaction tgkill tkill gettid clone3 exit".split()
     )
 }
-_MADV_DONTNEED, _MADV_FREE = 4, 8
 _SIGACTION_BYTES, _TIMESPEC_BYTES = 32, 16
 _U32 = (1 << 32) - 1
-
-
-class _Where(Enum):
-    """What the home knows of a thread."""
-
-    RUNS = "runs"
-    ASKS = "waits for an answer"
-    MOVES = "is on its way"
-
-
-@dataclass(slots=True)
-class _Thread:
-    """A thread of the program, and where it is.
-
-    waits: the number of its last sleep, for the time-out to recognise. While it moves, to: where; result and held:
-    how it goes on there; woken: what its call returns if it was woken meanwhile; signals: those it was sent
-    meanwhile.
-    """
-
-    tid: int
-    host: int = 0
-    where: _Where = _Where.RUNS
-    waits: int = 0
-    to: int = 0
-    result: int | None = None
-    held: bool = False
-    woken: int | None = None
-    pinned: bool = False
-    signals: list[int] = field(default_factory=list)
 
 
 class Home:
     """Decides for *hosts* hosts (their number); see the module's text.
 
     later: calls a function after so many seconds. status: the program's raw wait status once it is gone.
+    fault_counts: how often (thread, host, address, whether to write) had to wait, if that is to be counted.
     """
 
     def __init__(
@@ -113,42 +78,44 @@ class Home:
         placement: Placement,
         space: AddressSpace,
     ) -> None:
-        self.hosts = hosts
+        self.members = Members(hosts)
         self.space = space
         self.pages = PageDirectory(send, space.may_touch)
+        self.threads = Threads(send, self.members.leaves)
         self.status: int | None = None
-        self.moves = 0
         self._send = send
         self._later = later
         self._placement = placement
-        self._futexes = Futexes()
-        self._threads: dict[int, _Thread] = {}
-        self._requests = Requests(send, later, self.pages)
+        self.futexes = Futexes()
+        self.requests = Requests(send, later, self.pages)
+        self.wishes = Wishes(self.threads, self.requests, later)
+        self.fault_counts: Counter[tuple[int, int, int, bool]] | None = None
+        self._actions: dict[int, bytes] = {}
         self._waits = 0
         self._takers: dict[type, Callable[..., None]] = {
             Fault: self._fault,
             PageData: self._page_data,
             Dropped: self._dropped,
-            Words: self._requests.take_words,
-            Done: self._requests.take_done,
+            Words: self.requests.take_words,
+            Done: self.requests.take_done,
             Called: self._called,
-            Executed: self._executed,
+            Executed: lambda host, message: self.threads.executed(message.tid, message.result),
             Preempted: self._preempted,
-            Captured: self._captured,
-            ThreadBorn: self._born,
+            Captured: lambda host, message: self.threads.captured(message),
+            ThreadBorn: lambda host, message: self.threads.begin(message.tid),
             ThreadGone: self._gone,
             ProgramExited: self._exited,
         }
-        memory = MemoryCalls(
-            hosts,
+        memory = self._memory = MemoryCalls(
+            self.members.present,
             space,
             self.pages,
-            self._requests,
+            self.requests,
             later,
-            lambda call, result: self._return(self._threads[call.tid], result),
-            lambda host, call: self._make(host, call, self._threads[call.tid]),
+            lambda call, result: self.threads.answer(self.threads[call.tid], result),
+            lambda host, call: self._make(host, call, self.threads[call.tid]),
         )
-        self._calls: dict[int, Callable[[int, Called, _Thread], None]] = {
+        self._calls: dict[int, Callable[[int, Called, Thread], None]] = {
             _NUMBERS["futex"]: self._futex,
             **{_NUMBERS[name]: _without_thread(handler) for name, handler in memory.handlers.items()},
             _NUMBERS["rt_sigaction"]: self._sigaction,
@@ -163,31 +130,55 @@ class Home:
             Hypercall.HELLO: lambda host, call, thread: self._return(thread, 0),
             Hypercall.INFO: lambda host, call, thread: self._return(thread, 0),
             Hypercall.WATCH: lambda host, call, thread: None,  # it would return if the home were lost
-            Hypercall.HOSTS: lambda host, call, thread: self._return(thread, self.hosts),
+            Hypercall.HOSTS: lambda host, call, thread: self._return(thread, self.members.slots),
             Hypercall.HERE: lambda host, call, thread: self._return(thread, thread.host),
             Hypercall.MIGRATE: self._migrate,
         }
-
-    def begin(self, tid: int) -> None:
-        """Note the program's first thread, at host 0."""
-        self._threads[tid] = _Thread(tid)
 
     def take(self, host: int, message: SpreadMessage) -> None:
         """Take what *host* says."""
         self._takers[type(message)](host, message)
 
-    def where(self) -> dict[int, int]:
-        """Return the host of each thread."""
-        return {thread.tid: thread.host for thread in self._threads.values()}
+    # Hosts.
 
-    def move(self, tid: int, to: int) -> None:
-        """Have a thread that asks, stopped in user code, go on at host *to*; unless it is there."""
-        thread = self._threads[tid]
-        self._move(thread, to, result=None)
+    def join(self, host: int) -> None:
+        """Have a new host, to which `Begin` has gone, be as the others are."""
+        self.members.join(host)
+        for signo, action in self._actions.items():
+            self._tell(host, partial(SetAction, signo=signo, action=action))
+        for start, size, protection in self._memory.protections:
+            self._tell(host, partial(Protect, tid=0, start=start, size=size, protection=protection))
+
+    def _tell(self, host: int, make: "Callable[..., SpreadMessage]") -> None:
+        self.requests.on_each([host], lambda request: make(request=request), lambda: None)
+
+    def empty(self, host: int, then: Callable[[], None]) -> None:
+        """Have everything move off *host*, call *then* when it has, and have it end."""
+
+        def finish() -> None:
+            self._send(host, Quit())
+            self.members.remove(host)
+            then()
+
+        self.members.set_leaving(host)
+        self.wishes.forget_host(host)
+        Emptying(host, self.threads, self.futexes, self.pages, self.requests, self._later, finish).go_on()
+
+    def abandon(self, host: int) -> bool:
+        """Go on without *host*, which is lost; return False if the program cannot."""
+        if self.threads.are_at(host) or not self.pages.abandon(host) or not self.requests.abandon(host):
+            return False
+        self.members.remove(host)
+        return True
 
     # Pages.
 
     def _fault(self, host: int, message: Fault) -> None:
+        thread = self.threads.find(message.tid)
+        if thread is not None:
+            thread.faults += 1
+        if self.fault_counts is not None:
+            self.fault_counts[message.tid, host, message.access, message.write] += 1
         self.pages.request(host, message.page, write=message.write)
 
     def _page_data(self, _host: int, message: PageData) -> None:
@@ -198,163 +189,127 @@ class Home:
 
     # Threads.
 
-    def _born(self, _host: int, message: ThreadBorn) -> None:
-        self._threads[message.tid] = _Thread(message.tid)
-
     def _gone(self, _host: int, message: ThreadGone) -> None:
-        thread = self._threads.pop(message.tid, None)
-        self._futexes.leave(message.tid)
-        if thread is not None and thread.host:
-            self._send(thread.host, End(message.tid))
+        self.futexes.leave(message.tid)
+        self.threads.end(message.tid)
 
     def _exited(self, _host: int, message: ProgramExited) -> None:
         self.status = message.status
-        for host in range(self.hosts):
+        for host in self.members.present:
             self._send(host, Quit())
 
     def _preempted(self, _host: int, message: Preempted) -> None:
-        thread = self._threads[message.tid]
-        thread.where = _Where.ASKS
+        thread = self.threads[message.tid]
+        thread.where, thread.goroutine = Where.ASKS, message.goroutine
+
+        def go_on(wanted: int | None) -> None:
+            if self.members.leaves(thread.host):
+                to = 0
+            elif wanted is not None and self.members.is_ready(wanted):
+                to = wanted
+            else:
+                to = self._choose(thread)
+            if to != thread.host and message.signo:
+                # Go sends a thread no second signal before the first has been handled, so this one goes along.
+                thread.signals.append(message.signo)
+            self.threads.move(thread, to, result=None)
+
+        self.wishes.decide(thread, go_on)
+
+    def _choose(self, thread: Thread) -> int:
+        if thread.pinned:
+            return thread.host
         to = self._placement.place_busy(thread.host, self._loads())
-        if to == thread.host:
-            self._proceed(thread)
-        else:
-            # Go sends a thread no second signal before the first has been handled, so this one goes along.
-            thread.signals.append(signal.SIGURG)
-            self._move(thread, to, result=None)
+        return to if self.members.is_ready(to) else thread.host
 
     def _loads(self) -> list[HostLoad]:
-        running = [0] * self.hosts
-        for thread in self._threads.values():
-            if not self._futexes.sleeps(thread.tid):
+        running = {host: 0 for host in self.members.present if self.members.is_ready(host)}
+        for thread in self.threads:
+            if thread.host in running and not thread.calls and not self.futexes.sleeps(thread.tid):
                 running[thread.host] += 1
-        return [HostLoad(host, count) for host, count in enumerate(running)]
+        return [HostLoad(host, count) for host, count in running.items()]
 
-    def _move(self, thread: _Thread, to: int, result: int | None, *, held: bool = False) -> None:
-        """Move a stopped thread; it goes on there at once, or stays stopped there (*held*)."""
-        if to == thread.host:
-            if not held:
-                self._proceed(thread) if result is None else self._return(thread, result)
-            return
-        thread.where, thread.to, thread.result, thread.held = _Where.MOVES, to, result, held
-        self._send(thread.host, Capture(thread.tid))
-
-    def _captured(self, _host: int, message: Captured) -> None:
-        thread = self._threads.get(message.tid)
-        if thread is None:  # the program has ended meanwhile
-            return
-        state: ThreadState = message.state
-        thread.host = thread.to
-        self.moves += 1
-        if thread.woken is not None:  # while it was on its way
-            thread.result, thread.held, thread.woken = thread.woken, False, None
-        self._send(thread.host, Start(thread.tid, state, thread.result, thread.held))
-        thread.where = _Where.ASKS if thread.held else _Where.RUNS
-        for signo in thread.signals:
-            self._send(thread.host, Kill(thread.tid, signo))
-        thread.signals.clear()
-
-    def _return(self, thread: _Thread, result: int) -> None:
-        if thread.where is _Where.MOVES:
-            thread.woken = result
-            return
-        thread.where = _Where.RUNS
-        self._send(thread.host, Return(thread.tid, result))
-
-    def _proceed(self, thread: _Thread) -> None:
-        thread.where = _Where.RUNS
-        self._send(thread.host, Proceed(thread.tid))
+    def _return(self, thread: Thread, result: int) -> None:
+        self.threads.answer(thread, result)
 
     # Calls.
 
     def _called(self, host: int, call: Called) -> None:
-        thread = self._threads[call.tid]
-        thread.where = _Where.ASKS
+        thread = self.threads[call.tid]
+        thread.where, thread.call = Where.ASKS, call.number
         handler = self._calls.get(call.number)
         if handler is not None:
             handler(host, call, thread)
         else:
             self._make(host, call, thread)
 
-    def _make(self, host: int, call: Called, thread: _Thread) -> None:
-        """Have the call made at host 0."""
-        if host == 0:
-            self._proceed(thread)
-        else:
-            self._send(0, Execute(call.tid, call.registers))
+    def _make(self, _host: int, call: Called, thread: Thread) -> None:
+        self.threads.call(thread, call.registers)
 
-    def _executed(self, _host: int, message: Executed) -> None:
-        thread = self._threads.get(message.tid)
-        if thread is not None:
-            self._return(thread, message.result)
-
-    def _exit(self, host: int, call: Called, thread: _Thread) -> None:
+    def _exit(self, host: int, call: Called, thread: Thread) -> None:
         self._make(host, call, thread)  # its end is reported, and what ran elsewhere is ended then
 
-    def _migrate(self, _host: int, call: Called, thread: _Thread) -> None:
+    def _migrate(self, _host: int, call: Called, thread: Thread) -> None:
         to = call.args[0]
-        if to >= self.hosts:
+        if not self.members.is_ready(to):
             self._return(thread, -errno.EINVAL)
         else:
             thread.pinned = to != 0
-            self._move(thread, to, result=0)
+            self.threads.move(thread, to, result=0)
 
-    def _kill(self, first: int, _host: int, call: Called, thread: _Thread) -> None:
+    def _kill(self, first: int, _host: int, call: Called, thread: Thread) -> None:
         tid, signo = call.args[first] & _U32, call.args[first + 1] & _U32
-        target = self._threads.get(tid)
+        target = self.threads.find(tid)
         if target is None:
             self._return(thread, -errno.ESRCH)
             return
-        if target.where is _Where.MOVES:
-            target.signals.append(signo)
-        else:
-            self._send(target.host, Kill(tid, signo))
-        if self._futexes.leave(tid):
+        self.threads.signal(target, signo)
+        if self.futexes.leave(tid):
             self._return(target, -errno.EINTR)
         self._return(thread, 0)
 
-    def _sigaction(self, host: int, call: Called, thread: _Thread) -> None:
+    def _sigaction(self, host: int, call: Called, thread: Thread) -> None:
         signo, action = call.args[0], call.args[1]
-        others = list(range(1, self.hosts))
-        if not action or not others:
+        if not action:
             self._make(host, call, thread)
             return
 
         def spread(data: bytes) -> None:
-            self._requests.on_each(
-                others,
+            self._actions[signo] = data
+            self.requests.on_each(
+                self.members.present[1:],
                 lambda request: SetAction(request, signo, data),
                 lambda: self._make(host, call, thread),
             )
 
-        self._requests.read(action, _SIGACTION_BYTES, spread)
+        self.requests.read(action, _SIGACTION_BYTES, spread)
 
     # Futexes.
 
-    def _futex(self, _host: int, call: Called, thread: _Thread) -> None:
+    def _futex(self, _host: int, call: Called, thread: Thread) -> None:
         address, operation, value = call.args[0], call.args[1] & COMMAND_MASK, call.args[2] & _U32
         if operation in (FUTEX_WAKE, FUTEX_WAKE_BITSET):
-            woken = self._futexes.wake(address, value)
+            woken = self.futexes.wake(address, value)
             for tid in woken:
-                self._return(self._threads[tid], 0)
+                self._return(self.threads[tid], 0)
             self._return(thread, len(woken))
         elif operation in (FUTEX_WAIT, FUTEX_WAIT_BITSET):
             self._wait(call, thread, address, value)
         else:
             self._return(thread, -errno.ENOSYS)
 
-    def _wait(self, call: Called, thread: _Thread, address: int, value: int) -> None:
+    def _wait(self, call: Called, thread: Thread, address: int, value: int) -> None:
         self._waits += 1
         wait = thread.waits = self._waits
         tid = thread.tid
-        self._futexes.enter(tid, address)
+        self.futexes.enter(tid, address)
 
         def check(word: bytes) -> None:
             if int.from_bytes(word, "little") != value:
-                if thread.waits == wait and self._futexes.leave(tid):
+                if thread.waits == wait and self.futexes.leave(tid):
                     self._return(thread, -errno.EAGAIN)
             elif call.args[3]:
-                self._requests.read(call.args[3], _TIMESPEC_BYTES, arm)
+                self.requests.read(call.args[3], _TIMESPEC_BYTES, arm)
             else:
                 self._asleep(thread)
 
@@ -367,17 +322,17 @@ class Home:
             self._asleep(thread)
 
         def expire() -> None:
-            if thread.waits == wait and self._futexes.leave(tid):
+            if thread.waits == wait and self.futexes.leave(tid):
                 self._return(thread, -errno.ETIMEDOUT)
 
-        self._requests.read(address, 4, check)
+        self.requests.read(address, 4, check)
 
-    def _asleep(self, thread: _Thread) -> None:
+    def _asleep(self, thread: Thread) -> None:
         """A thread sleeps in earnest: elsewhere, it comes back to host 0, to be near what will wake it."""
         free = thread.host and not thread.pinned
-        if free and self._futexes.sleeps(thread.tid) and self._placement.brings_back:
-            self._move(thread, 0, result=None, held=True)
+        if free and self.futexes.sleeps(thread.tid) and self._placement.brings_back:
+            self.threads.move(thread, 0, result=None, held=True)
 
 
-def _without_thread(handler: Callable[[int, Called], None]) -> "Callable[[int, Called, _Thread], None]":
+def _without_thread(handler: Callable[[int, Called], None]) -> "Callable[[int, Called, Thread], None]":
     return lambda host, call, _thread: handler(host, call)

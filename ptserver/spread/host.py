@@ -44,6 +44,7 @@ from ptserver.spread.messages import (
     SetAction,
     SpreadMessage,
     Start,
+    Stop,
     ThreadBorn,
     ThreadGone,
     ThreadState,
@@ -91,6 +92,7 @@ class _Thread:
     tid: int
     doing: _Doing
     denied: int | None = None  # the address for whose touch it is to get SIGSEGV
+    wanted: bool = False  # whether the home wants it to stop
 
 
 class SpreadHost:
@@ -131,6 +133,7 @@ class SpreadHost:
             Return: self._return,
             Proceed: self._proceed,
             Execute: self._execute,
+            Stop: self._stop,
             Capture: self._capture,
             Start: self._start,
             Kill: self._kill,
@@ -165,7 +168,8 @@ class SpreadHost:
             asked = self._asked.get(page)
             if asked is None or (write and not asked):
                 self._asked[page] = write
-                self._emit(Fault(page, write, address))
+                thread = self._by_kernel_tid.get(tid)
+                self._emit(Fault(page, write, address, thread.tid if thread is not None else 0))
 
     def _send_page(self, message: SendPage) -> None:
         page = message.page
@@ -282,14 +286,24 @@ class SpreadHost:
             self._births[registers["rsi"] or registers.sp] = registers.pc
         gadget.begin(thread.tracee, message.registers)
 
+    def _stop(self, message: Stop) -> None:
+        thread = self._thread(message.tid)
+        if thread.doing is _Doing.RUNNING:
+            thread.wanted = True
+            thread.tracee.interrupt()
+
     def _capture(self, message: Capture) -> None:
         thread = self._thread(message.tid)
         state = gadget.capture(thread.tracee, self.instance.memory)
+        signals = gadget.take_pending(thread.tracee, self.instance.memory)
+        if thread.denied is not None:  # it touches that again where it goes
+            thread.denied = None
+            signals = tuple(signo for signo in signals if signo != signal.SIGSEGV)
         if self.number:
             self._release(thread)
         else:
             thread.doing = _Doing.PARKED
-        self._emit(Captured(message.tid, ThreadState(*state)))
+        self._emit(Captured(message.tid, ThreadState(*state), signals))
 
     def _start(self, message: Start) -> None:
         thread = self._thread(message.tid) if self.number == 0 else self._lend(message.tid)
@@ -381,6 +395,8 @@ class SpreadHost:
         elif status.event is Event.STOP and thread.tracee.read_registers().pc == AFTER_SYSCALL:
             self._continue_elsewhere(thread.tracee)
             thread.tracee.resume()
+        elif status.event is Event.STOP and thread.wanted and self._computes(thread):
+            self._preempted(thread, 0)
         else:
             thread.tracee.resume()
 
@@ -436,15 +452,17 @@ class SpreadHost:
             ptrace_api.setsiginfo(tracee.tid, _fault_info(thread.denied))
             thread.denied = None
         elif status.signo == signal.SIGURG and self._computes(thread):
-            thread.doing = _Doing.ASKING
-            self._emit(Preempted(thread.tid))
+            self._preempted(thread, status.signo)
             return
         tracee.resume()
 
+    def _preempted(self, thread: _Thread, signo: int) -> None:
+        thread.doing, thread.wanted = _Doing.ASKING, False
+        self._emit(Preempted(thread.tid, signo, thread.tracee.read_registers()["r14"]))
+
     def _computes(self, thread: _Thread) -> bool:
-        """Whether a stopped thread of host 0 is in the midst of the program's own code."""
-        running = self.number == 0 and thread.doing is _Doing.RUNNING
-        return running and thread.tracee.read_registers()["orig_rax"] == _NO_CALL
+        """Whether a stopped thread is in the midst of the program's own code."""
+        return thread.doing is _Doing.RUNNING and thread.tracee.read_registers()["orig_rax"] == _NO_CALL
 
     def _continue_elsewhere(self, tracee: Tracee) -> None:
         """Have a thread or child that a thread elsewhere has created begin where that one was."""

@@ -1,7 +1,7 @@
 """The calls of a spread program on its address space, decided by the home for all hosts alike."""
 
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from ptserver.spread.address_space import MAP_ANONYMOUS, AddressSpace, MapError
 from ptserver.spread.messages import AddRegion, Called, Discard, Protect
@@ -18,11 +18,15 @@ _MADV_DONTNEED, _MADV_FREE = 4, 8
 
 
 class MemoryCalls:
-    """The calls by name, in `handlers`: each takes the host of the thread and the call."""
+    """The calls by name, in `handlers`: each takes the host of the thread and the call.
+
+    hosts: those there are; the list lives. protections: every mprotect(2) of watched memory so far, [start, size,
+    protection], for hosts that join later.
+    """
 
     def __init__(
         self,
-        hosts: int,
+        hosts: Sequence[int],
         space: AddressSpace,
         pages: PageDirectory,
         requests: Requests,
@@ -30,13 +34,14 @@ class MemoryCalls:
         answer: Return,
         make: Make,
     ) -> None:
-        self._hosts = range(hosts)
+        self._hosts = hosts
         self._space = space
         self._pages = pages
         self._requests = requests
         self._later = later
         self._return = answer
         self._make = make
+        self.protections: list[tuple[int, int, int]] = []
         self.handlers: dict[str, Callable[[int, Called], None]] = {
             "mmap": self._mmap,
             "munmap": self._munmap,
@@ -86,6 +91,11 @@ class MemoryCalls:
             self._make(host, call)
             return
         self._space.protect(start, size, protection)
+        covered = range(start, start + size)
+        self.protections[:] = [
+            each for each in self.protections if each[0] not in covered or each[0] + each[1] > covered.stop
+        ]
+        self.protections.append((start, size, protection))
         self._requests.on_each(
             self._hosts,
             lambda request: Protect(request, call.tid, start, size, protection),

@@ -37,12 +37,13 @@ class ThreadState(msgspec.Struct, frozen=True, array_like=True, gc=False):
 class Begin(SpreadMessage, frozen=True):
     """Home to host, first: be host number *host*, blank. Answer `Ready`.
 
-    regions: [start, size) of the memory that host 0 watches. cpu: the only processor to use, if any.
+    regions: [start, size) of the memory that host 0 watches. keepalive_seconds: how long either side may say nothing,
+    0 for ever.
     """
 
     host: HostId
     regions: tuple[tuple[U64, U64], ...]
-    cpu: int | None = None
+    keepalive_seconds: float = 0.0
 
 
 class Ready(SpreadMessage, frozen=True):
@@ -51,15 +52,25 @@ class Ready(SpreadMessage, frozen=True):
     error: str = ""
 
 
+class Alive(SpreadMessage, frozen=True):
+    """Either to the other, when it has not been heard for a while. answer: say the same without it."""
+
+    answer: bool
+
+
 # Host to home.
 
 
 class Fault(SpreadMessage, frozen=True):
-    """A thread waits for *page*, which is not here, or, with *write*, is protected. *access*: the very address."""
+    """A thread waits for *page*, which is not here, or, with *write*, is protected.
+
+    access: the very address; tid: the thread, 0 if it is none of the program's.
+    """
 
     page: PageNumber
     write: bool
     access: U64
+    tid: ThreadId = 0
 
 
 class PageData(SpreadMessage, frozen=True):
@@ -107,16 +118,23 @@ class Executed(SpreadMessage, frozen=True):
 
 
 class Preempted(SpreadMessage, frozen=True):
-    """Go's scheduler wants a thread that computes to stop (SIGURG); it is stopped, the home says how it goes on."""
+    """A thread that computes is stopped; the home says how it goes on.
+
+    signo: the signal by which Go's scheduler interrupts it, 0 if it was the home's `Stop`. goroutine: the address of
+    the g that it runs, by its register; Go's own code may have something else there.
+    """
 
     tid: ThreadId
+    signo: int
+    goroutine: U64
 
 
 class Captured(SpreadMessage, frozen=True):
-    """The answer to `Capture`: the thread does not run here any more."""
+    """The answer to `Capture`: the thread does not run here any more. signals: those that waited for it."""
 
     tid: ThreadId
     state: ThreadState
+    signals: tuple[int, ...] = ()
 
 
 class ThreadBorn(SpreadMessage, frozen=True):
@@ -252,6 +270,12 @@ class Execute(SpreadMessage, frozen=True):
     registers: bytes
 
 
+class Stop(SpreadMessage, frozen=True):
+    """Stop the thread if it computes, and say so: `Preempted`. One that is in a call is left alone."""
+
+    tid: ThreadId
+
+
 class Capture(SpreadMessage, frozen=True):
     """Take the stopped thread's state: answer `Captured`."""
 
@@ -286,6 +310,7 @@ class Quit(SpreadMessage, frozen=True):
 
 ToHome = (
     Ready
+    | Alive
     | Fault
     | PageData
     | Dropped
@@ -301,6 +326,7 @@ ToHome = (
 )
 ToHost = (
     Begin
+    | Alive
     | SendPage
     | PutPage
     | ZeroPages
@@ -316,6 +342,7 @@ ToHost = (
     | Return
     | Proceed
     | Execute
+    | Stop
     | Capture
     | Start
     | Kill

@@ -137,6 +137,27 @@ class PageDirectory:
             self._reader_before.pop(page, None)
         return hosts
 
+    def evict(self, host: int, to: int, limit: int) -> int:
+        """Begin to give host *to* what *host* has, *limit* pages at most; return how many it has still."""
+        bit = 1 << host
+        mine = [page for page, holders in self._holders.items() if holders & bit]
+        for page in [page for page in mine if page not in self._busy][:limit]:
+            self.request(to, page, write=True)
+        due = sum(transfer.request.host == host for transfer in self._busy.values())
+        return len(mine) + due
+
+    def abandon(self, host: int) -> bool:
+        """Forget *host*, which is lost; return False if something of the memory is lost with it."""
+        bit = 1 << host
+        mine = [page for page, holders in self._holders.items() if holders & bit]
+        if any(self._holders[page] == bit or page in self._busy for page in mine):
+            return False
+        if any(transfer.request.host == host for transfer in self._busy.values()):
+            return False
+        for page in mine:
+            self._holders[page] &= ~bit
+        return True
+
     def _touch_first(self, host: int, page: int) -> None:
         if not self._may_touch(page):
             self.counts["denied"] += 1

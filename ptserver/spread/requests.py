@@ -25,12 +25,14 @@ class Requests:
         self._later = later
         self._pages = pages
         self._last = 0
-        self._words: dict[int, Callable[[bytes], None]] = {}
-        self._done: dict[int, Callable[[], None]] = {}
+        self._words: dict[
+            int, tuple[int, Callable[[bytes], None]]
+        ] = {}  # by request: the host, and what goes on
+        self._done: dict[int, tuple[int, Callable[[], None]]] = {}
 
     def take_words(self, _host: int, message: Words) -> None:
         """Take the answer to a read."""
-        self._words.pop(message.request)(message.data)
+        self._words.pop(message.request)[1](message.data)
 
     def take_done(self, host: int, message: Done) -> None:
         """Take the word of a host that it has done what it was told.
@@ -40,7 +42,19 @@ class Requests:
         """
         if message.error:
             raise HostFailedError(host, message.error)
-        self._done.pop(message.request)()
+        self._done.pop(message.request)[1]()
+
+    def is_asked(self, host: int) -> bool:
+        """Whether *host* owes an answer."""
+        return any(asked == host for asked, _ in (*self._words.values(), *self._done.values()))
+
+    def abandon(self, host: int) -> bool:
+        """Wait no more for *host*, which is lost; return False if what it was to say is needed."""
+        if any(asked == host for asked, _ in self._words.values()):
+            return False
+        for request in [request for request, (asked, _) in self._done.items() if asked == host]:
+            self._done.pop(request)[1]()
+        return True
 
     def read(self, address: int, size: int, then: Callable[[bytes], None]) -> None:
         """Call *then* with what the program's memory holds, which may lie on two pages."""
@@ -58,13 +72,14 @@ class Requests:
             then(bytes(size))
             return
         self._last += 1
-        self._words[self._last] = then
+        self._words[self._last] = holder, then
         self._send(holder, ReadWords(self._last, address, size))
 
     def on_each(
         self, hosts: Sequence[int], make: Callable[[int], SpreadMessage], then: Callable[[], None]
     ) -> None:
         """Send each of *hosts* the message that *make* gives for a request number; call *then* when all are done."""
+        hosts = tuple(hosts)  # those of now
         missing = len(hosts)
         if not missing:
             then()
@@ -78,5 +93,5 @@ class Requests:
 
         for host in hosts:
             self._last += 1
-            self._done[self._last] = done
+            self._done[self._last] = host, done
             self._send(host, make(self._last))

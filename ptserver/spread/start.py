@@ -6,6 +6,7 @@ from ptserver.hosts.endings import end_as
 from ptserver.machine import native_arch
 from ptserver.running.here import environment
 from ptserver.running.run import RunOptions
+from ptserver.spread.agents import HostAddress
 from ptserver.spread.placement import POLICIES
 from ptserver.spread.run import SpreadOptions, run_spread
 
@@ -29,10 +30,9 @@ def start_spread(options: RunOptions, path: str, header: ElfHeader) -> int:
                 path=path,
                 argv=options.argv,
                 env=environment(),
-                hosts=options.spread,
+                hosts=[HostAddress(host, options.keys, options.token_file) for host in options.spread],
                 placement=POLICIES[options.place](),
-                keys=options.keys,
-                token_file=options.token_file,
+                keepalive_seconds=options.keepalive_seconds,
             )
         )
     )

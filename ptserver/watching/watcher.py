@@ -2,7 +2,7 @@
 
 import select
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Self
 
 import msgspec
@@ -37,6 +37,22 @@ class NoSessionError(PtServerError):
     exit_status = 66
 
 
+def find_session(sessions: Sequence[SessionFacts], name: str) -> SessionFacts:
+    """Return the session *name*, or the only one whose name begins or ends so.
+
+    Raises:
+        NoSessionError: there is none, or there are several.
+    """
+    found = [each for each in sessions if each.id == name] or [
+        each for each in sessions if each.id.startswith(name) or each.id.endswith(name)
+    ]
+    if len(found) == 1:
+        return found[0]
+    there = ", ".join(each.id for each in sessions[:10]) or "none"
+    what = f"several sessions are called {name}" if found else f"there is no session {name}"
+    raise NoSessionError(f"{what}; there are: {there}")
+
+
 class Watcher:
     """A connection to a server whose sessions can be watched; `welcome` has what it said of them. Close it."""
 
@@ -68,14 +84,7 @@ class Watcher:
         Raises:
             NoSessionError: there is none, or there are several.
         """
-        found = [each for each in self.sessions if each.id == name] or [
-            each for each in self.sessions if each.id.startswith(name) or each.id.endswith(name)
-        ]
-        if len(found) == 1:
-            return found[0]
-        there = ", ".join(each.id for each in self.sessions[:10]) or "none"
-        what = f"several sessions are called {name}" if found else f"there is no session {name}"
-        raise NoSessionError(f"{what}; there are: {there}")
+        return find_session(self.sessions, name)
 
     def fileno(self) -> int:
         """Return a descriptor that is readable when something has come."""

@@ -135,7 +135,16 @@ def test_there_is_never_a_writer_and_another_and_a_reader_sees_the_last_write(da
                 program.step(choice)
         else:
             program.settle()
+    leaving = data.draw(st.integers(1, _HOSTS - 1))  # perhaps while pages are on their way
+    while program.directory.evict(leaving, 0, 2):
+        for choice in data.draw(st.lists(st.integers(0, 5), min_size=1, max_size=4)):
+            program.step(choice)
+        if not data.draw(st.booleans()):
+            program.settle()
+    assert not program.hosts[leaving].holds or program.hosts[leaving].inbox
     program.settle()
+    assert not program.hosts[leaving].holds
+    assert program.directory.abandon(leaving)
 
 
 def test_a_page_that_is_read_and_then_written_by_one_after_the_other_moves_in_one_transfer() -> None:

@@ -1,0 +1,140 @@
+"""The other hosts of a spread program, as its home reaches them: connections by number, and how a host is had."""
+
+import contextlib
+import os
+import select
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from ptserver.errors import PtServerError
+from ptserver.net.connection import Connection, Stream
+from ptserver.net.poll_loop import PollLoop
+from ptserver.net.wire import Codec
+from ptserver.spread.agent import fork_agent, spawn_agent
+from ptserver.spread.messages import ToHome
+from ptserver.spread.offer import offer_spread
+
+#: The name of a host on this machine that the home starts by itself.
+LOCAL = "local"
+
+#: How long an agent on this machine may take to end when its connection is closed.
+_END_SECONDS = 3.0
+
+
+@dataclass(frozen=True)
+class HostAddress:
+    """Where a host is. address: where `ptserver remote` waits, or `LOCAL` for one on this machine.
+
+    keys: the folder of keys for it, if any; token_file: as for `ptserver run`.
+    """
+
+    address: str
+    keys: str | None = None
+    token_file: str | None = None
+
+
+@dataclass(slots=True)
+class Agent:
+    """One host. pid: of its agent, if that is a child of this process, else 0."""
+
+    where: HostAddress
+    connection: Connection[ToHome]
+    pid: int = 0
+    read: Callable[[], None] = lambda: None
+
+
+class Agents:
+    """All of them by number, from 1. Close it."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._agents: dict[int, Agent] = {}
+        self._last = 0
+
+    def __getitem__(self, number: int) -> Agent:
+        return self._agents[number]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(tuple(self._agents))
+
+    def reach(self, where: HostAddress, *, anew: bool = False) -> Agent:
+        """Have a host ready for an instance. anew: this process keeps an instance already.
+
+        Raises:
+            PtServerError: as `ptserver.spread.offer.offer_spread`.
+        """
+        stream: Stream
+        if where.address != LOCAL:
+            pid, stream = 0, offer_spread(self._path, where.address, where.keys, where.token_file)
+        elif anew:
+            pid, stream = spawn_agent(self._path)
+        else:
+            pid, stream = fork_agent(self._path)
+        return Agent(where, Connection(stream, Codec("msgpack"), ToHome), pid)
+
+    def reach_meanwhile(
+        self, where: HostAddress, loop: PollLoop, then: Callable[[Agent | PtServerError], None]
+    ) -> None:
+        """As `reach`, while *loop* goes on; it calls *then* with the host, or with why it cannot be had."""
+        reading, writing = os.pipe2(os.O_CLOEXEC)
+        found: list[Agent | PtServerError] = []
+
+        def work() -> None:
+            try:
+                found.append(self.reach(where, anew=True))
+            except PtServerError as error:
+                found.append(error)
+            finally:
+                os.close(writing)
+
+        def take() -> None:
+            loop.unwatch(reading)
+            os.close(reading)
+            thread.join()
+            then(found[0])
+
+        loop.watch(reading, take)
+        thread = threading.Thread(target=work, daemon=True)
+        thread.start()
+
+    def add(self, agent: Agent) -> int:
+        """Give a host its number, one that none has had, and return it."""
+        self._last += 1
+        self._agents[self._last] = agent
+        return self._last
+
+    def remove(self, number: int) -> Agent:
+        """Let a host go, and have it end; return what it was."""
+        agent = self._agents.pop(number)
+        _end(agent)
+        return agent
+
+    def flush(self, loop: PollLoop) -> None:
+        """Send what can be sent, and watch for what comes."""
+        for agent in self._agents.values():
+            events = select.POLLIN if agent.connection.flush() else select.POLLIN | select.POLLOUT
+            loop.watch(agent.connection.fileno(), agent.read, events)
+
+    def close(self) -> None:
+        """Let all go."""
+        for number in self:
+            self.remove(number)
+
+
+def _end(agent: Agent) -> None:
+    """Close the connection to an agent, and see that it ends; one that does not is killed."""
+    agent.connection.close()
+    if not agent.pid:
+        return
+    with contextlib.suppress(ChildProcessError):  # it has been waited for
+        if os.waitpid(agent.pid, os.WNOHANG) != (0, 0):
+            return
+        pidfd = os.pidfd_open(agent.pid)
+        try:
+            if not select.select([pidfd], [], [], _END_SECONDS)[0]:
+                os.kill(agent.pid, signal.SIGKILL)
+            os.waitpid(agent.pid, 0)
+        finally:
+            os.close(pidfd)

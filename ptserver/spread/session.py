@@ -1,0 +1,214 @@
+"""The loop of a spread program's home, which it shares with host 0.
+
+What the home and host 0 say to each other goes through a queue, so that each finishes with one message before the
+next.
+"""
+
+import contextlib
+import os
+import signal
+from collections import deque
+from collections.abc import Callable
+
+from ptserver.errors import ConnectionLostError, LaunchError, PtServerError
+from ptserver.hosts.signals import HostSignals, is_passed_on
+from ptserver.net.keepalive import KeepAlive
+from ptserver.net.poll_loop import PollLoop
+from ptserver.spread.address_space import ANYWHERE, AddressSpace
+from ptserver.spread.agents import Agent, Agents, HostAddress
+from ptserver.spread.home import Home
+from ptserver.spread.host import SpreadHost
+from ptserver.spread.messages import Alive, Begin, Ready, SpreadMessage, ToHome
+from ptserver.spread.placement import Placement
+from ptserver.spread.requests import HostFailedError
+from stepping.instance import Instance
+
+#: Called with why something could not be done (empty if it was), and the host.
+Told = Callable[[str, int], None]
+
+
+class HostLostError(PtServerError):
+    """A host of a spread program is gone, and threads and memory of the program with it."""
+
+    exit_status = 69
+
+
+class SpreadSession:
+    """Runs the program of *instance*, which is host 0, over that and *agents*. home: decides; loop: waits."""
+
+    def __init__(
+        self,
+        placement: Placement,
+        instance: Instance,
+        signals: HostSignals,
+        agents: Agents,
+        keepalive_seconds: float,
+    ) -> None:
+        self.loop = PollLoop()
+        self.agents = agents
+        self.pid = instance.pid
+        self._signals = signals
+        self._keepalive_seconds = keepalive_seconds
+        self._queue: deque[Callable[[], None]] = deque()
+        self._joining: dict[int, Told] = {}
+        self._keepalives: dict[int, KeepAlive] = {}
+        space = AddressSpace()
+        image = instance.keep_image()
+        instance.add_region(*ANYWHERE)
+        for region in image.regions:
+            space.add_region(*region, mapped=True)
+        space.add_region(*ANYWHERE)
+        numbers = list(agents)
+        self.home = Home(1 + len(numbers), self._send, self.loop.later, placement, space)
+        self.home.threads.begin(instance.pid)
+        self.home.pages.place(0, instance.present)
+        self._host = SpreadHost(0, instance, self._take_own)
+        self.loop.watch(signals.fileno(), self._on_signal)
+        self.loop.watch(instance.faults.fileno(), self._host.take_faults)
+        for number in numbers:
+            self._begin(number, _must_start)
+
+    def run(self) -> int:
+        """Run the program to its end; return its raw wait status.
+
+        Raises:
+            LaunchError, HostLostError: as `ptserver.spread.run.run_spread`.
+        """
+        self._flush()
+        for number in self.agents:
+            if self.agents[number].connection.has_received:
+                self.agents[number].read()
+        while self._joining:
+            self._round()
+        self._host.run_main()
+        while self.home.status is None:
+            self._round()
+        self._flush()
+        return self.home.status
+
+    def join(self, where: HostAddress, told: Told) -> None:
+        """Take another host, which tells when it is ready."""
+
+        def take(found: Agent | PtServerError) -> None:
+            if isinstance(found, PtServerError):
+                told(str(found), 0)
+                return
+            number = self.agents.add(found)
+            self._begin(number, told)
+            self.home.join(number)
+
+        self.agents.reach_meanwhile(where, self.loop, take)
+
+    def drain(self, host: int, told: Told) -> None:
+        """Have everything of the program move off a host, and let that go."""
+
+        def done() -> None:
+            self._flush()
+            self._let_go(host)
+            told("", host)
+
+        if host == 0:
+            told("host 0 is where the program began: it has its files and children, and stays", 0)
+        elif not self.home.members.is_ready(host):
+            told(f"there is no host {host}, or it joins or leaves just now", host)
+        else:
+            self.home.empty(host, done)
+
+    def _begin(self, number: int, told: Told) -> None:
+        agent = self.agents[number]
+        agent.read = self._reader(number, agent)
+        self._joining[number] = told
+        regions = tuple(self.home.space.regions)
+        agent.connection.send(Begin(number, regions, self._keepalive_seconds))
+        self._keepalives[number] = KeepAlive(
+            agent.connection,
+            self.loop.later,
+            self._keepalive_seconds,
+            lambda reason: self._lost(number, reason),
+            lambda _: Alive(answer=True),
+        )
+
+    def _let_go(self, number: int) -> None:
+        self._keepalives.pop(number).stop()
+        self.loop.unwatch(self.agents[number].connection.fileno())
+        self.agents.remove(number)
+
+    def _round(self) -> None:
+        queue = self._queue
+        while queue:
+            queue.popleft()()
+        self.loop.round(self._flush)
+
+    def _flush(self) -> None:
+        self.agents.flush(self.loop)
+
+    def _send(self, host: int, message: SpreadMessage) -> None:
+        if host == 0:
+            self._queue.append(lambda: self._host.take(message))
+        else:
+            self.agents[host].connection.send(message)
+
+    def _take_own(self, message: SpreadMessage) -> None:
+        self._queue.append(lambda: self.home.take(0, message))
+
+    def _reader(self, number: int, agent: Agent) -> Callable[[], None]:
+        def read() -> None:
+            try:
+                messages = agent.connection.receive()
+            except ConnectionLostError as error:
+                self._lost(number, str(error))
+                return
+            for message in messages:
+                self._take(number, message)
+
+        return read
+
+    def _lost(self, number: int, reason: str) -> None:
+        """Take the loss of a host: the program goes on if nothing of it was there.
+
+        Raises:
+            HostLostError: something was.
+        """
+        if self.home.status is not None or self.home.members.condition(number) is None:
+            return
+        told = self._joining.pop(number, None)
+        if told is _must_start or not self.home.abandon(number):
+            raise HostLostError(
+                f"host {number} of the program is lost ({reason}); the program has been killed"
+            )
+        self._let_go(number)
+        if told is not None:
+            told(f"it is lost: {reason}", number)
+
+    def _take(self, number: int, message: ToHome) -> None:
+        if isinstance(message, Alive):
+            if message.answer:
+                self.agents[number].connection.send(Alive(answer=False))
+            return
+        if isinstance(message, Ready):
+            told = self._joining.pop(number)
+            if message.error:
+                told(message.error, number)
+                self.home.abandon(number)
+                self._let_go(number)
+            else:
+                self.home.members.set_ready(number)
+                told("", number)
+            return
+        try:
+            self.home.take(number, message)
+        except HostFailedError as error:
+            raise HostLostError(f"{error}; the program has been killed") from error
+
+    def _on_signal(self) -> None:
+        for signo, from_kernel in self._signals.receive():
+            if signo == signal.SIGCHLD:
+                self._host.take_stops()
+            elif is_passed_on(signo) and not from_kernel:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(self._host.instance.pid, signo)
+
+
+def _must_start(error: str, host: int) -> None:
+    if error:
+        raise LaunchError(f"host {host} cannot execute the program: {error}")

@@ -1,0 +1,138 @@
+"""What an operator sees of a spread program and does to it while it runs: the program's results stay right."""
+
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from tests.conformance.modes import base_environment
+from tests.gofixtures import build
+from tests.leftovers import none_left
+from tests.process.commands import refusal
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="userfaultfd for kernel accesses needs privileges")
+
+
+class _Running:
+    """`spread_workers`, spread."""
+
+    def __init__(self, child: subprocess.Popen[str]) -> None:
+        self.child = child
+        self.session = str(child.pid)
+
+    def line(self) -> str:
+        assert self.child.stdout is not None
+        return self.child.stdout.readline()
+
+    def goes_on(self) -> None:
+        assert self.child.stdin is not None
+        self.child.stdin.write("\n")
+        self.child.stdin.flush()
+        assert self.line() == "went on\n"
+
+    def command(self, *words: str) -> str:
+        done = subprocess.run(
+            ["ptserver", *words],
+            capture_output=True,
+            env=base_environment(),
+            text=True,
+            check=False,
+            timeout=60,
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        return done.stdout
+
+    def rows(self, *words: str) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.command(*words, "--json", self.session).splitlines()]
+
+    def hosts(self) -> dict[int, str]:
+        return {row["host"]: row["condition"] for row in self.rows("ps") if row["type"] == "host"}
+
+    def finds(self, goid: int, host: int) -> None:
+        """Look until the goroutine is seen to run at a host; between two threads it is nowhere."""
+        for _ in range(50):
+            if self.workers().get(goid, {}).get("host") == host:
+                return
+        raise AssertionError(f"goroutine {goid} never is at host {host}")
+
+    def workers(self) -> dict[int, dict[str, Any]]:
+        rows = self.rows("ps")
+        return {row["goid"]: row for row in rows if row.get("function", "").startswith("main.main.")}
+
+
+@contextmanager
+def _workers(count: int, hosts: str = "local", place: str = "stay") -> Iterator[_Running]:
+    program = build("spread_workers")
+    with (
+        none_left(),
+        subprocess.Popen(
+            ["ptserver", "run", "--spread", hosts, "--place", place, str(program), str(count)],
+            stdout=subprocess.PIPE,
+            stdin=subprocess.PIPE,
+            env=base_environment() | {"GOMAXPROCS": str(count + 1)},
+            text=True,
+        ) as child,
+    ):
+        running = _Running(child)
+        assert running.line() == "working\n"
+        yield running
+        assert child.communicate()[0] == "wrong: 0\n"
+    assert child.returncode == 0
+
+
+def test_goroutines_are_seen_and_moved_and_hosts_come_and_go() -> None:
+    with _workers(1) as running:
+        (goid,) = running.workers()
+        said = running.command("migrate", running.session, str(goid), "--to", "1", "--wait", "60")
+        assert said == f"goroutine {goid} goes on at host 1\n"
+        running.goes_on()
+        assert running.command("join", "local", running.session) == "local is host 2\n"
+        assert running.hosts() == {0: "ready", 1: "ready", 2: "ready"}
+        assert (
+            running.command("drain", "1", running.session) == "host 1 has nothing of the program any more\n"
+        )
+        assert running.hosts() == {0: "ready", 2: "ready"}
+        running.goes_on()
+        running.command("migrate", running.session, str(goid), "--to", "2", "--wait", "60")
+        running.finds(goid, 2)
+        faults = [row for row in running.rows("top", "--count", "1", "-n", "0.2") if row["type"] == "faults"]
+        assert sum(row.get("reads", 0) + row.get("writes", 0) for row in faults) > 0
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "text"),
+    [
+        (("migrate", "SESSION", "999999", "--to", "1"), 69, "there is no goroutine 999999"),
+        (("migrate", "SESSION", "1", "--to", "7"), 69, "there is no host 7; there are 0 (local), 1 (local)"),
+        (("drain", "0", "SESSION"), 69, "host 0 is where the program began"),
+        (("join", "localhost:1", "SESSION"), 69, "nobody listens at localhost:1"),
+        (("ps", "999999-9"), 66, "there is no session 999999-9"),
+    ],
+)
+def test_what_an_operator_cannot_have_is_refused_in_one_line(
+    words: tuple[str, ...], status: int, text: str, idle: _Running
+) -> None:
+    got, line = refusal(*(idle.session if word == "SESSION" else word for word in words))
+    assert got == status
+    assert text in line
+
+
+@pytest.fixture(scope="module")
+def idle() -> Iterator[_Running]:
+    with _workers(0) as running:
+        yield running
+
+
+@pytest.mark.slow
+def test_hosts_are_drained_and_joined_again_and_again_under_load() -> None:
+    with _workers(3, place="idle") as running:
+        for last in range(1, 6):
+            running.command("join", "local", running.session)
+            running.goes_on()
+            running.command("drain", str(last), running.session)
+            running.goes_on()
+        assert running.hosts() == {0: "ready", 6: "ready"}
