@@ -14,7 +14,9 @@ class _Hosts:
     def __init__(self) -> None:
         self.sent: list[tuple[int, SpreadMessage]] = []
         self.leaving: set[int] = set()
-        self.threads = Threads(lambda host, message: self.sent.append((host, message)), self.leaving.__contains__)
+        self.threads = Threads(
+            lambda host, message: self.sent.append((host, message)), self.leaving.__contains__
+        )
         self.threads.begin(7)
 
     def taken(self) -> list[tuple[int, SpreadMessage]]:
