@@ -43,10 +43,18 @@ class GoBinary:
 
     @classmethod
     def open(
-        cls, path: str | os.PathLike[str], *, force: bool = False, prefer_table: bool = False
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        force: bool = False,
+        prefer_table: bool = False,
+        copied: bool = False,
     ) -> "GoBinary":
-        """The Go program at `path`. Raises: `OSError`, `ElfError`, `NotGoError`, `ModuledataError`."""
-        elf = ElfFile(path)
+        """The Go program at `path`; `copied`: keeping no descriptor.
+
+        Raises: `OSError`, `ElfError`, `NotGoError`, `ModuledataError`.
+        """
+        elf = ElfFile(path, copied=copied)
         try:
             binary = cls(elf, force=force, prefer_table=prefer_table)
             _ = binary.module  # whether it is Go's at all is to be known at once

@@ -79,10 +79,17 @@ class Note(NamedTuple):
 class ElfFile:
     """An ELF program or core, mapped. Use as a context manager, or `close()` it.
 
-    `path` is as given; `header` as `read_elf_header` returns it; `arch` the architecture's data.
+    `path` is as given; `header` as `read_elf_header` returns it; `arch` the architecture's data. With `copied` the
+    file is read at once, and no descriptor is kept.
     """
 
-    def __init__(self, path: str | os.PathLike[str], types: tuple[ElfType, ...] = ("EXEC", "DYN")) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        types: tuple[ElfType, ...] = ("EXEC", "DYN"),
+        *,
+        copied: bool = False,
+    ) -> None:
         self.path = os.fspath(path)
         fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
@@ -90,7 +97,11 @@ class ElfFile:
             if status.st_size == 0:
                 raise NotElfError(self.path, "not an ELF file (it is empty); name a compiled program")
             try:
-                self._map = mmap.mmap(fd, 0, access=mmap.ACCESS_READ)
+                if copied:
+                    self._map = mmap.mmap(-1, status.st_size)
+                    os.preadv(fd, [self._map], 0)
+                else:
+                    self._map = mmap.mmap(fd, 0, access=mmap.ACCESS_READ)
             except (OSError, ValueError) as error:
                 raise NotElfError(self.path, "not a regular file; name an ELF file") from error
         finally:

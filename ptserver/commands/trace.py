@@ -43,7 +43,7 @@ def trace_command(
     if not target.isdecimal():
         from ptserver.running.run import RunOptions, run
 
-        ctx.exit(run(RunOptions(target, arguments, trace=log)))
+        ctx.exit(run(RunOptions(target, arguments, trace=log, engine="auto")))
     if arguments:
         raise click.UsageError(f"process {target} runs already: it takes no arguments")
     from ptserver.inspection.process_stop import find_process

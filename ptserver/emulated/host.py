@@ -66,7 +66,7 @@ _FILES_CHANGE = frozenset("truncate ftruncate open openat openat2 creat fallocat
 _DESCRIPTORS_CHANGE = frozenset("close dup2 dup3 close_range fcntl".split())
 
 #: What a program whose run shall be repeatable takes for its process id.
-_REPEATABLE_PID = 2
+REPEATABLE_PID = 2
 _SECOND = 1_000_000_000
 _PROC_EXE = frozenset({b"/proc/self/exe", b"/proc/%d/exe" % os.getpid()})
 
@@ -408,7 +408,7 @@ def run_emulated(
             keep_descriptor=lambda fd: fd,
         )
     resources = EmulatedResources(arch, path, server, session)
-    pid = os.getpid() if seed is None else _REPEATABLE_PID
+    pid = os.getpid() if seed is None else REPEATABLE_PID
     machine = Machine(path, argv, env, resources, pid=pid, seed=seed, observer=sink)
     relay = SignalRelay(machine)
     try:

@@ -157,6 +157,8 @@ def fork(machine: Machine, thread: Thread, args: list[int]) -> Result:
     wants_tid = flags & (_CLONE_PARENT_SETTID | _CLONE_PIDFD)
     if wants_tid and not space.allows(parent_tid, 4, 2):
         return -errno.EFAULT
+    if machine.observer is not None:
+        machine.observer.flush()  # what it has is the parent's
     try:
         pid = os.fork()
     except OSError as error:
@@ -201,6 +203,8 @@ def exec_program(machine: Machine, thread: Thread, call: Gathered) -> int:
         pass  # a script, or what the kernel knows better
     except OSError as error:
         return -(error.errno or errno.ENOENT)
+    if machine.observer is not None:
+        machine.observer.flush()
     blocked = {number for number in signal.valid_signals() if thread.mask >> number - 1 & 1}
     mask = signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
     ignored = [number for number in machine.signals.ignored() if number in _CAN_BE_IGNORED]

@@ -4,6 +4,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from ptserver.errors import LaunchError, ServerMistakeError
 from ptserver.hosts.endings import end_as
@@ -20,6 +21,9 @@ from ptserver.session import Session
 from ptserver.stub.marker import StubInfo
 from stepping.launch import Program, launch
 from stepping.seccomp import assemble
+
+if TYPE_CHECKING:
+    from ptserver.emulated.trace import EmulatedTrace
 
 
 def run_here(options: RunOptions, path: str, stub: StubInfo | None) -> int:
@@ -121,13 +125,47 @@ def run_emulated(options: RunOptions, path: str) -> int:
         raise LaunchError(
             "an emulated program cannot have a server at an address yet; name a server of this process"
         )
-    if options.trace is not None:
-        raise LaunchError("an emulated program cannot be traced yet")
     server_class = load(options.server)
     server = None if options.server == "passthrough" else instance(server_class)
-    return end_as(
-        emulated_host.run_emulated(path, options.argv, environment(), server=server, seed=options.seed)
-    )
+    with _emulated_trace(options, path) as sink:
+        status = emulated_host.run_emulated(
+            path, options.argv, environment(), server=server, seed=options.seed, sink=sink
+        )
+    return end_as(status)
+
+
+@contextlib.contextmanager
+def _emulated_trace(options: RunOptions, path: str) -> "Iterator[EmulatedTrace | None]":
+    """Open the log of an emulated program, and close it at the end; None if no log is wanted."""
+    trace = options.trace
+    if trace is None:
+        yield None
+        return
+    from goabi.elf_header import read_elf_header
+    from ptserver.emulated.host import REPEATABLE_PID
+    from ptserver.emulated.trace import EmulatedTrace
+    from ptserver.tracelog.events import TraceStart
+    from ptserver.tracelog.tracing import TraceSourceError
+    from stepping.emulation.clock import CountingClock
+    from stepping.emulation.threads import keep_descriptor
+
+    if trace.source != "auto":
+        raise TraceSourceError(f"--source={trace.source} is for programs that run natively")
+    arch = read_elf_header(path).arch
+    words = tuple(map(os.fsdecode, options.argv))
+    if options.seed is None:
+        start = TraceStart.now(words, os.getpid(), arch)
+    else:
+        began = CountingClock.BEGIN
+        start = TraceStart(words, arch, began, CountingClock.START + began, REPEATABLE_PID)
+    names = trace.names()
+    with contextlib.ExitStack() as stack:
+        sink = stack.enter_context(
+            contextlib.closing(trace.open(options.argv, start=start, keep=keep_descriptor))
+        )
+        outside = not trace.filters
+        observer = EmulatedTrace(sink, names, path, outside=outside, stacks=trace.stacks)
+        yield stack.enter_context(contextlib.closing(observer))
 
 
 @contextlib.contextmanager

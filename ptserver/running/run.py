@@ -58,11 +58,13 @@ class RunOptions:
     time: str = "host"
 
     @property
-    def is_plain(self) -> bool:
-        """Whether the program is only to be executed here: nobody serves or traces it, no other host is involved."""
-        if self.remote or self.spread:
-            return False
-        return self.server == "passthrough" and self.trace is None and self.on is None
+    def may_be_emulated(self) -> bool:
+        """Whether a program of another architecture can be executed as is wanted."""
+        if self.engine != "auto" or self.remote or self.spread or self.on is not None:
+            return self.emulated
+        from ptserver.net.transport import is_address
+
+        return not is_address(self.server)
 
     @property
     def argv(self) -> list[bytes]:
@@ -87,8 +89,7 @@ def run(options: RunOptions) -> int:
     if options.rules is not None:
         _check_rules_apply(options)
     streams = _reserve_streams()
-    foreign = options.emulated or (options.engine == "auto" and options.is_plain)
-    path, header = find_program(options.program, emulated=foreign)
+    path, header = find_program(options.program, emulated=options.may_be_emulated)
     if options.emulated or header.arch != native_arch():
         from ptserver.running.here import run_emulated
 

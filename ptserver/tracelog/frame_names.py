@@ -13,13 +13,13 @@ _CACHED_STACKS = 1 << 14
 class FrameNames:
     """Names the stacks of one Go program; the same stack is the same tuple. load_bias: to be set before the first."""
 
-    def __init__(self, path: str) -> None:
-        """Open the program's file.
+    def __init__(self, path: str, *, copied: bool = False) -> None:
+        """Open the program's file; *copied*: keeping no descriptor.
 
         Raises:
             OSError, GoAbiError: it cannot be read.
         """
-        self._binary = GoBinary.open(path, prefer_table=True)
+        self._binary = GoBinary.open(path, prefer_table=True, copied=copied)
         self.load_bias = 0
         self._stacks: dict[bytes, tuple[Frame, ...]] = {}
 

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ptserver.tracelog.events import TraceSink
+    from collections.abc import Callable
+
+    from ptserver.tracelog.events import TraceSink, TraceStart
     from ptserver.tracelog.go_events import RuntimeWanted
     from ptserver.tracelog.goroutine_summary import GoroutineKey
     from ptserver.tracelog.selection import Selection
@@ -62,8 +64,19 @@ class TraceOptions:
         """Whether a table is made at the end, in place of a log."""
         return self.form in ("summary", "summary-json")
 
-    def open(self, argv: list[bytes], pid: int = 0, *, here: bool = True) -> "TraceSink":
+    def open(
+        self,
+        argv: list[bytes],
+        pid: int = 0,
+        *,
+        here: bool = True,
+        start: "TraceStart | None" = None,
+        keep: "Callable[[int], int] | None" = None,
+    ) -> "TraceSink":
         """Return the sink that the log goes to; the first line names *argv*. here: whether it runs on this machine.
+
+        start: what the first line says, if that is not about a program for this machine that starts now; keep: moves
+        the log's descriptor out of a program's way.
 
         Raises:
             TraceOutputError: the file cannot be made.
@@ -71,8 +84,8 @@ class TraceOptions:
         from ptserver.tracelog.events import TraceStart
         from ptserver.tracelog.sinks import open_sink
 
-        start = TraceStart.now([os.fsdecode(word) for word in argv], pid)
-        sink = open_sink(self.form, self.output, start, self.text, self.by, here=here)
+        start = start or TraceStart.now([os.fsdecode(word) for word in argv], pid)
+        sink = open_sink(self.form, self.output, start, self.text, self.by, here=here, keep=keep)
         if self.selection is None:
             return sink
         from ptserver.tracelog.selection import SelectingSink

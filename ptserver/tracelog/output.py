@@ -51,8 +51,16 @@ class LineWriter:
         self._broken = False
 
     @classmethod
-    def open(cls, path: str | None, *, complain: Callable[[str], None] = complain_on_stderr) -> "LineWriter":
+    def open(
+        cls,
+        path: str | None,
+        *,
+        complain: Callable[[str], None] = complain_on_stderr,
+        keep: Callable[[int], int] | None = None,
+    ) -> "LineWriter":
         """Return a writer to a new file at *path*; to standard error for None, to standard output for `-`.
+
+        keep: moves the file's descriptor out of a program's way.
 
         Raises:
             TraceOutputError: the file cannot be made.
@@ -65,7 +73,7 @@ class LineWriter:
             fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
         except OSError as error:
             raise TraceOutputError(f"cannot write the trace to {path}: {error.strerror}") from error
-        return cls(fd, path, close_fd=True, complain=complain)
+        return cls(keep(fd) if keep is not None else fd, path, close_fd=True, complain=complain)
 
     @property
     def is_terminal(self) -> bool:

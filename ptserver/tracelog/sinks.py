@@ -1,5 +1,6 @@
 """Makes the sink that a user asked for, and imports no more than that one needs."""
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
 from ptserver.tracelog.errors import TraceOutputError
@@ -27,6 +28,7 @@ def open_sink(
     by: "Key | GoroutineKey" = "syscall",
     *,
     here: bool = True,
+    keep: Callable[[int], int] | None = None,
 ) -> TraceSink:
     """Return a sink that writes *form* to the file *path*, to standard error for None, to standard output for `-`.
 
@@ -34,6 +36,7 @@ def open_sink(
 
     options: for text, how it looks (its colour is decided here, by where it goes); for JSON and Perfetto its limit
     counts. by: what a summary counts by; here: whether the program runs on this machine, so that it can be sampled.
+    keep: moves a file's descriptor out of a program's way.
 
     Raises:
         TraceOutputError: the file cannot be made, or the form is binary and goes to a terminal or standard error.
@@ -43,7 +46,7 @@ def open_sink(
         from ptserver.tracelog.otlp import OtlpSink
 
         return OtlpSink.open(path, start, limit=options.limit)
-    writer = LineWriter.open(path)
+    writer = LineWriter.open(path, keep=keep)
     if form in BINARY_FORMS and (path is None or writer.is_terminal):
         where = "a terminal" if writer.is_terminal else "standard error"
         writer.close()

@@ -62,10 +62,12 @@ class CountingClock:
 
     #: When such a program's life begins: 2026-01-01 00:00 UTC.
     START = 1_767_225_600 * 1_000_000_000
+    #: What CLOCK_MONOTONIC shows then.
+    BEGIN = 1_000_000_000
     LOOK_NS = 1_000
 
     def __init__(self) -> None:
-        self._now = 1_000_000_000
+        self._now = self.BEGIN
 
     def now(self) -> int:
         """See `Clock`."""

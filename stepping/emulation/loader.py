@@ -42,11 +42,14 @@ class LoadError(SteppingError):
 
 
 class Loaded(NamedTuple):
-    """A program ready to start: the first instruction, the stack pointer, and where its heap (brk) begins."""
+    """A program ready to start: the first instruction, the stack pointer, where its heap (brk) begins, and what is
+    added to the addresses in its file.
+    """
 
     entry: int
     sp: int
     brk: int
+    bias: int
 
 
 def load(
@@ -78,7 +81,7 @@ def load(
         raise LoadError(f"{path}: a segment lies where the stack must be")
     space.map(_STACK_TOP - _STACK_BYTES, _STACK_BYTES, PROT_READ | PROT_WRITE)
     sp = _build_stack(header, bias, linker_base, path, space, abi, argv, env, random)
-    return Loaded(entry, sp, end)
+    return Loaded(entry, sp, end, bias)
 
 
 def _read_linker(header: ElfHeader, path: str) -> ElfHeader:

@@ -66,20 +66,20 @@ class Resources(Protocol):
 class Observer(Protocol):
     """Whoever wants to see every call and signal of the program. Times are those of the program's clock, ns."""
 
-    def called(
-        self,
-        machine: "Machine",
-        tid: int,
-        row: Syscall,
-        args: list[int],
-        result: int | None,
-        began: int,
-        ended: int,
-    ) -> None:
-        """Thread *tid* made a call that returned *result* (None: it does not return)."""
+    def begins(self, machine: "Machine", thread: Thread, row: Syscall, args: list[int], began: int) -> None:
+        """*thread* is about to make a call; the processor is in it, and its `context` is not saved."""
+
+    def called(self, machine: "Machine", tid: int, result: int | None, ended: int) -> None:
+        """The call of thread *tid* returned *result* (None: it does not return)."""
 
     def signalled(self, machine: "Machine", tid: int, number: int, info: bytes) -> None:
         """A fault of thread *tid* raised signal *number*."""
+
+    def flush(self) -> None:
+        """Nothing happens for a while, or another program is about to take this one's place."""
+
+    def ended(self, machine: "Machine", status: int) -> None:
+        """The program is gone, with a wait status; not of children."""
 
 
 Handler = Callable[[Thread, list[int]], Result]
@@ -152,6 +152,8 @@ class Machine:
         self._map_sigreturn()
         loaded = load(header, path, self.space, self.abi, argv, env, self.random.randbytes(16))
         self.brk_start = self.brk = loaded.brk
+        #: What is added to addresses in the program's file.
+        self.load_bias = loaded.bias
         main = self.new_thread()
         main.context.save()
         main.context.pc = loaded.entry
@@ -162,6 +164,8 @@ class Machine:
         """Run the program until it is gone; return its wait status, as waitpid(2) gives it."""
         self.run_until_paused()
         assert self.status is not None
+        if self.observer is not None:
+            self.observer.ended(self, self.status)
         return self.status
 
     def run_until_paused(self) -> None:
@@ -204,6 +208,8 @@ class Machine:
 
     def _advance(self) -> None:
         if not self.scheduler.ready:
+            if self.observer is not None:
+                self.observer.flush()
             self.scheduler.poll(may_sleep=True)
             return
         self._run_slice()
@@ -231,6 +237,7 @@ class Machine:
         self.processor.after_fork()
         self.scheduler.after_fork()
         self.is_child = True
+        self.observer = None
         self.pid = thread.tid = pid
         self.threads = {pid: thread}
         self._next_tid = pid + 1
@@ -331,6 +338,8 @@ class Machine:
     def _prepare(self, thread: Thread) -> bool:
         """Finish the call of *thread* and deliver its signals; return whether the program still runs."""
         if thread.result is not None:
+            if thread.is_observed:
+                self._observe_end(thread, thread.result)
             thread.context.set_result(thread.result)
             thread.result = None
         waited = thread.saved_mask is not None
@@ -381,13 +390,22 @@ class Machine:
     def _observed(self, thread: Thread, number: int, args: list[int]) -> Result:
         assert self.observer is not None
         row = self._rows.get(Sysno(number))
-        began = self.clock.now()
+        if row is not None:
+            self.observer.begins(self, thread, row, args, self.clock.now())
+            thread.is_observed = True
         handler = self._handlers.get(number)
         result = handler(thread, args) if handler is not None else self._call_outside(thread, number, args)
-        if row is not None:
-            value = result if isinstance(result, int) else None
-            self.observer.called(self, thread.tid, row, args, value, began, self.clock.now())
+        if thread.is_observed:
+            if isinstance(result, int):
+                self._observe_end(thread, result)
+            elif result is not BLOCKED and thread.result is None:
+                self._observe_end(thread, None)
         return result
+
+    def _observe_end(self, thread: Thread, result: int | None) -> None:
+        thread.is_observed = False
+        if self.observer is not None:
+            self.observer.called(self, thread.tid, result, self.clock.now())
 
     def _call_outside(self, thread: Thread, number: int, args: list[int]) -> Result:
         row = self._rows.get(Sysno(number))

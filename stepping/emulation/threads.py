@@ -88,6 +88,7 @@ class Thread:
     context: its registers while it does not run; call: what the register of results held when its syscall began;
     result: what its syscall returns, once it runs again; pending:
     its signals that were not delivered yet, with their siginfo; mask: its blocked signals, signal n is bit n - 1;
+    is_observed: somebody wants to know what its call returns;
     saved_mask: the mask to come back to after a call that waited with another (sigsuspend); altstack: (address,
     flags, size) as of sigaltstack(2).
     """
@@ -98,6 +99,7 @@ class Thread:
         "clear_child_tid",
         "context",
         "interrupted",
+        "is_observed",
         "mask",
         "name",
         "pending",
@@ -115,6 +117,7 @@ class Thread:
         self.result: int | None = None
         self.wait: Wait | None = None
         self.interrupted: Wait | None = None
+        self.is_observed = False
         self.pending: dict[int, bytes] = {}
         self.mask = 0
         self.saved_mask: int | None = None

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ptserver.emulated.host import end_as, run_emulated
 from stepping.emulation.machine import Machine
+from stepping.emulation.threads import Thread
 from stepping.syscalls import Syscall
 
 
@@ -13,20 +14,20 @@ class Trace:
     def __init__(self, path: str) -> None:
         self._file = Path(path).open("w")  # noqa: SIM115, it is open until the process ends
 
-    def called(
-        self,
-        machine: Machine,
-        tid: int,
-        row: Syscall,
-        args: list[int],
-        result: int | None,
-        began: int,
-        ended: int,
-    ) -> None:
-        print(tid, row.name, *map(hex, args), "=", result, began, ended, file=self._file, flush=True)
+    def begins(self, machine: Machine, thread: Thread, row: Syscall, args: list[int], began: int) -> None:
+        print(thread.tid, row.name, *map(hex, args), began, file=self._file)
+
+    def called(self, machine: Machine, tid: int, result: int | None, ended: int) -> None:
+        print(tid, "=", result, ended, file=self._file)
 
     def signalled(self, machine: Machine, tid: int, number: int, info: bytes) -> None:
-        print(tid, "signal", number, info.hex(), file=self._file, flush=True)
+        print(tid, "signal", number, info.hex(), file=self._file)
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def ended(self, machine: Machine, status: int) -> None:
+        self._file.flush()
 
 
 if __name__ == "__main__":
