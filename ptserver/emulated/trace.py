@@ -18,7 +18,7 @@ from goabi.binary import GoBinary
 from goabi.errors import GoAbiError
 from ptserver.hosts.endings import exit_of
 from ptserver.tracelog.events import ExitEvent, Frame, SignalEvent, SyscallEvent, TraceSink
-from ptserver.tracelog.stepping_events import FrameNames
+from ptserver.tracelog.frame_names import FrameNames
 from stepping.emulation.address_space import AddressSpace
 from stepping.emulation.machine import Machine
 from stepping.emulation.registers import Context
