@@ -213,12 +213,25 @@ class SessionFacts(msgspec.Struct, frozen=True, omit_defaults=True):
     started_ns: Nanoseconds
 
 
+class WatchedFrame(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One call on a goroutine's stack. file and line are empty if nobody knows them."""
+
+    function: LongText
+    file: LongText = ""
+    line: Annotated[int, Meta(ge=0, le=(1 << 31) - 1)] = 0
+    pc: U64 = 0
+
+
+WatchedStack = Annotated[tuple[WatchedFrame, ...], Meta(max_length=256)]
+
+
 class WatchedCall(msgspec.Struct, frozen=True, omit_defaults=True):
     """A call that the host took and answered.
 
     start_ns: by the host's monotonic clock; duration_ns, value: null if the thread made the call itself, for nobody
     saw it end. tid, pid, name, args, goid: as in `Syscall`. ins, outs: the first bytes of what the call read and
-    filled. value: what it returned, -1 if it failed with errno.
+    filled. value: what it returned, -1 if it failed with errno. stack: where it was made, an index of
+    `WatchedCalls.stacks`; -1: unknown.
     """
 
     start_ns: Nanoseconds
@@ -232,6 +245,7 @@ class WatchedCall(msgspec.Struct, frozen=True, omit_defaults=True):
     goid: U64 = 0
     ins: WatchedBuffers = {}
     outs: WatchedBuffers = {}
+    stack: Annotated[int, Meta(ge=-1, lt=MAX_WATCHED_CALLS)] = -1
 
 
 class Hello(Message, frozen=True):
@@ -656,6 +670,7 @@ class Watch(Message, frozen=True):
     id: unique among the sender's watches that have not ended. session: whose, for the server. what:
 
     - ``trace``: the calls that the host takes, `names` of them (none: all that reach outside), in `WatchedCalls`;
+      stacks: with where they were made;
     - ``goroutines``: the program's goroutines, once, in `WatchedRows` as docs/goroutines.schema.json describes them.
       stacks, labels, system, states, function: as the options of `ptserver goroutines`;
     - ``stack``: the same of goroutine `goid`;
@@ -685,7 +700,7 @@ class WatchedCalls(Message, frozen=True):
     """Host to server, and server to watcher: calls that have ended, in that order.
 
     monotonic_ns and realtime_ns: the same moment on the host's two clocks. lost: how many came before these that
-    there was no room for: nobody waits for a watcher.
+    there was no room for: nobody waits for a watcher. stacks: those that the calls refer to, innermost frame first.
     """
 
     id: RequestId
@@ -693,6 +708,7 @@ class WatchedCalls(Message, frozen=True):
     realtime_ns: Nanoseconds
     calls: Annotated[tuple[WatchedCall, ...], Meta(max_length=MAX_WATCHED_CALLS)] = ()
     lost: Count = 0
+    stacks: Annotated[tuple[WatchedStack, ...], Meta(max_length=MAX_WATCHED_CALLS)] = ()
 
 
 class WatchedRows(Message, frozen=True):

@@ -68,10 +68,6 @@ def trace_command(
 def _trace_session(connect: Connect, session: str, log: TraceOptions) -> None:
     from ptserver.watching.trace import trace_session
 
-    if log.stacks:
-        raise click.UsageError(
-            "a session's host does not know where calls were made: -k, pprof and --by function need it"
-        )
     if log.events or log.runtime().calls:
         raise click.UsageError(
             "a session's host does not see the runtime: --events and -e runtime need a process"
@@ -81,7 +77,7 @@ def _trace_session(connect: Connect, session: str, log: TraceOptions) -> None:
         facts = watcher.find(session)
         sink = log.open([os.fsencode(facts.program)], here=False)
         try:
-            trace_session(watcher, facts.id, log.names(), sink)
+            trace_session(watcher, facts.id, log.names(), sink, stacks=log.stacks)
         finally:
             sink.close()
     finally:

@@ -19,7 +19,6 @@ import itertools
 import os
 import select
 import signal
-import time
 from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Literal
 
@@ -104,17 +103,23 @@ class Host:
         if self._goids is None:
             self._goids = GoroutineIds.find(path, self.pid, self._main.memory)
 
-    def start_trace(self, sink: "TraceSink", names: Collection[str]) -> None:
-        """Log the calls of *names* that are taken to *sink*, besides others."""
+    def start_trace(self, sink: "TraceSink", names: Collection[str], *, stacks: bool = False) -> None:
+        """Log the calls of *names* that are taken to *sink*, besides others.
+
+        stacks: with where they were made, if `find_goroutines` found a Go program.
+        """
         from ptserver.hosts.trace import HostTrace
 
         if self.trace is None:
             self.trace = HostTrace(self._loop)
-        self.trace.add(sink, names)
+        if stacks and self._goids is not None:
+            self.trace.name_stacks(self.pid, self._goids.runtime, self._main.memory)
+        self.trace.add(sink, names, stacks=stacks)
 
     def stop_trace(self, sink: "TraceSink") -> None:
         """Log no more to *sink*."""
         if self.trace is not None and not self.trace.remove(sink):
+            self.trace.close()
             self.trace = None
 
     def start_statistics(self, seconds: float, give: "Callable[[GoroutineStatistics], None]") -> None:
@@ -147,6 +152,8 @@ class Host:
         """Kill the program if it still runs, and give up every descriptor."""
         if self._statistics is not None:
             self._statistics.close()
+        if self.trace is not None:
+            self.trace.close()
         if self._wait_status is None and not (self._tracer is not None and self._tracer.left_stopped):
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
@@ -229,7 +236,7 @@ class Host:
         if self._goids is not None:
             call.goid = self._goids.of(tid)
         if self.trace is not None:
-            call.started_ns = time.monotonic_ns()
+            self.trace.taken(call)
         self._serve(call)
 
     def _answer(self, call: PendingCall, value: int, error: int, outs: dict[int, bytes]) -> None:

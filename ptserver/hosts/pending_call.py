@@ -62,7 +62,8 @@ class PendingCall:
 
     row is None for a hypercall. answer: gives the answer, once it is known; the call waits as long as it is None.
     fd: a descriptor of this process that the answer will give to the program, or -1. started_ns: when it was taken,
-    if it is traced, else 0; goid: the goroutine that makes it, if that is wanted and known, else 0.
+    if it is traced, else 0; goid: the goroutine that makes it, if that is wanted and known, else 0; stack: where, as
+    `CallStacks` has it, if that is wanted and known, else empty.
     """
 
     __slots__ = (
@@ -77,6 +78,7 @@ class PendingCall:
         "nr",
         "process",
         "row",
+        "stack",
         "started_ns",
         "tid",
     )
@@ -94,6 +96,7 @@ class PendingCall:
         self.fd = -1
         self.started_ns = 0
         self.goid = 0
+        self.stack = b""
 
     @property
     def touches_remote(self) -> bool:

@@ -4,34 +4,81 @@ Calls that nobody takes are not seen here: `ptserver.tracelog.tracing` traces wh
 Thread rules: those of the host.
 """
 
+import contextlib
 import time
 from collections.abc import Collection
+from typing import NamedTuple
 
+from goabi.errors import GoAbiError
+from goabi.sched import GoRuntime
 from ptserver.hosts.endings import exit_of
 from ptserver.hosts.pending_call import PendingCall
+from ptserver.inspection.call_stacks import CallStacks
 from ptserver.net.poll_loop import PollLoop
 from ptserver.tracelog.events import ExitEvent, SyscallEvent, ThreadEvent, TraceSink
+from ptserver.tracelog.frame_names import FrameNames, exe_identity
+from stepping.tracee_memory import TraceeMemory
 
 #: How long an event may lie in the sink's buffer while the program is quiet.
 _FLUSH_SECONDS = 0.1
+
+
+class _Listener(NamedTuple):
+    """Who is told what: calls of these names, with *stacks* or not."""
+
+    sink: TraceSink
+    names: Collection[str]
+    stacks: bool
 
 
 class HostTrace:
     """Gives several sinks events: each of the answered calls whose names it wants, and of all threads."""
 
     def __init__(self, loop: PollLoop) -> None:
-        self._sinks: list[tuple[TraceSink, Collection[str]]] = []
+        self._listeners: list[_Listener] = []
+        self._with_stack: frozenset[str] = frozenset()
+        self._pid = 0
+        self._exe: tuple[int, int] | None = None
+        self._stacks: CallStacks | None = None
+        self._frames: FrameNames | None = None
         self._loop = loop
         self._flushes = False
 
-    def add(self, sink: TraceSink, names: Collection[str]) -> None:
-        """Log calls of *names* to *sink*, too."""
-        self._sinks.append((sink, names))
+    def name_stacks(self, pid: int, runtime: GoRuntime, memory: TraceeMemory) -> None:
+        """Be able to tell where process *pid* makes calls. memory: its."""
+        if self._stacks is None:
+            with contextlib.suppress(OSError, GoAbiError):
+                self._frames = FrameNames(f"/proc/{pid}/exe")
+                self._frames.load_bias = runtime.bias
+                self._stacks = CallStacks(runtime, memory)
+                self._pid, self._exe = pid, exe_identity(pid)
+
+    def add(self, sink: TraceSink, names: Collection[str], *, stacks: bool = False) -> None:
+        """Log calls of *names* to *sink*, too. stacks: with where they were made, if that can be told."""
+        self._listeners.append(_Listener(sink, names, stacks))
+        self._note_stacks()
 
     def remove(self, sink: TraceSink) -> bool:
         """Log no more to *sink*; return whether there are others."""
-        self._sinks = [entry for entry in self._sinks if entry[0] is not sink]
-        return bool(self._sinks)
+        self._listeners = [listener for listener in self._listeners if listener.sink is not sink]
+        self._note_stacks()
+        return bool(self._listeners)
+
+    def close(self) -> None:
+        """Give up the program's file."""
+        if self._frames is not None:
+            self._frames.close()
+            self._frames = self._stacks = None
+
+    def taken(self, call: PendingCall) -> None:
+        """Note when *call* was made, and where."""
+        call.started_ns = time.monotonic_ns()
+        row = call.row
+        if row is None or row.name not in self._with_stack or call.process.pid != self._pid:
+            return
+        assert self._stacks is not None
+        if exe_identity(self._pid) == self._exe:  # otherwise it has executed another program meanwhile
+            call.stack = self._stacks.of(call.tid, call.ip)
 
     def answered(self, call: PendingCall, value: int, error: int, outs: dict[int, bytes]) -> None:
         """Log *call*, which has returned."""
@@ -48,14 +95,20 @@ class HostTrace:
     def exited(self, pid: int, wait_status: int) -> None:
         """Log the end of the program."""
         self._give(ExitEvent(time.monotonic_ns(), pid, pid, *exit_of(wait_status)))
-        for sink, _ in self._sinks:
-            sink.flush()
+        for listener in self._listeners:
+            listener.sink.flush()
+
+    def _note_stacks(self) -> None:
+        wanted = (listener.names for listener in self._listeners if listener.stacks)
+        self._with_stack = (
+            frozenset(name for names in wanted for name in names) if self._stacks else frozenset()
+        )
 
     def _log(self, call: PendingCall, value: int | None, error: int, outs: dict[int, bytes]) -> None:
         row = call.row
         if row is None or not call.started_ns:  # it began before anybody wanted to know
             return
-        wanting = [sink for sink, names in self._sinks if row.name in names]
+        wanting = [listener for listener in self._listeners if row.name in listener.names]
         if not wanting:
             return
         args, ins, *_ = call.gathered
@@ -72,13 +125,16 @@ class HostTrace:
             error,
             goid=call.goid or None,
         )
-        for sink in wanting:
-            sink.event(event)
+        with_stack = event
+        if call.stack and self._frames is not None:
+            with_stack = event._replace(stack=self._frames(call.stack))
+        for listener in wanting:
+            listener.sink.event(with_stack if listener.stacks else event)
         self._flush_soon()
 
     def _give(self, event: ThreadEvent | ExitEvent) -> None:
-        for sink, _ in self._sinks:
-            sink.event(event)
+        for listener in self._listeners:
+            listener.sink.event(event)
         self._flush_soon()
 
     def _flush_soon(self) -> None:
@@ -88,5 +144,5 @@ class HostTrace:
 
     def _flush(self) -> None:
         self._flushes = False
-        for sink, _ in self._sinks:
-            sink.flush()
+        for listener in self._listeners:
+            listener.sink.flush()

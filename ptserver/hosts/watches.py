@@ -36,12 +36,13 @@ from ptserver.messages import (
     Watch,
     WatchedCall,
     WatchedCalls,
+    WatchedFrame,
     WatchedRows,
     WatchEnded,
 )
 from ptserver.net.poll_loop import PollLoop
 from ptserver.tracelog.batch import CallBatch
-from ptserver.tracelog.events import Event, SyscallEvent
+from ptserver.tracelog.events import Event, Frame, SyscallEvent
 from ptserver.tracelog.filters import parse_filters
 from stepping.syscalls import SYSCALLS
 
@@ -153,10 +154,10 @@ class _Trace:
         self._id = watch.id
         self._send = send
         self._has_room = has_room
-        self._calls: deque[WatchedCall] = deque()
+        self._calls: deque[SyscallEvent] = deque()
         self._lost = 0
         self._waits = False
-        host.start_trace(self, frozenset(watch.names) or parse_filters(()))
+        host.start_trace(self, frozenset(watch.names) or parse_filters(()), stacks=watch.stacks)
 
     def stop(self) -> None:
         """Send what is left, as far as there is room."""
@@ -170,7 +171,7 @@ class _Trace:
         if len(self._calls) >= _BUFFERED_CALLS:
             self._lost += 1
             return
-        self._calls.append(_watched(event))
+        self._calls.append(event)
         if len(self._calls) == MAX_WATCHED_CALLS:
             self.flush()
 
@@ -183,8 +184,11 @@ class _Trace:
         """Send what was kept, as far as there is room; the rest a little later."""
         calls = self._calls
         while (calls or self._lost) and self._has_room():
-            batch = tuple(calls.popleft() for _ in range(min(len(calls), MAX_WATCHED_CALLS)))
-            self._send(WatchedCalls(self._id, time.monotonic_ns(), time.time_ns(), batch, self._lost))
+            stacks: dict[tuple[Frame, ...], int] = {}
+            taken = (calls.popleft() for _ in range(min(len(calls), MAX_WATCHED_CALLS)))
+            batch = tuple(_watched(event, stacks) for event in taken)
+            named = tuple(tuple(map(_watched_frame, stack)) for stack in stacks)
+            self._send(WatchedCalls(self._id, time.monotonic_ns(), time.time_ns(), batch, self._lost, named))
             self._lost = 0
         if calls and not self._waits:
             self._waits = True
@@ -198,7 +202,8 @@ class _Trace:
         self.flush()
 
 
-def _watched(event: SyscallEvent) -> WatchedCall:
+def _watched(event: SyscallEvent, stacks: dict[tuple[Frame, ...], int]) -> WatchedCall:
+    """Return a call as a message has it. stacks: numbers those that there are; its own is added."""
     return WatchedCall(
         event.start_ns,
         event.tid,
@@ -211,7 +216,16 @@ def _watched(event: SyscallEvent) -> WatchedCall:
         event.goid or 0,
         {index: data[:MAX_WATCHED_BYTES] for index, data in event.ins.items()},
         {index: data[:MAX_WATCHED_BYTES] for index, data in event.outs.items()},
+        stacks.setdefault(event.stack, len(stacks)) if event.stack else -1,
     )
+
+
+def _watched_frame(frame: Frame) -> WatchedFrame:
+    return WatchedFrame(_text(frame.function), _text(frame.file), frame.line, frame.pc)
+
+
+def _text(text: str) -> str:
+    return text.encode(errors="backslashreplace").decode()[:_MAX_PROBLEM]  # names are the program's
 
 
 class _Helper:

@@ -173,12 +173,12 @@ def hosting(options: RunOptions, path: str, host: Host, *, goroutines: bool) -> 
     """Close *host* at the end; until then log the calls that it takes and name goroutines, where that is wanted."""
     with contextlib.ExitStack() as stack:
         stack.callback(host.close)
+        if options.trace is not None or options.remote_trace is not None or goroutines:
+            host.find_goroutines(path)
         if options.trace is not None:
             sink = options.trace.open(options.argv, host.pid)
             stack.callback(sink.close)
-            host.start_trace(sink, options.trace.names())
-        if options.trace is not None or options.remote_trace is not None or goroutines:
-            host.find_goroutines(path)
+            host.start_trace(sink, options.trace.names(), stacks=options.trace.stacks)
         yield
 
 

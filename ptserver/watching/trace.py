@@ -6,10 +6,11 @@ The host of the session tells of the calls that it takes, which are those that r
 import select
 import signal
 import time
+from collections.abc import Sequence
 
 from ptserver.hosts.signals import HostSignals
-from ptserver.messages import Watch, WatchedCall, WatchedCalls, WatchEnded
-from ptserver.tracelog.events import ExitEvent, LossEvent, SyscallEvent, TraceSink
+from ptserver.messages import Watch, WatchedCall, WatchedCalls, WatchedFrame, WatchEnded
+from ptserver.tracelog.events import ExitEvent, Frame, LossEvent, SyscallEvent, TraceSink
 from ptserver.watching.watcher import NoSessionError, Watcher
 
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
@@ -18,8 +19,12 @@ _QUIET_MS = 50
 _LAST_SECONDS = 3.0
 
 
-def trace_session(watcher: Watcher, session: str, names: frozenset[str], sink: TraceSink) -> None:
+def trace_session(
+    watcher: Watcher, session: str, names: frozenset[str], sink: TraceSink, *, stacks: bool = False
+) -> None:
     """Give *sink* the calls *names* of a session until its program ends, or a signal says that it is enough.
+
+    stacks: with where they were made, if the host can tell.
 
     Raises:
         NoSessionError: the host cannot tell.
@@ -32,7 +37,7 @@ def trace_session(watcher: Watcher, session: str, names: frozenset[str], sink: T
     deadline: float | None = None
     pid = 0
     try:
-        number = watcher.begin(Watch(1, "trace", session, tuple(sorted(names))))
+        number = watcher.begin(Watch(1, "trace", session, tuple(sorted(names)), stacks=stacks))
         while deadline is None or time.monotonic() < deadline:
             ready = {fd for fd, _ in poll.poll(_QUIET_MS)}
             if not ready:
@@ -45,9 +50,10 @@ def trace_session(watcher: Watcher, session: str, names: frozenset[str], sink: T
                 if isinstance(told, WatchedCalls):
                     if told.lost:
                         sink.event(LossEvent(told.monotonic_ns, told.lost))
+                    named = [tuple(map(_frame, stack)) for stack in told.stacks]
                     for call in told.calls:
                         pid = call.pid
-                        sink.event(_event(call))
+                        sink.event(_event(call, named))
                 elif isinstance(told, WatchEnded):
                     if told.problem:
                         raise NoSessionError(told.problem)
@@ -59,7 +65,11 @@ def trace_session(watcher: Watcher, session: str, names: frozenset[str], sink: T
         signals.close()
 
 
-def _event(call: WatchedCall) -> SyscallEvent:
+def _frame(frame: WatchedFrame) -> Frame:
+    return Frame(frame.function, frame.file, frame.line, frame.pc)
+
+
+def _event(call: WatchedCall, stacks: Sequence[tuple[Frame, ...]]) -> SyscallEvent:
     return SyscallEvent(
         call.start_ns,
         call.duration_ns,
@@ -72,4 +82,5 @@ def _event(call: WatchedCall) -> SyscallEvent:
         call.value,
         call.errno,
         goid=call.goid or None,
+        stack=stacks[call.stack] if 0 <= call.stack < len(stacks) else (),
     )

@@ -175,7 +175,7 @@ def test_attach_shows_goroutines_and_the_hosts_own_counts(
 
 def test_calls_are_traced(served: Served, work: tuple[Worker, SessionFacts]) -> None:
     worker, facts = work
-    command = ["ptserver", "trace", "--json", "-e", "read", *served.to_watch, facts.id]
+    command = ["ptserver", "trace", "--json", "-k", "-e", "read", *served.to_watch, facts.id]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as trace:
         assert trace.stderr is not None
         start = json.loads(trace.stderr.readline())
@@ -190,6 +190,10 @@ def test_calls_are_traced(served: Served, work: tuple[Worker, SessionFacts]) -> 
     for call in ours:
         assert call["value"] == call["args"]["buf"]["size"] == 1000
         assert call["duration_ns"] > 0
+        functions = [frame["function"] for frame in call["stack"]]
+        assert functions[0] != "internal/runtime/syscall/linux.Syscall6"
+        assert functions.index("syscall.Read") < functions.index("main.read")
+        assert functions[-1] == "runtime.goexit"
 
 
 def test_a_trace_ends_with_its_program(served: Served) -> None:

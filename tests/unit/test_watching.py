@@ -38,7 +38,7 @@ class FakeHost:
     def find_goroutines(self, path: str) -> None:
         assert path == "/proc/100/exe"
 
-    def start_trace(self, sink: TraceSink, names: object) -> None:
+    def start_trace(self, sink: TraceSink, names: object, *, stacks: bool) -> None:
         self.sinks.append(sink)
 
     def stop_trace(self, sink: TraceSink) -> None:
