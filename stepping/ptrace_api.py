@@ -12,8 +12,10 @@ Source: ptrace(2), waitpid(2), linux/ptrace.h, elf.h (NT_*).
 import ctypes
 import errno
 import os
+import signal
 import sys
 import threading
+from collections.abc import Container
 from enum import IntEnum, IntFlag
 from types import ModuleType
 
@@ -60,7 +62,7 @@ class RegisterSet(IntEnum):
 FOLLOW_THREADS = Option.SYSGOOD | Option.CLONE | Option.EXEC
 FOLLOW_ALL = FOLLOW_THREADS | Option.FORK | Option.VFORK
 
-_CONT, _SINGLESTEP, _DETACH, _SYSCALL, _SINGLEBLOCK = 7, 9, 17, 24, 33
+_PEEKUSER, _CONT, _SINGLESTEP, _DETACH, _SYSCALL, _SINGLEBLOCK = 3, 7, 9, 17, 24, 33
 _SETOPTIONS, _GETEVENTMSG, _GETSIGINFO, _SETSIGINFO = 0x4200, 0x4201, 0x4202, 0x4203
 _GETREGSET, _SETREGSET, _SEIZE, _INTERRUPT, _LISTEN = 0x4204, 0x4205, 0x4206, 0x4207, 0x4208
 _GETSIGMASK, _SETSIGMASK, _GET_SYSCALL_INFO = 0x420A, 0x420B, 0x420E
@@ -70,6 +72,8 @@ _SYSCALL_INFO_BYTES = 88
 _SIGMASK_BYTES = 8
 _BUFFER_BYTES = 512
 _WALL, _WNOTHREAD = WAIT_ALL, 0x20000000
+#: A signal-delivery-stop for SIGTRAP.
+_STEP_STATUS = signal.SIGTRAP << 8 | 0x7F
 
 
 class _Iovec(ctypes.Structure):
@@ -243,6 +247,25 @@ def wait_any(tid: int = -1, *, block: bool = True) -> tuple[int, int | None]:
     except ChildProcessError as error:
         raise TraceeGoneError(tid) from error
     return (who, status) if who else (0, None)
+
+
+def step_through(tid: int, pc: int, pc_offset: int, known: Container[int], count: int) -> tuple[int, int, int]:
+    """Let *tid*, at *pc*, execute up to *count* instructions, one by one, while it is at addresses that are *known*.
+
+    Return how many it has executed, its last raw wait status, and where it is then (-1: its stop is no step's). It
+    also ends where the program counter stays what it was. pc_offset: where that is in struct user.
+    """
+    done = 0
+    while True:
+        _simple(_SINGLESTEP, tid)
+        status = wait(tid)
+        assert status is not None
+        if status != _STEP_STATUS:
+            return done, status, -1
+        done += 1
+        before, pc = pc, _request(_PEEKUSER, tid, pc_offset)
+        if pc == before or done == count or pc not in known:
+            return done, status, pc
 
 
 def wait_any_interruptibly() -> tuple[int, int] | None:

@@ -30,7 +30,7 @@ from stepping.stop_results import is_step_trap, read_code, result_of_stop
 from stepping.stops import SyscallEntry, decode_syscall_info
 from stepping.tracee import Resume, Tracee
 from stepping.tracee_group import TraceeGroup
-from stepping.wait_status import Event, WaitKind
+from stepping.wait_status import Event, WaitKind, WaitStatus
 
 _TRAP_BIT = 1 << (signal.SIGTRAP - 1)
 _IN_CALL = (Event.CLONE, Event.FORK, Event.VFORK, Event.VFORK_DONE, Event.EXEC, Event.SECCOMP)
@@ -47,6 +47,8 @@ class StepExecutor:
         self._breakpoints = breakpoints
         self._observe = observe
         self._flows: dict[int, Flow] = {}
+        #: Addresses of instructions that were decoded, and are neither calls nor traps.
+        self._harmless: set[int] = set()
         self._decoder: Decoder | None = None
         #: Signal masks of threads whose SIGTRAP was unblocked, and those that have it unblocked anyway.
         self._masks: dict[int, int] = {}
@@ -125,6 +127,21 @@ class StepExecutor:
             self._unblock_trap(tracee)
         tracee.resume(how)
 
+    def step_through(self, tracee: Tracee, pc: int, count: int) -> tuple[int, WaitStatus] | None:
+        """Execute up to *count* instructions of a thread, at *pc*, that are known to be neither calls nor traps.
+
+        For those who step several threads. Return how many that were, and what it reported at last; None if it is in
+        a call, at an instruction that is not known, or about to get a signal.
+        """
+        if is_in_call(tracee) or tracee.pending_signal or pc not in self._harmless:
+            return None
+        self._unblock_trap(tracee)
+        offset = 8 * tracee.layout.index[tracee.layout.pc]
+        tracee.status = None
+        done, raw, _ = ptrace_api.step_through(tracee.tid, pc, offset, self._harmless, count)
+        _, status = self._group.note(tracee.tid, raw)
+        return done, status
+
     def begin_call(self, tracee: Tracee) -> None:
         """Let the thread go on with the syscall that it is in or in front of, up to its entry or exit."""
         self._restore_mask(tracee)
@@ -155,6 +172,8 @@ class StepExecutor:
                 self._decoder = Decoder(tracee.layout.arch)
             flow = self._decoder.decode(read_code(self._breakpoints, pc), pc).flow
             self._flows[pc] = flow
+            if flow not in (Flow.SYSCALL, Flow.TRAP):
+                self._harmless.add(pc)
         return flow
 
     def _unblock_trap(self, tracee: Tracee) -> None:

@@ -1,7 +1,8 @@
 """Runs a whole program by single steps: all its threads, each instruction by itself, until it is gone.
 
-The threads run at the same time, as they do natively, only some ten thousand times slower. Children that the program
-forks run natively. Signals, group-stops and the exit status remain the program's own.
+The threads run side by side, some ten thousand times slower than natively: those that wait in a call do so at the same
+time, of the others each executes some hundred instructions at a time. Children that the program forks run natively.
+Signals, group-stops and the exit status remain the program's own.
 
 An observer sees each instruction after it was executed, with the registers before. On amd64 an instruction is stepped
 over whole, so no thread is ever left in the middle of an atomic one; string instructions are seen once for each
@@ -21,6 +22,9 @@ from stepping.tracee_group import TraceeGroup
 from stepping.tracee_memory import TraceeMemory
 from stepping.wait_status import Event, WaitKind, WaitStatus
 
+#: So many instructions of a thread are executed while others that could run wait.
+_TURN = 500
+
 #: Is told of an instruction that was executed (of a syscall: when it is made): the thread, its registers before.
 Observer = Callable[[int, Registers], None]
 
@@ -37,55 +41,72 @@ class SteppedRun:
         self._stepper = StepExecutor(group, Breakpoints(self._memory, leader.layout))
         #: Instructions that were executed.
         self.count = 0
-        self._begun: dict[int, Registers] = {}
+        #: Threads that execute an instruction, with their registers before it if there is an observer.
+        self._begun: dict[int, Registers | None] = {}
 
     def run(self) -> WaitStatus:
         """Run the program until it is gone; return how it ended."""
-        for tracee in self._group:
-            self._go_on(tracee)
+        reports = [report for tracee in self._group if (report := self._go_on(tracee))]
         with contextlib.suppress(TraceeGoneError):
             while len(self._group):
-                report = self._group.wait()
-                assert report is not None
-                with contextlib.suppress(TraceeGoneError):
-                    self._handle(*report)
+                report = reports.pop() if reports else self._group.wait()
+                while report is not None:
+                    report = self._take(*report)
         self._memory.close()
         if self._group.exit is None:
             raise TraceeGoneError(self._group.pid)
         return self._group.exit
 
-    def _handle(self, tracee: Tracee, status: WaitStatus) -> None:
+    def _take(self, tracee: Tracee, status: WaitStatus) -> tuple[Tracee, WaitStatus] | None:
+        """Deal with a report; return the next one of the same thread, if it has made one meanwhile."""
+        try:
+            return self._handle(tracee, status)
+        except TraceeGoneError:
+            return None
+
+    def _handle(self, tracee: Tracee, status: WaitStatus) -> tuple[Tracee, WaitStatus] | None:
+        has_begun = tracee.tid in self._begun
         begun = self._begun.pop(tracee.tid, None)
         if not status.is_stop:
-            return
+            return None
         stepped = is_step_trap(tracee, status)
-        if begun is not None and (stepped or status.kind is WaitKind.SYSCALL):
+        if has_begun and (stepped or status.kind is WaitKind.SYSCALL):
             self.count += 1
-            if self._observe is not None:
+            if self._observe is not None and begun is not None:
                 self._observe(tracee.tid, begun)
         if tracee.pid != self._group.pid:
             tracee.detach()
             self._group.tracees.pop(tracee.tid, None)
-            return
+            return None
         if status.event is Event.EXEC:
             self._memory.close()
             self._memory = TraceeMemory(self._group.pid)
             self._stepper = StepExecutor(self._group, Breakpoints(self._memory, tracee.layout))
         elif status.kind is WaitKind.GROUP:
             tracee.resume()
-            return
+            return None
         elif stepped:
             tracee.drop_signal()
-        self._go_on(tracee)
+        return self._go_on(tracee)
 
-    def _go_on(self, tracee: Tracee) -> None:
+    def _go_on(self, tracee: Tracee) -> tuple[Tracee, WaitStatus] | None:
+        """Let a thread execute instructions, or one; return what it reports if that is no step's end."""
         registers = tracee.read_registers()
+        if self._observe is None:
+            turn = self._stepper.step_through(tracee, registers.pc, _TURN)
+            if turn is not None:
+                self.count += turn[0]
+                if not is_step_trap(tracee, turn[1]):
+                    return tracee, turn[1]
+                tracee.drop_signal()
+                registers = tracee.read_registers()
         if is_in_call(tracee):
             self._stepper.begin_call(tracee)
-            return
+            return None
         if not tracee.pending_signal:
-            self._begun[tracee.tid] = registers
+            self._begun[tracee.tid] = registers if self._observe is not None else None
         if self._stepper.is_at_call(tracee, registers.pc):
             self._stepper.begin_call(tracee)
         else:
             self._stepper.begin(tracee)
+        return None

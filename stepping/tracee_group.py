@@ -89,7 +89,7 @@ class TraceeGroup:
         except TraceeGoneError as error:
             self.tracees.clear()
             raise TraceeGoneError(self.pid) from error
-        return None if raw is None else self._note(tid, raw)
+        return None if raw is None else self.note(tid, raw)
 
     def wait_for(self, tracee: Tracee) -> WaitStatus:
         """Wait until *tracee* reports; what others report meanwhile is kept as their `status`.
@@ -178,7 +178,7 @@ class TraceeGroup:
                 self.tracees.pop(tracee.tid, None)
                 return
             if raw is not None:
-                self._note(tracee.tid, raw)
+                self.note(tracee.tid, raw)
             elif time.monotonic() > deadline:
                 raise SteppingError(
                     f"thread {tracee.tid} of process {self.pid} does not stop "
@@ -189,7 +189,8 @@ class TraceeGroup:
             else:
                 time.sleep(_POLL_S)
 
-    def _note(self, tid: int, raw: int) -> tuple[Tracee, WaitStatus]:
+    def note(self, tid: int, raw: int) -> tuple[Tracee, WaitStatus]:
+        """Take in a report that somebody else waited for."""
         tracee = self.tracees.get(tid)
         if tracee is None:
             tracee = Tracee(tid, self._pid_of(tid))

@@ -130,10 +130,10 @@ class Running:
         assert self.terminal is not None
         set_size(self.terminal, columns, rows)
 
-    def finish(self, seconds: float = PATIENCE_SECONDS) -> Ended:
-        """Wait for its end, at most *seconds*."""
+    def finish(self, seconds: float | None = None) -> Ended:
+        """Wait for its end, at most *seconds*, or `PATIENCE_SECONDS`."""
         self.close_stdin()
-        status = self.child.wait(seconds)
+        status = self.child.wait(PATIENCE_SECONDS if seconds is None else seconds)
         if self.terminal is not None:
             return Ended(status, self.stdout.finish(), b"")
         return Ended(status, self.stdout.finish(), self.stderr.finish())
