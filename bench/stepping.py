@@ -7,7 +7,7 @@ Measured in one run, each the median of all rounds:
 - single steps a second: by ptrace from Python (`stepping.stepped_run`), by a loop of ptrace calls in C, which is what
   the kernel and processor allow, by gdb (`stepi N`), and on the emulator, by gdb over its remote protocol and alone.
 
-Targets: 1 MB/s and 100 ms. The exit status says whether they are met. Absent: what is not installed.
+Targets: 1 MB/s and 100 ms; the table says whether they are met. Absent: what is not installed.
 """
 
 import argparse
@@ -17,7 +17,6 @@ import re
 import shutil
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -181,7 +180,7 @@ FIGURES: dict[str, tuple[str, Callable[[], float], str | None]] = {
 
 
 def main() -> None:
-    """Print the table; exit with 1 if a target is missed."""
+    """Print the table."""
     parser = argparse.ArgumentParser(
         prog="python -m bench.stepping", description=(__doc__ or "").partition("\n")[0]
     )
@@ -208,7 +207,6 @@ def main() -> None:
                 else f"{name:<28}       absent"
             )
         print("targets met" if met else "targets missed")
-    sys.exit(0 if met else 1)
 
 
 if __name__ == "__main__":

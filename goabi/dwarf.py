@@ -320,6 +320,17 @@ class Dwarf:
             return tuple(self._iter_parameters(die))
         return None
 
+    def has_local(self, function: str, name: str) -> bool:
+        """Whether the function of that full name has a parameter or a local variable *name*, in whichever block."""
+        waiting = list(self._iter_named(function, frozenset({"DW_TAG_subprogram"})))
+        while waiting:
+            for child in self._iter_children(waiting.pop()):
+                if child.tag in ("DW_TAG_variable", "DW_TAG_formal_parameter") and _name(child) == name:
+                    return True
+                if child.tag == "DW_TAG_lexical_block":
+                    waiting.append(child)
+        return False
+
     def _iter_parameters(self, die: "DIE") -> Iterator[Parameter]:
         for child in self._iter_children(die):
             if child.tag == "DW_TAG_formal_parameter":

@@ -249,7 +249,9 @@ def wait_any(tid: int = -1, *, block: bool = True) -> tuple[int, int | None]:
     return (who, status) if who else (0, None)
 
 
-def step_through(tid: int, pc: int, pc_offset: int, known: Container[int], count: int) -> tuple[int, int, int]:
+def step_through(
+    tid: int, pc: int, pc_offset: int, known: Container[int], count: int
+) -> tuple[int, int, int]:
     """Let *tid*, at *pc*, execute up to *count* instructions, one by one, while it is at addresses that are *known*.
 
     Return how many it has executed, its last raw wait status, and where it is then (-1: its stop is no step's). It

@@ -27,6 +27,12 @@ class NoTerminalError(PtServerError):
     metavar="SECONDS",
     help="How often to say what happened.",
 )
+@click.option(
+    "--step",
+    "steps",
+    is_flag=True,
+    help="Stop the program, and debug it at a prompt, as `ptserver step` does.",
+)
 @click.option("--once", is_flag=True, help="Print one interval as text, and leave.")
 @click.option("--json", "as_json", is_flag=True, help="Print intervals as JSON lines; with --once, one.")
 @click.option(
@@ -50,7 +56,9 @@ class NoTerminalError(PtServerError):
 @click.option("--force", is_flag=True, help="Try Go versions that are not supported, by their DWARF.")
 @server_arguments()
 @click.argument("target", metavar="PID|SESSION")
+@click.pass_context
 def attach_command(
+    ctx: click.Context,
     target: str,
     connect: Connect | None,
     interval: float,
@@ -58,6 +66,7 @@ def attach_command(
     states: tuple[str, ...],
     func: str | None,
     *,
+    steps: bool,
     once: bool,
     as_json: bool,
     system: bool,
@@ -71,9 +80,13 @@ def attach_command(
     On a terminal it is a live view; `h` tells the keys, `q` or Ctrl-C detaches, and the program goes on as it was.
     The program is stopped for a few milliseconds at a time, and for 2 per cent of the time at most.
 
+    With --step it is stopped until `continue`, and is debugged at the prompt of `ptserver step`: breakpoints, steps by
+    instruction, block and line, registers, memory. It goes on when that is left.
+
     \b
     ptserver attach 1234
     ptserver attach --once 1234
+    ptserver attach --step 1234
     ptserver attach --json -n 5 1234 >> log
     ptserver attach --server localhost:11235 3f2a61-4
     """
@@ -84,6 +97,13 @@ def attach_command(
     from ptserver.inspection.goroutine_list import Selection
     from ptserver.tracelog.filters import parse_filters
 
+    if steps:
+        if connect is not None or once or as_json or filters or states or func is not None or system or force:
+            raise click.UsageError("--step goes with no other option, and with a PID of this machine")
+        from ptserver.debugger.launch import attach_target
+        from ptserver.debugger.prompt import run_prompt
+
+        ctx.exit(run_prompt(attach_target(process_number(target)), None, attached=True))
     selection = Selection(states, compiled(func), system=system)
     live = not (once or as_json)
     if live and not (sys.stdin.isatty() and sys.stdout.isatty()):

@@ -161,6 +161,12 @@ class _Planner:
                 f"{self._elf.path} has neither a symbol table nor debugging information, so {name} is not found: "
                 "build it without -s, or name a range"
             )
+        function = self._function_with_local(name)
+        if function is not None:
+            return (
+                f"{name.rpartition('.')[2]} is a local variable of {function}: it lives on a stack or in a register, "
+                "and only package-level variables can be remote"
+            )
         names = [symbol.name for symbol in self._elf.iter_symbols() if symbol.type == _STT_OBJECT]
         close = difflib.get_close_matches(name, names, 1) or [
             other for other in names if other.rpartition(".")[2] == name
@@ -169,6 +175,24 @@ class _Planner:
             f"; did you mean {close[0]}?" if close else "; a local variable, or one that nobody uses, is none"
         )
         return f"{self._elf.path} has no variable {name}{hint}"
+
+    def _function_with_local(self, name: str) -> str | None:
+        """Return the function that *name*, as in ``main.main.x`` or ``main.x``, may be a local variable of."""
+        dwarf = self._binary.dwarf if self._binary is not None else None
+        owner, _, local = name.rpartition(".")
+        if self._binary is None or dwarf is None or not owner:
+            return None
+        functions = self._binary.functions
+        if functions.find_function_by_name(owner) is not None:
+            return owner if dwarf.has_local(owner, local) else None
+        return next(
+            (
+                function.name
+                for function in functions.iter_functions()
+                if function.name.startswith(f"{owner}.") and dwarf.has_local(function.name, local)
+            ),
+            None,
+        )
 
     def _range(self, text: str) -> RemoteVariable:
         match = _RANGE.fullmatch(text)

@@ -210,6 +210,11 @@ def test_what_cannot_be_executed_leaves_the_program_stopped(tmp_path: Path) -> N
         (("--remote-var", "main.nothing"), "has no variable main.nothing"),
         (("--remote-var", "main.contur"), "did you mean main.counter?"),
         (("--remote-var", "main.main"), "main.main is a function"),
+        (
+            ("--remote-var", "main.share.times"),
+            "times is a local variable of main.share: it lives on a stack",
+        ),
+        (("--remote-var", "main.swapped"), "swapped is a local variable of main.mixed: it lives on a stack"),
         (("--remote-var", "runtime.writeBarrier"), "belongs to Go's runtime"),
         (("--remote-var", "os.Args"), "os.Args holds pointers"),
         (("--remote-var", "runtime.buildVersion.str"), "is a constant, which cannot be remote"),

@@ -173,6 +173,26 @@ def test_a_process_that_runs(spinning: "subprocess.Popen[str]") -> None:
     assert spinning.stdout.readline().startswith("done ")
 
 
+def test_attached_to_at_the_prompt(spinning: "subprocess.Popen[str]") -> None:
+    command = ["ptserver", "attach", "--step", str(spinning.pid)]
+    lines = "break os.(*File).WriteAt\nthreads\nregisters\nquit\n"
+    done = subprocess.run(command, input=lines, capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "(ptserver) quit" in done.stdout
+    assert re.search(r"^rip +0x[0-9a-f]+", done.stdout, re.M)
+    assert spinning.stdin is not None
+    assert spinning.stdout is not None
+    spinning.stdin.write("work 3\n")
+    spinning.stdin.flush()
+    assert spinning.stdout.readline().startswith("done ")
+
+
+def test_attach_does_one_thing() -> None:
+    status, line = refusal("attach", "--step", "--once", "1")
+    assert status == 64
+    assert "--step goes with no other option" in line
+
+
 def test_commands_on_standard_input() -> None:
     status, out, err = ptserver(
         "step", build("exit3"), stdin=b"help\nnonsense\nb main.main\nc\nb nosuch\nc\n"
