@@ -1,8 +1,8 @@
 """Runs a whole program by single steps: all its threads, each instruction by itself, until it is gone.
 
-The threads run side by side, some ten thousand times slower than natively: those that wait in a call do so at the same
-time, of the others each executes some hundred instructions at a time. Children that the program forks run natively.
-Signals, group-stops and the exit status remain the program's own.
+The threads run side by side, some ten thousand times slower than natively: those that wait in a call do so at the
+same time, of the others each executes some hundred instructions at a time. Children that the program forks run
+natively. Signals, group-stops and the exit status remain the program's own.
 
 An observer sees each instruction after it was executed, with the registers before. On amd64 an instruction is stepped
 over whole, so no thread is ever left in the middle of an atomic one; string instructions are seen once for each

@@ -80,8 +80,8 @@ def attach_command(
     On a terminal it is a live view; `h` tells the keys, `q` or Ctrl-C detaches, and the program goes on as it was.
     The program is stopped for a few milliseconds at a time, and for 2 per cent of the time at most.
 
-    With --step it is stopped until `continue`, and is debugged at the prompt of `ptserver step`: breakpoints, steps by
-    instruction, block and line, registers, memory. It goes on when that is left.
+    With --step it is stopped until `continue`, and is debugged at the prompt of `ptserver step`: breakpoints, steps
+    by instruction, block and line, registers, memory. It goes on when that is left.
 
     \b
     ptserver attach 1234

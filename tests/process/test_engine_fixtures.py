@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from tests import running
 from tests.conformance.cases import CASES, Case
 from tests.conformance.modes import NATIVE, Mode, _local
-from tests import running
 from tests.conformance.test_matrix import Behaviour, behaviour
 
 ENGINES = {
