@@ -179,7 +179,7 @@ def test_attached_to_at_the_prompt(spinning: "subprocess.Popen[str]") -> None:
     done = subprocess.run(command, input=lines, capture_output=True, text=True, check=False, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
     assert "(ptserver) quit" in done.stdout
-    assert re.search(r"^ *rip 0x[0-9a-f]+", done.stdout, re.M)
+    assert "rip 0x" in done.stdout
     assert spinning.stdin is not None
     assert spinning.stdout is not None
     spinning.stdin.write("work 3\n")
