@@ -9,8 +9,9 @@ decoding enforces: a peer is not trusted.
 The order: the host sends `Hello` and the server answers `Welcome` or `Refused`, always in JSON; from then on
 both use the codec that the welcome names. After the welcome either side may send what `ToServer` and `ToHost`
 allow it, at any time, until the host has sent `Exited` and the server has answered `Goodbye`. A host that waits for
-a program says its hello when a server has sent it an `Offer`. A watcher begins with `WatcherHello`, which is answered
-by `WatcherWelcome`; then it may send what `FromWatcher` allows, and gets what `ToWatcher` does.
+a program says its hello when a server has sent it an `Offer`. A session that was kept when its connection was lost
+goes on by a new one that begins with `Resume`. A watcher begins with `WatcherHello`, which is answered by
+`WatcherWelcome`; then it may send what `FromWatcher` allows, and gets what `ToWatcher` does.
 """
 
 import os
@@ -57,6 +58,8 @@ Errno = Annotated[int, Meta(ge=0, le=4095)]
 SignalNumber = Annotated[int, Meta(ge=0, le=64)]
 Cells = Annotated[int, Meta(ge=0, le=65535)]
 ArgumentIndex = Annotated[int, Meta(ge=0, le=5)]
+Seconds = Annotated[int, Meta(ge=0, le=1_000_000)]
+Ticket = Annotated[str, Meta(max_length=128)]
 SyscallName = Annotated[str, Meta(min_length=1, max_length=64)]
 ShortText = Annotated[str, Meta(max_length=255)]
 LongText = Annotated[str, Meta(max_length=4096)]
@@ -164,7 +167,8 @@ class Offer(Message, frozen=True):
 
     The host answers with its `Hello`, or with `Refused`. purpose: ``run`` to execute the whole program, ``spread`` to
     execute a part of its threads; a host refuses what it does not know. token: the secret that the host wants, or
-    empty. The other fields are as in a hello, where the host then repeats what it chose.
+    empty. wait_seconds: as in a hello; what the host grants, and the ticket, are in its hello. The other fields are
+    as in a hello, where the host then repeats what it chose.
     """
 
     versions: Annotated[tuple[Annotated[int, Meta(ge=1, le=65535)], ...], Meta(min_length=1, max_length=64)]
@@ -173,6 +177,7 @@ class Offer(Message, frozen=True):
     executable: Executable
     token: LongText = ""
     purpose: ShortText = "run"
+    wait_seconds: Seconds = 0
 
 
 class Use(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -255,6 +260,8 @@ class Hello(Message, frozen=True):
     the standard streams the host will carry (the others are /dev/null); terminal: set if they are a terminal;
     token: the secret that the server wants, or empty; ahead: whether the host knows `Ahead`;
     server_time: whether the server's clock is to be the program's, so that calls on clocks of the day are served.
+    wait_seconds: for how long the session is to be kept when its connection is lost, 0 not to keep it; in the answer
+    to an offer that wants it, for how long the host keeps it, and *ticket*: see `Resume`.
     """
 
     versions: Annotated[tuple[Annotated[int, Meta(ge=1, le=65535)], ...], Meta(min_length=1, max_length=64)]
@@ -267,6 +274,8 @@ class Hello(Message, frozen=True):
     terminal: Terminal | None = None
     ahead: bool = False
     server_time: bool = False
+    wait_seconds: Seconds = 0
+    ticket: Ticket = ""
 
 
 class Welcome(Message, frozen=True):
@@ -283,7 +292,9 @@ class Welcome(Message, frozen=True):
     that of its process at the host. memory: whether the server keeps remote variables (`MemoryDeclare`). ahead: the
     server may send `Ahead`, and does not mind calls that the host makes by itself, to have their answers before the
     program wants them; only if the hello says so too. streams: those of the program's standard streams that are no
-    files, so that writing to them changes none.
+    files, so that writing to them changes none. wait_seconds: for how long the session is kept when its connection is
+    lost, 0 if it is not; never longer than the hello wants it. ticket: what the host proves by then that it is its
+    session (`Resume`).
     """
 
     version: Annotated[int, Meta(ge=1, le=65535)]
@@ -304,14 +315,47 @@ class Welcome(Message, frozen=True):
     memory: bool = False
     ahead: bool = False
     streams: Annotated[tuple[StreamId, ...], Meta(max_length=3)] = ()
+    wait_seconds: Seconds = 0
+    ticket: Ticket = ""
+
+
+class Resume(Message, frozen=True):
+    """By whoever connects, first, in JSON: to go on with a session whose connection was lost, by this one.
+
+    The other side answers with `Resumed`, or with `Refused`. After that the stream of frames goes on where it broke
+    off, in both directions: each side first sends again, from the byte that the other is to get next. So each message
+    is received once, and nothing is done twice. ticket: the session's, from `Welcome` or `Hello`, which its two ends
+    alone have; token: as in a hello; received_bytes: of the frames after the welcome, how many bytes have come.
+    """
+
+    versions: Annotated[tuple[Annotated[int, Meta(ge=1, le=65535)], ...], Meta(min_length=1, max_length=64)]
+    ticket: Ticket
+    token: LongText = ""
+    received_bytes: Count = 0
+
+
+class Resumed(Message, frozen=True):
+    """The answer to `Resume`, in JSON: the session goes on. received_bytes: as there, of the other direction."""
+
+    received_bytes: Count
+
+
+class Received(Message, frozen=True):
+    """Either way, in a session that would be kept: so many bytes of the frames after the welcome have come.
+
+    They need not be kept any more, to be sent again. At least 64 MiB may be under way before this must be said.
+    """
+
+    bytes: Count
 
 
 class Refused(Message, frozen=True):
     """Either way, before closing on an error: from a server, instead of a welcome or later; from a host, instead of
     its hello to an offer, or later because it cannot execute what was offered.
 
-    code: ``version``, ``codec``, ``abstraction``, ``tls``, ``token``, ``limit``, ``malformed`` or ``internal``; from
-    a host also ``purpose`` or ``launch``; message: one line for the user.
+    code: ``version``, ``codec``, ``abstraction``, ``tls``, ``token``, ``limit``, ``session`` (there is
+    none with that ticket), ``malformed`` or ``internal``; from a host also ``purpose`` or ``launch``; message: one
+    line for the user.
     """
 
     code: ShortText
@@ -775,6 +819,9 @@ ToServer = (
     | ProcessStopped
     | Signal
     | SignalState
+    | Received
+    | Resume
+    | Resumed
     | Refused
     | Ping
     | Pong
@@ -796,6 +843,9 @@ ToHost = (
     | Watch
     | Unwatch
     | Goodbye
+    | Received
+    | Resume
+    | Resumed
     | Ping
     | Pong
 )

@@ -35,6 +35,13 @@ class RawTerminal:
         tty.setraw(0, termios.TCSADRAIN)
         return self
 
+    def suspend(self, interpreted: bool) -> None:
+        """Let this terminal interpret keys meanwhile, so that Ctrl-C is a signal of this machine."""
+        if interpreted and self._saved is not None:
+            termios.tcsetattr(0, termios.TCSADRAIN, self._saved)  # type: ignore[arg-type]
+        elif self._saved is not None:
+            tty.setraw(0, termios.TCSADRAIN)
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:

@@ -2,7 +2,7 @@
 
 import click
 
-from ptserver.commands.common_options import keepalive_option
+from ptserver.commands.common_options import keepalive_option, max_wait_option
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
@@ -64,6 +64,7 @@ class _Size(click.ParamType):  # type: ignore[type-arg]
     help="How much may be kept there; the program that was not used for the longest time goes first.",
 )
 @keepalive_option
+@max_wait_option
 @click.option("--log", "log_file", metavar="FILE", help="Append the log to FILE; default: standard error.")
 @click.option("--json", "as_json", is_flag=True, help="Announce and log in JSON, one object per line.")
 @click.pass_context
@@ -77,6 +78,7 @@ def remote_command(
     cache: str | None,
     cache_size: int,
     keepalive_seconds: float,
+    max_wait_seconds: int,
     log_file: str | None,
     as_json: bool,
 ) -> None:
@@ -105,6 +107,7 @@ def remote_command(
             cache,
             cache_size,
             keepalive_seconds,
+            max_wait_seconds,
             log_file,
             as_json,
         )

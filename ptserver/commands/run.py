@@ -2,7 +2,7 @@
 
 import click
 
-from ptserver.commands.common_options import keepalive_option
+from ptserver.commands.common_options import OnLost, keepalive_option
 from ptserver.commands.trace_arguments import OptionalValueCommand, trace_arguments
 from ptserver.tracelog.options import TraceOptions
 
@@ -57,11 +57,12 @@ from ptserver.tracelog.options import TraceOptions
 @keepalive_option
 @click.option(
     "--on-lost",
-    type=click.Choice(["panic", "kill"]),
+    type=OnLost(),
     default="panic",
     show_default=True,
-    help="When the server is lost: a program with the stub panics, with the traces of its goroutines, and any other "
-    "is killed; or all are killed.",
+    help="When the connection to the server, or the host, is lost: panic lets a program with the stub panic, with "
+    "the traces of its goroutines, and kills any other; kill kills all; wait tries to connect anew, for 120 s or so "
+    "many SECONDS, and goes on as if nothing had happened; else it is as panic.",
 )
 @click.option(
     "--local",
@@ -148,7 +149,7 @@ def run_command(
     token_file: str | None,
     keys: str | None,
     keepalive_seconds: float,
-    on_lost: str,
+    on_lost: tuple[str, int],
     local: tuple[str, ...],
     remote_rules: tuple[str, ...],
     rules_file: str | None,
@@ -243,7 +244,7 @@ def run_command(
                 seed,
                 on,
                 keepalive_seconds,
-                on_lost,
+                *on_lost,
                 tuple(spread.split(",")) if spread else (),
                 place,
                 engine,

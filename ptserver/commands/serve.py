@@ -2,7 +2,7 @@
 
 import click
 
-from ptserver.commands.common_options import keepalive_option
+from ptserver.commands.common_options import keepalive_option, max_wait_option
 
 
 @click.command("serve")
@@ -68,6 +68,7 @@ from ptserver.commands.common_options import keepalive_option
     "g), nproc.",
 )
 @keepalive_option
+@max_wait_option
 @click.option("--log", "log_file", metavar="FILE", help="Append the log to FILE; default: standard error.")
 @click.option("--json", "as_json", is_flag=True, help="Announce and log in JSON, one object per line.")
 @click.pass_context
@@ -87,6 +88,7 @@ def serve_command(
     user: str | None,
     limits: tuple[str, ...],
     keepalive_seconds: float,
+    max_wait_seconds: int,
     log_file: str | None,
     as_json: bool,
 ) -> None:
@@ -135,6 +137,7 @@ def serve_command(
             as_json,
             watch_token_file,
             confinement,
+            max_wait_seconds,
         )
     )
     ctx.exit(0)

@@ -360,11 +360,15 @@ class Host:
             elif signo == signal.SIGWINCH:
                 self._on_window_size()
             elif is_passed_on(signo) and not (from_kernel and self._shares_terminal()):
-                self._signal_program(signo)
+                self._pass_on(signo)
 
     def _shares_terminal(self) -> bool:
         """Whether the program gets the signals of the user's terminal itself."""
         return True
+
+    def _pass_on(self, signo: int) -> None:
+        """Deal with a signal that the user has sent to this process, and that is meant for the program."""
+        self._signal_program(signo)
 
     def _signal_program(self, signo: int) -> None:
         with contextlib.suppress(ProcessLookupError):

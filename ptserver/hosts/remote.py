@@ -5,7 +5,8 @@ size; its descriptors here are only /dev/null.
 
 A lost connection. A program with the stub hears of it (`hypercalls.WATCH`) and ends itself as a Go panic does, with
 the traces of all goroutines, for which its writes to descriptor 2 go to this process's standard error; its other
-calls are left waiting. Any other program is killed.
+calls are left waiting. Any other program is killed. Where the session is kept at the server, that happens only
+when no other connection has come in time: until then calls are taken and kept (`ptserver.net.recovery`).
 
 Not trusted: the server. Its results reach the memory of the program only where a call of the program offered room,
 and nothing else of this machine.
@@ -63,7 +64,9 @@ from ptserver.messages import (
 )
 from ptserver.net.connection import Connection
 from ptserver.net.keepalive import DEFAULT_SECONDS, KeepAlive
+from ptserver.net.lasting import LastingConnection
 from ptserver.net.poll_loop import SPIN_SECONDS
+from ptserver.net.recovery import Recovery, Source
 from ptserver.remote_memory.stores import StoreLostError
 from ptserver.terminal import user_terminal
 from stepping.launch import Launched
@@ -78,6 +81,9 @@ _GOODBYE_SECONDS = 30.0
 #: How long an access to a remote variable may take where a server may be silent for ever.
 _FOREVER_SECONDS = 3600.0
 
+
+#: Signals by which a user ends a program.
+_ENDING = frozenset({signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM})
 
 #: Calls whose first argument names a clock.
 _ABOUT_CLOCKS = frozenset({"clock_gettime", "clock_getres", "clock_settime"})
@@ -110,7 +116,9 @@ class RemoteHost(Host):
         self.lost: str | None = None
         self.kills_when_lost = False
         self.server_time = False
-        self.keepalive = KeepAlive(connection, self._loop.later, keepalive_seconds, self._lose)
+        self.keepalive = KeepAlive(connection, self._loop.later, keepalive_seconds, self._broke)
+        self._recovery: Recovery | None = None
+        self._on_waiting: Callable[[bool], None] = lambda waits: None
         self._welcome = welcome
         self._connection = connection
         self._has_stub = has_stub
@@ -172,17 +180,42 @@ class RemoteHost(Host):
         self._telling.program_ended(status)
         if self.lost is None:
             self._connection.send(Exited(*exit_of(status)))
-            self._loop.later(
-                _GOODBYE_SECONDS, lambda: self._lose("the server did not end the session in time")
-            )
+            self._loop.later(_GOODBYE_SECONDS, self._goodbye_is_late)
         while self.lost is None and not self._goodbye:
             self._round()
         while self._streams.wants_write:
             self._round()
         return status
 
+    def survive_losses(
+        self,
+        source: Source,
+        seconds: float,
+        tell: Callable[[str], None],
+        waiting: Callable[[bool], None] = lambda waits: None,
+    ) -> None:
+        """Wait so long for another connection, which comes from *source*, whenever this one is lost.
+
+        *tell* is given lines for a user or a log, *waiting* is told when it begins and ends.
+        """
+        connection = self._connection
+        assert isinstance(connection, LastingConnection)
+        self._on_waiting = waiting
+        self._recovery = Recovery(
+            connection,
+            source,
+            seconds,
+            self._loop,
+            self.keepalive,
+            resumed=self._resumed,
+            lost=self._lose,
+            say=tell,
+        )
+
     def close(self) -> None:
         """Kill the program if it still runs, and give up every descriptor."""
+        if self._recovery is not None:
+            self._recovery.stop()
         self._telling.close()
         self._connection.close()
         self._mappings.close()
@@ -292,34 +325,47 @@ class RemoteHost(Host):
             StoreLostError: the server is lost.
         """
         if self.lost is None:
-            connection = self._connection
-            connection.send(message)
-            poll = select.poll()
-            poll.register(connection.fileno(), select.POLLIN)
-            patience = self._patience_seconds or _FOREVER_SECONDS
-            deadline = time.monotonic() + patience
-            try:
-                while True:
-                    connection.flush()
-                    answer = None
-                    for received in connection.receive():
-                        if type(received) is MemoryResult:
-                            answer = received
-                        else:
-                            self._held.append(received)
-                    if answer is not None:
-                        if self._held:
-                            self._loop.later(0, self._take_held)
-                        return answer
-                    left = deadline - time.monotonic()
-                    if left < 0:
-                        self._lose(f"the server said nothing for {patience:g} s")
-                        break
-                    if left < patience - SPIN_SECONDS:
-                        poll.poll(min(left, 1.0) * 1000)
-            except (ConnectionLostError, ProtocolError) as error:
-                self._lose(str(error))
+            self._connection.send(message)
+        while self.lost is None:
+            answer = self._await_answer()
+            if answer is not None:
+                return answer
+            if self._recovery is not None:
+                self._recovery.await_end()
         raise StoreLostError(f"the server is lost: {self.lost}")
+
+    def _await_answer(self) -> MemoryResult | None:
+        """Return the answer to a memory message; None if the connection is lost before it comes."""
+        connection = self._connection
+        poll = select.poll()
+        if not self._is_waiting:
+            poll.register(connection.fileno(), select.POLLIN)
+        patience = self._patience_seconds or _FOREVER_SECONDS
+        deadline = time.monotonic() + patience
+        try:
+            while not self._is_waiting:
+                connection.flush()
+                answer = None
+                for received in connection.receive():
+                    if type(received) is MemoryResult:
+                        answer = received
+                    else:
+                        self._held.append(received)
+                if answer is not None:
+                    if self._held:
+                        self._loop.later(0, self._take_held)
+                    return answer
+                left = deadline - time.monotonic()
+                if left < 0:
+                    self._broke(f"the server said nothing for {patience:g} s")
+                    break
+                if left < patience - SPIN_SECONDS:
+                    poll.poll(min(left, 1.0) * 1000)
+        except ConnectionLostError as error:
+            self._broke(str(error))
+        except ProtocolError as error:
+            self._lose(str(error))
+        return None
 
     def _take_held(self) -> None:
         held = self._held[:]
@@ -336,7 +382,9 @@ class RemoteHost(Host):
         try:
             for message in self._connection.receive():
                 self._take(message)
-        except (ConnectionLostError, ProtocolError) as error:
+        except ConnectionLostError as error:
+            self._broke(str(error))
+        except ProtocolError as error:
             self._lose(str(error))
 
     def _take(self, message: ToHost) -> None:
@@ -362,7 +410,7 @@ class RemoteHost(Host):
             case Goodbye():
                 self._goodbye = True
             case Refused():
-                raise ConnectionLostError(f"the server ended the session: {message.message}")
+                self._lose(f"the server ended the session: {message.message}")
             case Pong():
                 pass
             case Watch() | Unwatch():
@@ -405,13 +453,40 @@ class RemoteHost(Host):
         if self._children is not None:
             self._children.deliver_deferred()
 
+    def _broke(self, reason: str) -> None:
+        """The connection is of no use any more; another may come."""
+        if self._recovery is None or self.lost is not None:
+            self._lose(reason)
+        elif not self._recovery.is_waiting:
+            self._on_waiting(True)
+            self._recovery.broke(reason)
+            self._all_sent = True  # as far as it can be
+
+    def _resumed(self) -> None:
+        self._on_waiting(False)
+        self._all_sent = True
+        self._loop.watch(self._connection.fileno(), self._on_ready)
+
+    @property
+    def _is_waiting(self) -> bool:
+        return self.lost is None and self._recovery is not None and self._recovery.is_waiting
+
+    def _goodbye_is_late(self) -> None:
+        if self._is_waiting:
+            self._loop.later(_GOODBYE_SECONDS, self._goodbye_is_late)
+        else:
+            self._lose("the server did not end the session in time")
+
     def _lose(self, reason: str) -> None:
         """Go on without the server: only to the end of the program."""
         if self.lost is not None:
             return
+        if self._is_waiting:
+            self._on_waiting(False)
         self.lost = reason
         self.keepalive.stop()
         self._loop.unwatch(self._connection.fileno())
+        self._loop.watch(self._listener.fileno(), self._on_call)
         self._streams.stop()
         if self._wait_status is not None:
             return
@@ -467,6 +542,12 @@ class RemoteHost(Host):
             self._tell(Signal(signo, self._main.id))
         else:
             super()._signal_program(signo)
+
+    def _pass_on(self, signo: int) -> None:
+        if self._is_waiting and signo in _ENDING:  # the program could do nothing about it
+            self._lose(f"{signal.Signals(signo).name} came while no connection did")
+        else:
+            super()._pass_on(signo)
 
     def _on_window_size(self) -> None:
         terminal = user_terminal()

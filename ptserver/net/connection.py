@@ -37,6 +37,7 @@ from ptserver.messages import (
     Hello,
     Message,
     Refused,
+    Resume,
     ToHost,
     ToServer,
     ToWatcher,
@@ -70,7 +71,7 @@ class Connection(Generic[T]):
 
     __slots__ = (
         "_buffer", "_decode", "_decoder", "_gone", "_lost", "_out", "_put_back", "_sock",
-        "_view", "codec", "has_received", "reads", "sent_bytes",
+        "_view", "codec", "has_received", "reads", "received_bytes", "sent_bytes",
     )  # fmt: skip
 
     def __init__(
@@ -80,10 +81,11 @@ class Connection(Generic[T]):
 
         incoming: the union of what the peer may send; anything else is a `ProtocolError`.
         has_received: whether `receive` must be called once before the first poll, since something is here that
-        poll cannot see: TLS has brought it together with the handshake, or `put_back`. reads, sent_bytes: how often
-        something has come, and how much has gone, so far.
+        poll cannot see: TLS has brought it together with the handshake, or `put_back`. reads, received_bytes,
+        sent_bytes: how often something has come, how much, and how much has gone, so far.
         """
         self.reads = 0
+        self.received_bytes = 0
         self.sent_bytes = 0
         self.has_received = not isinstance(sock, socket.socket) and sock.pending() > 0
         self.codec = codec
@@ -144,6 +146,7 @@ class Connection(Generic[T]):
             middle = " in the middle of a message" if self._decoder.pending_bytes else ""
             raise ConnectionLostError(f"the connection was closed by the other side{middle}")
         self.reads += 1
+        self.received_bytes += count
         decode = self._decode
         return [decode(frame) for frame in self._decoder.feed(self._view[:count])]
 
@@ -245,7 +248,7 @@ def client_handshake(sock: Stream, hello: Hello, timeout: float = 10.0) -> tuple
     with contextlib.ExitStack() as on_error:
         on_error.callback(sock.close)
         welcome: Welcome = _ask(sock, hello, Welcome, timeout)
-        connection: Connection[ToHost] = Connection(sock, Codec(welcome.codec), ToHost)
+        connection: Connection[ToHost] = _open(sock, hello, welcome, ToHost)
         on_error.pop_all()
     return welcome, connection
 
@@ -294,15 +297,15 @@ def server_handshake(
         ConnectionLostError: the peer closed.
     """
     hello = receive_hello(sock, timeout)
-    if isinstance(hello, WatcherHello):
-        error = RefusedError("watch", "this is no server whose sessions can be watched")
+    if not isinstance(hello, Hello):
+        error = RefusedError("watch", "this is no server whose sessions can be watched, or resumed")
         refuse(sock, error)
         raise error
     return hello, *answer_hello(sock, hello, timeout, choose)
 
 
-def receive_hello(sock: Stream, timeout: float) -> Hello | WatcherHello:
-    """Read the hello of a host, or of a watcher, on an accepted socket.
+def receive_hello(sock: Stream, timeout: float) -> Hello | WatcherHello | Resume:
+    """Read the hello of a host, or of a watcher, or who resumes a session, on an accepted socket.
 
     Raises:
         As `server_handshake`; the peer has been told why and the socket is closed.
@@ -320,7 +323,17 @@ def answer_hello(
     with _telling(sock, timeout):
         welcome = choose(hello, *negotiate(hello))
         send_all(sock, _JSON.encode(welcome), time.monotonic() + timeout)
-    return welcome, Connection(sock, Codec(welcome.codec), ToServer)
+    return welcome, _open(sock, hello, welcome, ToServer)
+
+
+def _open(sock: Stream, hello: Hello, welcome: Welcome, incoming: Any) -> Connection[Any]:
+    """Return the connection after a handshake: one that lasts if a ticket was given for its session."""
+    codec = Codec(welcome.codec)
+    if (hello.wait_seconds and welcome.ticket) or hello.ticket:
+        from ptserver.net.lasting import LastingConnection  # which imports this module
+
+        return LastingConnection(sock, codec, incoming)
+    return Connection(sock, codec, incoming)
 
 
 def answer_watcher(
@@ -399,9 +412,11 @@ class _AnyWatcherHello(_AnyHello, tag_field="type", tag="watcherhello"):
     """What a watcher's hello of any version has."""
 
 
-def _decode_hello(payload: bytearray) -> Hello | WatcherHello:
+def _decode_hello(payload: bytearray) -> Hello | WatcherHello | Resume:
     try:
-        hello: Hello | WatcherHello | Refused = _JSON.decoder(Hello | WatcherHello | Refused)(payload)
+        hello: Hello | WatcherHello | Resume | Refused = _JSON.decoder(
+            Hello | WatcherHello | Resume | Refused
+        )(payload)
     except ProtocolError:
         any_hello: _AnyHello = _JSON.decoder(_AnyHello | _AnyWatcherHello)(payload)
         check_versions(any_hello.versions)

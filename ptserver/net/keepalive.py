@@ -63,6 +63,11 @@ class KeepAlive:
         self._suspended = True
         self._reads = self._connection.reads
 
+    def go_on(self) -> None:
+        """Expect the peer to say something, from now on."""
+        self._suspended = False
+        self._silent_steps = 0
+
     def stop(self) -> None:
         """Watch no more."""
         self._seconds = 0.0
@@ -70,7 +75,7 @@ class KeepAlive:
     def _step(self) -> None:
         if not self._seconds:
             return
-        if self._was_heard() or self._has_taken() or self._suspended:
+        if self._was_heard() or self._suspended or self._has_taken():
             self._silent_steps = 0
         else:
             self._silent_steps += 1

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 
 from ptserver.errors import ProtocolError, PtServerError, RefusedError
-from ptserver.messages import Offer
+from ptserver.messages import Offer, Resume
 from ptserver.net.connection import Stream, check_versions, read_frame, refuse, send_all
 from ptserver.net.wire import MAX_HELLO_BYTES, Codec
 
@@ -37,8 +37,10 @@ def send_offer(sock: Stream, offer: Offer, timeout: float = 10.0) -> None:
 
 def read_offer(
     sock: Stream, arch: str, token: str | None, timeout: float, admit: Callable[[], None]
-) -> Offer:
+) -> Offer | Resume:
     """Return the offer of a server that may have it executed here; otherwise tell it why not, and close.
+
+    Who wants to resume a session is heard here as well, and judged by `bring_back`.
 
     arch: this machine's; token: the secret that the offer must bring, if any; *admit* raises RefusedError if there is
     no room.
@@ -50,9 +52,13 @@ def read_offer(
     """
     try:
         try:
-            offer: Offer = _JSON.decoder(Offer)(read_frame(sock, MAX_HELLO_BYTES, time.monotonic() + timeout))
+            offer: Offer | Resume = _JSON.decoder(Offer | Resume)(
+                read_frame(sock, MAX_HELLO_BYTES, time.monotonic() + timeout)
+            )
         except TimeoutError as error:
             raise ProtocolError(f"the peer did not complete its offer within {timeout:g} s") from error
+        if isinstance(offer, Resume):
+            return offer
         check_versions(offer.versions)
         if token is not None and not hmac.compare_digest(offer.token.encode(), token.encode()):
             raise RefusedError("token", "the token is wrong or missing: give this host's with --token-file")

@@ -11,6 +11,8 @@ Thread rules: trio's thread.
 
 import json
 import os
+import shutil
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +22,14 @@ from ptserver.net.transport import close_listener, listen, local_address
 from ptserver.offered.binary_cache import DEFAULT_LIMIT_BYTES, BinaryCache, default_folder
 from ptserver.offered.session import HostConfig
 from ptserver.sessions.log import Log
-from ptserver.sessions.serve import accept_until_signal, check_exposure, chosen_token, open_log
+from ptserver.sessions.registry import SessionRegistry
+from ptserver.sessions.serve import (
+    DEFAULT_MAX_WAIT_SECONDS,
+    accept_until_signal,
+    check_exposure,
+    chosen_token,
+    open_log,
+)
 from ptserver.sessions.spawner import start_spawner
 
 DEFAULT_ADDRESS = "localhost:11235"
@@ -33,6 +42,7 @@ class RemoteOptions:
     address: where to listen; token_file: whose first line is the token; keys: the folder of keys for TLS, which also
     may hold the token; max_sessions: how many programs at once; memory_bytes: how much each may have; cache: the
     folder of programs; cache_bytes: its limit; keepalive_seconds: how long a server may be silent, 0 for ever;
+    max_wait_seconds: how long a program may wait for a lost server at most, if that asks for it;
     log_file: where the log goes, standard error if None; json: whether its lines, and the announcement, are JSON.
     """
 
@@ -44,6 +54,7 @@ class RemoteOptions:
     cache: str | None = None
     cache_bytes: int = DEFAULT_LIMIT_BYTES
     keepalive_seconds: float = DEFAULT_SECONDS
+    max_wait_seconds: int = DEFAULT_MAX_WAIT_SECONDS
     log_file: str | None = None
     json: bool = False
 
@@ -59,11 +70,20 @@ def remote(options: RemoteOptions) -> None:
     token = chosen_token(options.token_file, keys)
     cache = BinaryCache(Path(options.cache) if options.cache else default_folder(), options.cache_bytes)
     listener = listen(options.address)
+    folder = tempfile.mkdtemp(prefix="ptserver-sessions-")
     try:
         check_exposure(listener, keys, token)
+        registry = SessionRegistry(folder)
         spawner = start_spawner(
             HostConfig(
-                log, cache, token, keys, options.memory_bytes, keepalive_seconds=options.keepalive_seconds
+                log,
+                cache,
+                token,
+                keys,
+                options.memory_bytes,
+                keepalive_seconds=options.keepalive_seconds,
+                max_wait_seconds=options.max_wait_seconds,
+                registry=registry,
             ),
             listener,
         )
@@ -73,8 +93,9 @@ def remote(options: RemoteOptions) -> None:
                 print(json.dumps({"waiting": address, "pid": os.getpid()}), flush=True)
             else:
                 print(f"ptserver: waiting for programs on {address}", flush=True)
-            accept_until_signal(listener, spawner, options.max_sessions, log)
+            accept_until_signal(listener, spawner, options.max_sessions, log, registry)
         finally:
             spawner.stop()
     finally:
         close_listener(listener)
+        shutil.rmtree(folder, ignore_errors=True)

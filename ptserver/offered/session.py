@@ -19,6 +19,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NoReturn
 
+import msgspec
+
 from goabi.elf_header import read_elf_header
 from goabi.errors import GoAbiError
 from ptserver.errors import ConnectionLostError, ProtocolError, PtServerError, RefusedError, UntrustedError
@@ -34,6 +36,7 @@ from ptserver.messages import (
     Offer,
     Program,
     Refused,
+    Resume,
     ToHost,
     Welcome,
 )
@@ -44,7 +47,9 @@ from ptserver.offered.binary_cache import BinaryCache
 from ptserver.offered.file_transfer import EndedEarlyError, obtain
 from ptserver.offered.handshake import SPREAD, read_offer
 from ptserver.offered.host import OfferedHost
+from ptserver.sessions.kept import KeptSession, bring_back
 from ptserver.sessions.log import Log
+from ptserver.sessions.registry import SessionRegistry
 from ptserver.sessions.start import ask_for_room
 from ptserver.stub.marker import find_stub_marker
 from stepping.errors import SteppingError
@@ -56,7 +61,8 @@ class HostConfig:
 
     token: the secret that an offer must bring, if any; keys: for TLS, which is spoken if there are any; memory_bytes:
     how much a program may have, if limited; offer_seconds: how long the offer may take, after a TLS handshake that
-    may take as long; keepalive_seconds: how long a server may be silent, 0 for ever.
+    may take as long; keepalive_seconds: how long a server may be silent, 0 for ever. max_wait_seconds:
+    how long a session may be kept at most when its connection is lost, to be found by *registry*.
     """
 
     log: Log
@@ -66,6 +72,8 @@ class HostConfig:
     memory_bytes: int | None = None
     offer_seconds: float = 5.0
     keepalive_seconds: float = DEFAULT_SECONDS
+    max_wait_seconds: int = 0
+    registry: SessionRegistry | None = None
 
     def run(self, sock: socket.socket, session_id: str, admission: socket.socket) -> NoReturn:
         """Execute what is offered on *sock*, and end this process."""
@@ -76,14 +84,23 @@ class HostConfig:
                 offer = read_offer(
                     stream, native_arch(), self.token, self.offer_seconds, lambda: ask_for_room(admission)
                 )
-                self._serve(stream, offer, log)
+                if isinstance(offer, Resume):
+                    admission.close()
+                    bring_back(stream, offer, self.token, self.registry)
+                else:
+                    self._serve(stream, offer, session_id, log)
         finally:
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(0)
 
-    def _serve(self, stream: Stream, offer: Offer, log: Log) -> None:
-        welcome, connection = client_handshake(stream, _hello(offer))
+    def _serve(self, stream: Stream, offer: Offer, session_id: str, log: Log) -> None:
+        wait_seconds = min(offer.wait_seconds, self.max_wait_seconds)
+        kept = KeptSession(self.registry, session_id) if wait_seconds and self.registry is not None else None
+        hello = _hello(offer)
+        if kept is not None:
+            hello = msgspec.structs.replace(hello, wait_seconds=wait_seconds, ticket=kept.ticket)
+        welcome, connection = client_handshake(stream, hello)
         if offer.purpose == SPREAD:
             self._take_part(stream, offer, connection, log)
             return
@@ -99,6 +116,8 @@ class HostConfig:
                 connection.send(Refused("launch", str(error)[:4096]))
                 connection.finish()
             raise
+        if kept is not None:
+            host.survive_losses(kept, wait_seconds, log)
         with contextlib.closing(host):
             status, signo = exit_of(host.run())
         if host.lost is not None:

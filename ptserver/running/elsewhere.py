@@ -17,12 +17,13 @@ from typing import NoReturn
 import msgspec
 
 from goabi.elf_header import ElfHeader
-from ptserver.errors import ConnectionLostError, LaunchError, ProtocolError
+from ptserver.errors import ConnectionLostError, LaunchError, ProtocolError, RefusedError
 from ptserver.hosts.endings import die_by
 from ptserver.machine import native_arch, version
 from ptserver.messages import CODECS, PROTOCOL_VERSION, Hello, Offer, Welcome
 from ptserver.messages import Program as ProgramFacts
 from ptserver.net.connection import server_handshake
+from ptserver.net.messenger import Messenger
 from ptserver.net.reach import reach
 from ptserver.net.transport import is_address
 from ptserver.offered.file_transfer import OfferedFile
@@ -82,13 +83,28 @@ def run_elsewhere(
             streams=tuple(number for number in (0, 1, 2) if number in present and _is_stream(number)),
         )
 
+    messenger = Messenger(options.on, options.keys, descriptors.keep) if options.wait_seconds else None
     stream, token_of_keys = reach(options.on, options.keys, descriptors.keep)
     token = read_token(options.token_file) or token_of_keys
-    send_offer(stream, Offer((PROTOCOL_VERSION,), CODECS, config.software, offered.executable, token))
+    send_offer(
+        stream,
+        Offer(
+            (PROTOCOL_VERSION,),
+            CODECS,
+            config.software,
+            offered.executable,
+            token,
+            wait_seconds=options.wait_seconds,
+        ),
+    )
     try:
         hello, answer, connection = server_handshake(stream, 10.0, choose)
     except ConnectionLostError as error:
         raise ConnectionLostError(f"{options.on} does not take programs, or is gone: {error}") from error
+    if messenger is not None:
+        if not hello.ticket:
+            raise RefusedError("session", f"{options.on} keeps no session whose connection is lost")
+        messenger.ticket, messenger.token = hello.ticket, token
     hello = msgspec.structs.replace(hello, program=facts)
     loop = SessionLoop(
         connection,
@@ -101,6 +117,8 @@ def run_elsewhere(
         offered,
         keepalive_seconds=options.keepalive_seconds,
         ahead=answer.ahead,
+        wait_seconds=hello.wait_seconds,
+        source=messenger,
     )
     try:
         exited = loop.run()

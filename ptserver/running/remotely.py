@@ -18,10 +18,12 @@ from ptserver.errors import (
 from ptserver.hosts.endings import end_as, exit_of
 from ptserver.hosts.launch import launch_host
 from ptserver.hosts.remote import RemoteHost
+from ptserver.hosts.to_user import say
 from ptserver.machine import this_machine, version
 from ptserver.messages import CODECS, PROTOCOL_VERSION, Hello, StreamId
 from ptserver.messages import Program as ProgramFacts
 from ptserver.net.connection import client_handshake
+from ptserver.net.messenger import Messenger
 from ptserver.net.reach import reach
 from ptserver.remote_memory.hosting import plan_remote, start_remote
 from ptserver.remote_memory.store import RemoteStore
@@ -45,6 +47,7 @@ def run_remotely(
     if rules is not None and rules.stdio().side == "local":
         streams, terminal = (), None
     token = read_token(options.token_file)
+    messenger = Messenger(options.server, options.keys) if options.wait_seconds else None
     try:
         stream, token_of_keys = reach(options.server, options.keys)
         hello = Hello(
@@ -63,6 +66,7 @@ def run_remotely(
             terminal=terminal,
             server_time=options.time == "server",
             ahead=not options.sync and (rules is None or not rules.has_local),
+            wait_seconds=options.wait_seconds,
         )
         welcome, connection = client_handshake(stream, hello)
     except (ConnectError, ConnectionLostError, KeysError, ProtocolError, RefusedError) as error:
@@ -72,6 +76,13 @@ def run_remotely(
     if plan is not None and not welcome.memory:
         connection.close()
         raise RefusedError("memory", f"the server {welcome.server} keeps no remote variables")
+    if messenger is not None:
+        if not welcome.ticket:
+            connection.close()
+            raise RefusedError(
+                "session", f"the server {welcome.server} keeps no session whose connection is lost"
+            )
+        messenger.ticket, messenger.token = welcome.ticket, hello.token
     carried = welcome.resources == "server"
     if rules is not None:
         welcome = msgspec.structs.replace(welcome, environment=mixed_environment(rules, welcome.environment))
@@ -89,14 +100,22 @@ def run_remotely(
     )
     host.server_time = options.time == "server"
     host.kills_when_lost = options.on_lost == "kill"
-    raw = RawTerminal() if terminal is not None and carried else contextlib.nullcontext()
-    with hosting(options, path, host, goroutines=welcome.goroutines), raw:
+    raw = RawTerminal() if terminal is not None and carried else None
+    if messenger is not None:
+        host.survive_losses(
+            messenger, welcome.wait_seconds, say, raw.suspend if raw is not None else _do_nothing
+        )
+    with hosting(options, path, host, goroutines=welcome.goroutines), raw or contextlib.nullcontext():
         if plan is not None:
             start_remote(host, path, plan, RemoteStore(host.ask), options.remote_trace)
         status = host.run()
     if host.lost is not None and exit_of(status)[1] == signal.SIGKILL:
         raise ConnectionLostError(f"lost connection to runtime server {options.server}: {host.lost}")
     return end_as(status)
+
+
+def _do_nothing(_waits: bool) -> None:
+    """Leave a terminal that is not the program's as it is."""
 
 
 def _host_class(rules: Rules | None, carried: bool) -> type[RemoteHost]:

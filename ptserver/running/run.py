@@ -28,6 +28,7 @@ class RunOptions:
     panics; trace: log the calls; emulated: on an emulated processor; seed: makes such a run repeatable. on: the
     address of the host that is to execute the program, this one if None. keepalive_seconds: how long the other side
     may be silent, 0 for ever; on_lost: ``panic`` or ``kill``, what becomes of a program whose server is lost;
+    wait_seconds: how long another connection is waited for before that;
     spread: the hosts that are to execute it together with this one; place: the name of the policy by which its
     threads move. engine: what executes it, unless it is *emulated*: ``native``, ``step``, or ``auto``, which emulates
     programs of other architectures. remote: the variables that are to be remote; remote_trace: the file for a log of
@@ -48,6 +49,7 @@ class RunOptions:
     on: str | None = None
     keepalive_seconds: float = 30.0
     on_lost: str = "panic"
+    wait_seconds: int = 0
     spread: tuple[str, ...] = ()
     place: str = "idle"
     engine: str = "native"

@@ -16,7 +16,7 @@ import os
 import secrets
 import socket
 import struct
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import trio
 
@@ -37,7 +37,16 @@ class Acceptor:
     zygote_died: set when that is why `count` stopped.
     """
 
-    def __init__(self, listener: socket.socket, spawner: Spawner, max_sessions: int, log: Log) -> None:
+    def __init__(
+        self,
+        listener: socket.socket,
+        spawner: Spawner,
+        max_sessions: int,
+        log: Log,
+        ended: Callable[[str], None],
+    ) -> None:
+        """Accept from *listener*; *ended* is told of sessions that have ended."""
+        self._session_ended = ended
         self.zygote_died = False
         self._listener = listener
         self._spawner = spawner
@@ -81,6 +90,7 @@ class Acceptor:
                 self._processes.discard(ended.session)
                 self._sessions.discard(ended.session)
                 self._watchers.discard(ended.session)
+                self._session_ended(ended.session)
                 if os.WIFSIGNALED(ended.status):
                     self._log(f"session process {ended.pid} was killed by signal {os.WTERMSIG(ended.status)}")
 

@@ -57,7 +57,9 @@ from ptserver.messages import (
 )
 from ptserver.net.connection import Connection
 from ptserver.net.keepalive import DEFAULT_SECONDS, KeepAlive
+from ptserver.net.lasting import LastingConnection
 from ptserver.net.poll_loop import PollLoop
+from ptserver.net.recovery import Recovery, Source
 from ptserver.offered.file_transfer import OfferedFile
 from ptserver.remote_memory.shared import SharedVariables
 from ptserver.server import RuntimeServer
@@ -103,6 +105,8 @@ class SessionLoop:
         guard: socket.socket | None = None,
         keepalive_seconds: float = DEFAULT_SECONDS,
         ahead: bool = False,
+        wait_seconds: float = 0.0,
+        source: Source | None = None,
     ) -> None:
         """Make a session's state of this process's.
 
@@ -112,6 +116,7 @@ class SessionLoop:
         and the signals that it is sent, is the program's then. gate: judges what its sockets do. variables: the
         remote ones of all sessions, if the welcome has `memory`. keepalive_seconds: how long the host may be silent,
         0 for ever. watched_at: the Unix socket at which it can be watched. ahead: tell the host what it may ask next.
+        source: where another connection comes from when this one is lost, which is waited for *wait_seconds*.
         """
         self._connection = connection
         self._send = connection.send
@@ -140,7 +145,19 @@ class SessionLoop:
         self._offered = offered
         self._stdio = stdio
         self._loop = PollLoop()
-        self._keepalive = KeepAlive(connection, self._loop.later, keepalive_seconds, _raise_lost)
+        self._keepalive = KeepAlive(connection, self._loop.later, keepalive_seconds, self._broke)
+        self._recovery: Recovery | None = None
+        if source is not None and isinstance(connection, LastingConnection):
+            self._recovery = Recovery(
+                connection,
+                source,
+                wait_seconds,
+                self._loop,
+                self._keepalive,
+                resumed=self._resumed,
+                lost=_raise_lost,
+                say=self._log,
+            )
         stdio.tell(self._loop.unwatch)
         self._state = ShadowState(self.session, self._shadow, descriptors, log, gate, hello.server_time)
         self._children = Children(self._state, self._loop, connection.send)
@@ -241,6 +258,8 @@ class SessionLoop:
         events = 0 if connection.flush() else select.POLLOUT
         if not connection.congested:
             events |= select.POLLIN
+        if self._recovery is not None and self._recovery.is_waiting:
+            events = self._connection_events
         if events != self._connection_events:
             self._connection_events = events
             self._loop.watch(connection.fileno(), self._on_message, events)
@@ -270,9 +289,24 @@ class SessionLoop:
 
     # What the stub host says.
 
+    def _broke(self, reason: str) -> None:
+        """Go on without the connection if another may come. Raises: ConnectionLostError if none will."""
+        if self._recovery is None:
+            _raise_lost(reason)
+        else:
+            self._recovery.broke(reason)
+
+    def _resumed(self) -> None:
+        self._connection_events = 0
+
     def _on_message(self) -> None:
         takers = self._takers
-        for message in self._connection.receive():
+        try:
+            messages = self._connection.receive()
+        except ConnectionLostError as error:
+            self._broke(str(error))
+            return
+        for message in messages:
             taker = takers.get(type(message))
             if taker is None:
                 raise ProtocolError(f"the host sent {type(message).__name__} in mid-session")

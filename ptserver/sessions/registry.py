@@ -1,7 +1,8 @@
 """Where a server's sessions can be found by those who watch them: a folder that only this user can enter.
 
-Each session listens at a Unix socket ID.sock there, and says in ID.json what it is. A session that has ended, however
-it did, does not listen any more; what it left is removed by whoever comes across it.
+Each session listens at a Unix socket ID.sock there, and says in ID.json what it is; at ID.back it gets a connection
+in the place of one that was lost (`ptserver.sessions.kept`). A session that has ended, however it did, does not
+listen any more; what it left is removed by the server when that hears of it.
 """
 
 import contextlib
@@ -18,6 +19,9 @@ from ptserver.messages import MAX_LISTED_SESSIONS, SessionFacts
 #: How session ids look; nothing else is ever made a part of a path.
 _ID = re.compile(r"[0-9a-f]+-[0-9]+")
 
+#: The sockets of a session: where it is watched, and where connections are brought back to.
+WATCHED, BACK = "sock", "back"
+
 
 class SessionRegistry:
     """The sessions of one server, in *folder*."""
@@ -25,15 +29,15 @@ class SessionRegistry:
     def __init__(self, folder: str) -> None:
         self._folder = Path(folder)
 
-    def listen(self, session_id: str) -> socket.socket:
-        """Return a socket at which a session can be watched.
+    def listen(self, session_id: str, what: str = WATCHED) -> socket.socket:
+        """Return a socket at which a session can be reached; *what*: for which purpose.
 
         Raises:
             OSError: it cannot be made.
         """
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            sock.bind(os.fspath(self._path(session_id, "sock")))
+            sock.bind(os.fspath(self._path(session_id, what)))
             sock.listen()
         except OSError:
             sock.close()
@@ -61,13 +65,13 @@ class SessionRegistry:
         found.sort(key=lambda facts: (facts.started_ns, facts.id))
         return found[:MAX_LISTED_SESSIONS], max(0, len(found) - MAX_LISTED_SESSIONS)
 
-    def connect(self, session_id: str) -> socket.socket | None:
+    def connect(self, session_id: str, what: str = WATCHED) -> socket.socket | None:
         """Return a connection to a session, None if there is none of that name."""
         if not _ID.fullmatch(session_id):
             return None
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            sock.connect(os.fspath(self._path(session_id, "sock")))
+            sock.connect(os.fspath(self._path(session_id, what)))
         except OSError as error:
             sock.close()
             if error.errno == errno.ECONNREFUSED:
@@ -77,7 +81,7 @@ class SessionRegistry:
 
     def remove(self, session_id: str) -> None:
         """Take a session off the list."""
-        for suffix in ("json", "sock"):
+        for suffix in ("json", WATCHED, BACK):
             with contextlib.suppress(OSError):  # gone already, or the session has given up the right to
                 self._path(session_id, suffix).unlink()
 

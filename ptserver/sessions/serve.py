@@ -31,6 +31,9 @@ from ptserver.sessions.registry import SessionRegistry
 from ptserver.sessions.spawner import Spawner, start_spawner
 from ptserver.sessions.start import SessionConfig
 
+#: How long sessions are kept at most, if nobody says otherwise.
+DEFAULT_MAX_WAIT_SECONDS = 600
+
 
 class ServeError(PtServerError):
     """The server cannot go on."""
@@ -44,7 +47,8 @@ class ServeOptions:
     the folder of keys for TLS, which also may hold the token; max_sessions: how many at once; keepalive_seconds: how
     long a host may be silent, 0 for ever; log_file: where the log goes, standard error if None; json: whether its
     lines, and the announcement, are JSON; watch_token_file: as token_file, of a token with which one may watch
-    sessions and do nothing else; confinement: of sessions.
+    sessions and do nothing else; confinement: of sessions; max_wait_seconds: how long a session may be kept at most
+    when its connection is lost, if its host asks for it.
     """
 
     server: str
@@ -57,6 +61,7 @@ class ServeOptions:
     json: bool = False
     watch_token_file: str | None = None
     confinement: Confinement = UNCONFINED
+    max_wait_seconds: int = DEFAULT_MAX_WAIT_SECONDS
 
 
 def serve(options: ServeOptions) -> None:
@@ -76,6 +81,7 @@ def serve(options: ServeOptions) -> None:
     folder = tempfile.mkdtemp(prefix="ptserver-sessions-")
     try:
         check_exposure(listener, keys, token)
+        registry = SessionRegistry(folder)
         config = SessionConfig(
             server,
             f"ptserver {version()}",
@@ -85,15 +91,16 @@ def serve(options: ServeOptions) -> None:
             confinement=options.confinement,
             keepalive_seconds=options.keepalive_seconds,
             variables=SharedVariables(),
-            registry=SessionRegistry(folder),
+            registry=registry,
             watch_token=watch_token,
+            max_wait_seconds=options.max_wait_seconds,
         )
         spawner = start_spawner(config, listener)
         try:
             if ways:
                 log(f"sessions are confined: {'; '.join(ways)}")
             _announce(server.display_name(), local_address(listener), as_json=options.json)
-            accept_until_signal(listener, spawner, options.max_sessions, log)
+            accept_until_signal(listener, spawner, options.max_sessions, log, registry)
         finally:
             spawner.stop()
     finally:
@@ -169,8 +176,12 @@ def _announce(name: str, address: str, *, as_json: bool) -> None:
         print(f"ptserver: serving {name} on {address}", flush=True)
 
 
-def accept_until_signal(listener: socket.socket, spawner: Spawner, max_sessions: int, log: Log) -> None:
+def accept_until_signal(
+    listener: socket.socket, spawner: Spawner, max_sessions: int, log: Log, registry: SessionRegistry
+) -> None:
     """Have *spawner* take each connection, *max_sessions* at once, until SIGTERM or SIGINT.
+
+    Sessions that have ended are taken off the *registry*.
 
     Raises:
         ServeError: the zygote died.
@@ -179,7 +190,7 @@ def accept_until_signal(listener: socket.socket, spawner: Spawner, max_sessions:
 
     from ptserver.sessions.acceptor import Acceptor  # after the fork: the zygote needs no trio
 
-    acceptor = Acceptor(listener, spawner, max_sessions, log)
+    acceptor = Acceptor(listener, spawner, max_sessions, log, registry.remove)
 
     async def main() -> None:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:

@@ -8,7 +8,6 @@ Not trusted: the peer; until its hello is accepted nothing is done for it.
 Thread rules: the main thread of a process forked for one connection.
 """
 
-import hmac
 import os
 import signal
 import socket
@@ -18,6 +17,8 @@ import traceback
 from dataclasses import dataclass
 from types import TracebackType
 from typing import NoReturn
+
+import msgspec
 
 from ptserver.confinement.confine import enter, limit
 from ptserver.confinement.gate import Gate
@@ -29,6 +30,7 @@ from ptserver.messages import (
     MAX_ENVIRONMENT_ENTRY_BYTES,
     Hello,
     Interest,
+    Resume,
     SessionFacts,
     Terminal,
     ToServer,
@@ -42,6 +44,7 @@ from ptserver.remote_memory.shared import SharedVariables
 from ptserver.server import RuntimeServer
 from ptserver.sessions.foresight import may_work_ahead
 from ptserver.sessions.guard import guard_session
+from ptserver.sessions.kept import KeptSession, bring_back, check_token
 from ptserver.sessions.log import Log
 from ptserver.sessions.process import ServerStopsError, SessionLoop
 from ptserver.sessions.registry import SessionRegistry
@@ -63,6 +66,7 @@ class SessionConfig:
     spoken if there are any; confinement: of every session; keepalive_seconds: how long a host may be silent, 0 for
     ever; variables: the remote ones that they share, if the server keeps any. registry: where watchers find sessions,
     if they may; watch_token: another secret than the token, with which one may watch and do nothing else.
+    max_wait_seconds: how long a session may be kept at most when its connection is lost.
     """
 
     server: type[RuntimeServer]
@@ -76,6 +80,7 @@ class SessionConfig:
     variables: SharedVariables | None = None
     registry: SessionRegistry | None = None
     watch_token: str | None = None
+    max_wait_seconds: int = 0
 
     def run(self, sock: socket.socket, session_id: str, admission: socket.socket) -> NoReturn:
         """Serve one accepted connection, and end this process."""
@@ -101,9 +106,15 @@ def run_session(
     guard = socket.socket(fileno=descriptors.keep(guard.detach()))
     keep_printing(descriptors)
 
+    kept: KeptSession | None = None
+
     def choose(hello: Hello, version: int, codec: str) -> Welcome:
+        nonlocal kept
         answer = welcome(hello, version, codec, session_id, config)
         ask_for_room(admission)
+        if answer.wait_seconds and config.registry is not None:
+            kept = KeptSession(config.registry, session_id, descriptors.keep)
+            return msgspec.structs.replace(answer, ticket=kept.ticket)
         return answer
 
     with _Ending(log) as ending:
@@ -111,10 +122,16 @@ def run_session(
         hello = receive_hello(stream, config.hello_seconds)
         if isinstance(hello, WatcherHello):
             _serve_watcher(stream, hello, config, admission, log)
+        elif isinstance(hello, Resume):
+            admission.close()
+            bring_back(stream, hello, config.token, config.registry)
+            log(f"was a new connection of session {hello.ticket.partition(':')[0]}")
         else:
-            _, connection = answer_hello(stream, hello, config.hello_seconds, choose)
+            answer, connection = answer_hello(stream, hello, config.hello_seconds, choose)
             ending.connection = connection
-            _serve_host(connection, hello, config, session_id, descriptors, log, guard)
+            _serve_host(
+                connection, hello, config, session_id, descriptors, log, guard, answer.wait_seconds, kept
+            )
     raise AssertionError("not reached")
 
 
@@ -136,6 +153,8 @@ def _serve_host(
     descriptors: Descriptors,
     log: Log,
     guard: socket.socket,
+    wait_seconds: float,
+    kept: KeptSession | None,
 ) -> None:
     """Be the session of a host that was let in, to its end."""
     started = time.monotonic()
@@ -158,6 +177,8 @@ def _serve_host(
         variables=config.variables,
         keepalive_seconds=config.keepalive_seconds,
         ahead=hello.ahead and may_work_ahead(config.server),
+        wait_seconds=wait_seconds,
+        source=kept,
     )
     enter(config.confinement)
     loop.run()
@@ -206,8 +227,7 @@ def welcome(hello: Hello, version: int, codec: str, session_id: str, config: Ses
         RefusedError: it lacks the token, or its program is for another abstraction.
     """
     server = config.server
-    if config.token is not None and not hmac.compare_digest(hello.token.encode(), config.token.encode()):
-        raise RefusedError("token", "the token is wrong or missing: give this server's with --token-file")
+    check_token(config.token, hello.token)
     if hello.program.abstraction != server.abstraction:
         raise RefusedError(
             "abstraction",
@@ -232,6 +252,7 @@ def welcome(hello: Hello, version: int, codec: str, session_id: str, config: Ses
         statistics_ms=round(server.statistics_seconds * 1000),
         ahead=hello.ahead and may_work_ahead(server),
         streams=(0, 1, 2),
+        wait_seconds=min(hello.wait_seconds, config.max_wait_seconds),
     )
 
 

@@ -5,7 +5,7 @@ import os
 import select
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -29,8 +29,10 @@ def machines(tmp_path: Path) -> Iterator[TwoMachines]:
 
 
 @contextlib.contextmanager
-def served(machines: TwoMachines, folder: Path, program: Path, *words: str) -> Iterator[tuple[Running, int]]:
-    """A program here, and the pid of its session's process there."""
+def served(
+    machines: TwoMachines, folder: Path, program: Path, *words: str, run: Sequence[str] = ()
+) -> Iterator[tuple[Running, int]]:
+    """A program here, and the pid of its session's process there; *run*: options of the command that runs it."""
     options = (*machines.listening_keys, *SOON)
     address = f"{machines.there.address}:0"
     env = base_environment()
@@ -43,7 +45,17 @@ def served(machines: TwoMachines, folder: Path, program: Path, *words: str) -> I
         options=options,
         popen=machines.there.popen,
     ) as (address, server):
-        command = ["ptserver", "run", "--server", address, *machines.connecting_keys, *SOON, program, *words]
+        command = [
+            "ptserver",
+            "run",
+            "--server",
+            address,
+            *machines.connecting_keys,
+            *SOON,
+            *run,
+            program,
+            *words,
+        ]
         with started(command, program, env=env, cwd="/", popen=machines.here.popen) as child:
             child.expect("ready\n")
             (zygote,) = children(server.pid)
@@ -54,15 +66,25 @@ def served(machines: TwoMachines, folder: Path, program: Path, *words: str) -> I
 
 @contextlib.contextmanager
 def elsewhere(
-    machines: TwoMachines, folder: Path, program: Path, *words: str
+    machines: TwoMachines, folder: Path, program: Path, *words: str, run: Sequence[str] = ()
 ) -> Iterator[tuple[Running, int]]:
-    """A program there that belongs here, and the pid of the process that hosts it."""
+    """A program there that belongs here, and the pid of the process that hosts it; *run* as for `served`."""
     options = (*machines.listening_keys, *SOON)
     with waiting(f"{machines.there.address}:0", folder, *options, popen=machines.there.popen) as (
         address,
         host,
     ):
-        command = ["ptserver", "run", "--on", address, *machines.connecting_keys, *SOON, program, *words]
+        command = [
+            "ptserver",
+            "run",
+            "--on",
+            address,
+            *machines.connecting_keys,
+            *SOON,
+            *run,
+            program,
+            *words,
+        ]
         with started(command, program, env=base_environment(), cwd="/", popen=machines.here.popen) as child:
             child.expect("ready\n")
             (zygote,) = children(host.pid)

@@ -56,6 +56,7 @@ ELSEWHERE = {
     "C4": "tests/process/test_confinement.py::test_the_programs_that_are_listed_are_executed_and_no_others",
     "C6": "tests/process/test_confinement.py::test_limits_are_the_sessions",
     "C7": "tests/process/test_confinement.py::test_who_cannot_be_confined_is_not_served",
+    "H9": "tests/process/test_lost_and_back.py::test_a_session_is_resumed_by_its_ticket_alone",
     "H6": "tests/process/test_confinement.py::test_nothing_that_a_session_starts_reaches_the_server",
 }
 
