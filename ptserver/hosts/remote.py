@@ -17,15 +17,15 @@ import errno
 import os
 import select
 import signal
-import time
 from collections.abc import Callable, Collection
 from typing import ClassVar
 
-from ptserver.errors import ConnectionLostError, ProtocolError
+from ptserver.errors import ProtocolError
+from ptserver.hosts.connected import ConnectedHost
 from ptserver.hosts.endings import exit_of
 from ptserver.hosts.file_calls import Asked
 from ptserver.hosts.file_mappings import FileMappings
-from ptserver.hosts.host import Host, ThreadChange
+from ptserver.hosts.host import ThreadChange
 from ptserver.hosts.known_files import KnownFiles
 from ptserver.hosts.pending_call import PendingCall, Process
 from ptserver.hosts.policy import CLOCKS_OF_DAY, FORKS, REACHES_SELF_ONLY, interest_in
@@ -40,7 +40,6 @@ from ptserver.messages import (
     Executed,
     Exited,
     Goodbye,
-    MemoryResult,
     Message,
     Observed,
     Ping,
@@ -63,11 +62,7 @@ from ptserver.messages import (
     WindowSize,
 )
 from ptserver.net.connection import Connection
-from ptserver.net.keepalive import DEFAULT_SECONDS, KeepAlive
-from ptserver.net.lasting import LastingConnection
-from ptserver.net.poll_loop import SPIN_SECONDS
-from ptserver.net.recovery import Recovery, Source
-from ptserver.remote_memory.stores import StoreLostError
+from ptserver.net.keepalive import DEFAULT_SECONDS
 from ptserver.terminal import user_terminal
 from stepping.launch import Launched
 from stepping.syscalls import Arch
@@ -78,18 +73,13 @@ _STDERR = 2
 _PANIC_SECONDS = 10.0
 #: How long the server may take to deliver the program's last output.
 _GOODBYE_SECONDS = 30.0
-#: How long an access to a remote variable may take where a server may be silent for ever.
-_FOREVER_SECONDS = 3600.0
 
-
-#: Signals by which a user ends a program.
-_ENDING = frozenset({signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM})
 
 #: Calls whose first argument names a clock.
 _ABOUT_CLOCKS = frozenset({"clock_gettime", "clock_getres", "clock_settime"})
 
 
-class RemoteHost(Host):
+class RemoteHost(ConnectedHost):
     """Serves a program over *connection*, after *welcome*; see the module's text.
 
     streams: the numbers of the standard streams that are carried. keepalive_seconds: how long the server may be
@@ -112,15 +102,10 @@ class RemoteHost(Host):
         has_stub: bool,
         keepalive_seconds: float = DEFAULT_SECONDS,
     ) -> None:
-        super().__init__(launched, signals, arch, welcome.interest)
-        self.lost: str | None = None
+        super().__init__(launched, signals, arch, welcome.interest, connection, keepalive_seconds)
         self.kills_when_lost = False
         self.server_time = False
-        self.keepalive = KeepAlive(connection, self._loop.later, keepalive_seconds, self._broke)
-        self._recovery: Recovery | None = None
-        self._on_waiting: Callable[[bool], None] = lambda waits: None
         self._welcome = welcome
-        self._connection = connection
         self._has_stub = has_stub
         self._in_flight: dict[int, PendingCall | None] = {}  # None: cancelled, an answer will still come
         self._children: RemoteProcesses | None = None
@@ -148,8 +133,6 @@ class RemoteHost(Host):
         )
         self._asked: dict[int, Callable[[Result], None]] = {}  # calls that are made for the host itself
         self._mappings = FileMappings(self._listener, self._ask, self._proceed, self._answer, say)
-        self._held: list[ToHost] = []
-        self._patience_seconds = keepalive_seconds
         self._telling = HostTelling(self, self._loop, connection, lambda: self.lost is None)
         self._known: KnownFiles | None = None
         if welcome.ahead:
@@ -164,9 +147,7 @@ class RemoteHost(Host):
             )
         self._goodbye = False
         self._congested = False
-        self._all_sent = True
         self._streams = HostStreams(streams, self._loop, connection.send)
-        self._loop.watch(connection.fileno(), self._on_ready)
 
     def run(self) -> int:
         """Serve the program until it is gone and its output is delivered; return its wait status."""
@@ -183,41 +164,15 @@ class RemoteHost(Host):
             self._loop.later(_GOODBYE_SECONDS, self._goodbye_is_late)
         while self.lost is None and not self._goodbye:
             self._round()
+        self._end_connection()
         while self._streams.wants_write:
             self._round()
         return status
 
-    def survive_losses(
-        self,
-        source: Source,
-        seconds: float,
-        tell: Callable[[str], None],
-        waiting: Callable[[bool], None] = lambda waits: None,
-    ) -> None:
-        """Wait so long for another connection, which comes from *source*, whenever this one is lost.
-
-        *tell* is given lines for a user or a log, *waiting* is told when it begins and ends.
-        """
-        connection = self._connection
-        assert isinstance(connection, LastingConnection)
-        self._on_waiting = waiting
-        self._recovery = Recovery(
-            connection,
-            source,
-            seconds,
-            self._loop,
-            self.keepalive,
-            resumed=self._resumed,
-            lost=self._lose,
-            say=tell,
-        )
-
     def close(self) -> None:
         """Kill the program if it still runs, and give up every descriptor."""
-        if self._recovery is not None:
-            self._recovery.stop()
         self._telling.close()
-        self._connection.close()
+        self.disconnect()
         self._mappings.close()
         if self._children is not None:
             self._children.kill()
@@ -316,76 +271,7 @@ class RemoteHost(Host):
                 os.write(_STDERR, call.gathered.ins.get(1, b""))
             self._answer(call, call.gathered.args[2], 0, {})
 
-    # Remote variables.
-
-    def ask(self, message: Message) -> MemoryResult:
-        """Send a memory message and return its answer. What else comes meanwhile is dealt with afterwards.
-
-        Raises:
-            StoreLostError: the server is lost.
-        """
-        if self.lost is None:
-            self._connection.send(message)
-        while self.lost is None:
-            answer = self._await_answer()
-            if answer is not None:
-                return answer
-            if self._recovery is not None:
-                self._recovery.await_end()
-        raise StoreLostError(f"the server is lost: {self.lost}")
-
-    def _await_answer(self) -> MemoryResult | None:
-        """Return the answer to a memory message; None if the connection is lost before it comes."""
-        connection = self._connection
-        poll = select.poll()
-        if not self._is_waiting:
-            poll.register(connection.fileno(), select.POLLIN)
-        patience = self._patience_seconds or _FOREVER_SECONDS
-        deadline = time.monotonic() + patience
-        try:
-            while not self._is_waiting:
-                connection.flush()
-                answer = None
-                for received in connection.receive():
-                    if type(received) is MemoryResult:
-                        answer = received
-                    else:
-                        self._held.append(received)
-                if answer is not None:
-                    if self._held:
-                        self._loop.later(0, self._take_held)
-                    return answer
-                left = deadline - time.monotonic()
-                if left < 0:
-                    self._broke(f"the server said nothing for {patience:g} s")
-                    break
-                if left < patience - SPIN_SECONDS:
-                    poll.poll(min(left, 1.0) * 1000)
-        except ConnectionLostError as error:
-            self._broke(str(error))
-        except ProtocolError as error:
-            self._lose(str(error))
-        return None
-
-    def _take_held(self) -> None:
-        held = self._held[:]
-        self._held.clear()
-        try:
-            for message in held:
-                self._take(message)
-        except ProtocolError as error:
-            self._lose(str(error))
-
     # Messages of the server.
-
-    def _on_ready(self) -> None:
-        try:
-            for message in self._connection.receive():
-                self._take(message)
-        except ConnectionLostError as error:
-            self._broke(str(error))
-        except ProtocolError as error:
-            self._lose(str(error))
 
     def _take(self, message: ToHost) -> None:
         if type(message) is Result:
@@ -452,24 +338,6 @@ class RemoteHost(Host):
             )
         if self._children is not None:
             self._children.deliver_deferred()
-
-    def _broke(self, reason: str) -> None:
-        """The connection is of no use any more; another may come."""
-        if self._recovery is None or self.lost is not None:
-            self._lose(reason)
-        elif not self._recovery.is_waiting:
-            self._on_waiting(True)
-            self._recovery.broke(reason)
-            self._all_sent = True  # as far as it can be
-
-    def _resumed(self) -> None:
-        self._on_waiting(False)
-        self._all_sent = True
-        self._loop.watch(self._connection.fileno(), self._on_ready)
-
-    @property
-    def _is_waiting(self) -> bool:
-        return self.lost is None and self._recovery is not None and self._recovery.is_waiting
 
     def _goodbye_is_late(self) -> None:
         if self._is_waiting:
@@ -542,12 +410,6 @@ class RemoteHost(Host):
             self._tell(Signal(signo, self._main.id))
         else:
             super()._signal_program(signo)
-
-    def _pass_on(self, signo: int) -> None:
-        if self._is_waiting and signo in _ENDING:  # the program could do nothing about it
-            self._lose(f"{signal.Signals(signo).name} came while no connection did")
-        else:
-            super()._pass_on(signo)
 
     def _on_window_size(self) -> None:
         terminal = user_terminal()

@@ -68,8 +68,7 @@ class LastingConnection(Connection[T]):
             else:
                 messages.append(message)
         if self.received_bytes - self._told_bytes >= ACKNOWLEDGED_BYTES:
-            self._told_bytes = self.received_bytes
-            self.send(Received(self.received_bytes))
+            self.acknowledge()
         if self._gone > _MAX_KEPT_BYTES:
             raise ProtocolError(f"the peer acknowledges nothing of {self._gone >> 20} MiB")
         return messages
@@ -89,6 +88,16 @@ class LastingConnection(Connection[T]):
         self.sent_bytes += count
         self._gone += count
         return self._gone == len(self._out)
+
+    @property
+    def has_all_arrived(self) -> bool:
+        """Whether the peer has said that all came that was sent."""
+        return not self._out
+
+    def acknowledge(self) -> None:
+        """Say how much has come, now."""
+        self._told_bytes = self.received_bytes
+        self.send(Received(self.received_bytes))
 
     def suspend(self) -> None:
         """Give up the stream, and go on without one: what is sent is kept."""

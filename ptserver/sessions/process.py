@@ -81,6 +81,8 @@ from ptserver.shadow.waiting import Args
 from ptserver.shadow.workers import Workers
 
 _STOPPING = frozenset({signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU})
+#: How long a host may take to say that it has a session's last words, if it says so.
+_GOODBYE_SECONDS = 10.0
 #: How long calls that wait may take to return when the program is gone.
 _INTERRUPT_SECONDS = 2.0
 
@@ -242,8 +244,19 @@ class SessionLoop:
                 self._watches.finish()
             self._server.session_ended(self.session)
         self._send(Goodbye())
+        self._await_acknowledgement()
         assert self._exited is not None
         return self._exited
+
+    def _await_acknowledgement(self) -> None:
+        """Go on until the host has the last of the program's output, if it may have to be sent again."""
+        connection = self._connection
+        if self._recovery is None or not isinstance(connection, LastingConnection):
+            return
+        deadline = time.monotonic() + _GOODBYE_SECONDS
+        self._loop.later(_GOODBYE_SECONDS, lambda: None)
+        while not connection.has_all_arrived and time.monotonic() < deadline:
+            self._round()
 
     def _round(self) -> None:
         self._loop.round(self._before_waiting)
