@@ -22,6 +22,7 @@ import signal
 from enum import Enum
 
 from stepping import ptrace_api
+from stepping.clone_flags import CLONE_NAMESPACES, CLONE_PIDFD, CLONE_VFORK, CLONE_VM
 from stepping.errors import TraceeGoneError
 from stepping.ptrace_api import Option
 from stepping.registers import Registers
@@ -29,9 +30,6 @@ from stepping.syscalls.table import SYSCALLS
 from stepping.tracee import Resume, Tracee
 from stepping.wait_status import WAIT_ALL, Event, WaitKind, WaitStatus
 
-CLONE_VM = 0x100
-CLONE_PIDFD = 0x1000
-CLONE_VFORK = 0x4000
 _CLONE_PARENT = 0x8000
 _PR_SET_PDEATHSIG = 1
 _ALL_SIGNALS = (1 << 64) - 1
@@ -63,7 +61,10 @@ def clone_arguments(name: str, args: Args) -> Args:
 
 
 class ForkCall:
-    """One fork. outcome, errno; child: the new process's id here, 0 before it exists; child_is_free: it runs."""
+    """One fork; namespaces are the affair of who makes the child's other half.
+
+    outcome, errno; child: the new process's id here, 0 before it exists; child_is_free: it runs.
+    """
 
     def __init__(self, pid: int, tid: int, ip: int, args: Args, result: int) -> None:
         """Seize thread *tid* of process *pid*, which waits in a fork.
@@ -78,7 +79,7 @@ class ForkCall:
         self.errno = 0
         self.child = 0
         self.child_is_free = False
-        self._args = (args[0] & ~CLONE_PIDFD | _CLONE_PARENT, *args[1:])
+        self._args = (args[0] & ~(CLONE_PIDFD | CLONE_NAMESPACES) | _CLONE_PARENT, *args[1:])
         self._result = result
         self._ip = ip
         self._thread = Tracee.seize(tid, pid, _OPTIONS)

@@ -30,6 +30,7 @@ from ptserver.hosts.pending_call import PendingCall, Process
 from ptserver.hosts.policy import EXECS, FORKS
 from ptserver.messages import Message, ProcessExited, ProcessStopped, Signal, SignalState
 from ptserver.net.poll_loop import PollLoop
+from stepping.clone_flags import CLONE_NEWPID
 from stepping.errors import MemoryFaultError, SteppingError, TraceeGoneError
 from stepping.listener import Listener
 from stepping.signal_sets import has_one_thread, read_signal_sets
@@ -44,8 +45,8 @@ _DEPEND_ON_SIGNALS = FORKS | EXECS | {"wait4", "waitid"}
 
 _CLONE_PIDFD = 0x1000
 _CLONE_PARENT_SETTID = 0x100000
-#: Namespaces of its own, descriptors or a folder shared with another process: no shadow has that.
-_CLONE_REFUSED = 0x00000200 | 0x00000400 | 0x7E020000 | 0x00000080
+#: Another numbering of processes; descriptors or a folder shared with another process: no shadow has that.
+_CLONE_REFUSED = 0x00000200 | 0x00000400 | CLONE_NEWPID | 0x00000080
 _PARENT_TID = 2
 #: Nothing must hold these up.
 _AT_ONCE = frozenset({signal.SIGKILL, signal.SIGCONT, signal.SIGPIPE})
@@ -141,6 +142,8 @@ class RemoteProcesses:
                 self._signal_own(call, args[1] & _MASK32, lambda: _kill(process, args[1] & _MASK32))
             case "prctl" if args[0] & _MASK32 not in _SHADOW_OPTIONS or self.is_seized(call.tid):
                 self._proceed(call)
+            case "unshare" if not has_one_thread(process.pid):  # a thread's own namespace
+                self._answer(call, 0, errno.EPERM, {})
             case name:
                 if name in FORKS and not self._can_fork(call):
                     return True

@@ -8,10 +8,8 @@
 
 so that a busy loop makes one recv and one send a round, however many messages they carry.
 
-What a round trip costs is the sleeping, not the messages. Measured between two processes of one virtual
-machine: 120 µs when they sleep in poll on different processors (waking an idle one is dear), 20 µs when they
-share a processor, or when each polls with timeout 0 for some 50 µs before it sleeps. TCP_QUICKACK and
-SO_BUSY_POLL change nothing on loopback, so they are not set.
+What a round trip costs is the sleeping, not the messages (`ptserver.net.poll_loop`). TCP_QUICKACK and SO_BUSY_POLL
+change nothing on loopback, so they are not set.
 
 Back-pressure: `send` only queues. Who queues faster than the peer reads sees `congested` and must stop taking
 work (reading from this connection, from a stream or from the program) until it is false again.
@@ -256,7 +254,7 @@ def client_handshake(sock: Stream, hello: Hello, timeout: float = 10.0) -> tuple
 def watcher_handshake(
     sock: Stream, hello: WatcherHello, timeout: float = 10.0
 ) -> tuple[WatcherWelcome, Connection[ToWatcher]]:
-    """Say a watcher's hello; returns and raises what `client_handshake` does."""
+    """Say a watcher's hello, as `client_handshake` says a host's."""
     with contextlib.ExitStack() as on_error:
         on_error.callback(sock.close)
         welcome: WatcherWelcome = _ask(sock, hello, WatcherWelcome, timeout)
@@ -298,8 +296,7 @@ def server_handshake(
     """
     hello = receive_hello(sock, timeout)
     if not isinstance(hello, Hello):
-        error = RefusedError("watch", "this is no server whose sessions can be watched, or resumed")
-        refuse(sock, error)
+        refuse(sock, error := RefusedError("watch", "no session of this server can be watched, or resumed"))
         raise error
     return hello, *answer_hello(sock, hello, timeout, choose)
 
@@ -307,8 +304,7 @@ def server_handshake(
 def receive_hello(sock: Stream, timeout: float) -> Hello | WatcherHello | Resume:
     """Read the hello of a host, or of a watcher, or who resumes a session, on an accepted socket.
 
-    Raises:
-        As `server_handshake`; the peer has been told why and the socket is closed.
+    Raises: as `server_handshake`; the peer has been told why and the socket is closed.
     """
     deadline = time.monotonic() + timeout
     with _telling(sock, timeout):
@@ -414,9 +410,8 @@ class _AnyWatcherHello(_AnyHello, tag_field="type", tag="watcherhello"):
 
 def _decode_hello(payload: bytearray) -> Hello | WatcherHello | Resume:
     try:
-        hello: Hello | WatcherHello | Resume | Refused = _JSON.decoder(
-            Hello | WatcherHello | Resume | Refused
-        )(payload)
+        hello: Hello | WatcherHello | Resume | Refused
+        hello = _JSON.decoder(Hello | WatcherHello | Resume | Refused)(payload)
     except ProtocolError:
         any_hello: _AnyHello = _JSON.decoder(_AnyHello | _AnyWatcherHello)(payload)
         check_versions(any_hello.versions)

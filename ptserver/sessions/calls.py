@@ -89,7 +89,7 @@ class Calls:
         copy: Callable[[int], int],
         gate: Gate | None = None,
         *,
-        fork: Callable[[dict[int, int]], Executed],
+        fork: Callable[[int, dict[int, int]], Executed],
         become: Callable[[str, Args, dict[int, bytes]], int | None],
         take_signals: Callable[[], None],
         elsewhere: "Elsewhere | None" = None,
@@ -265,7 +265,8 @@ class Calls:
         elif self._gate and row.name in GATED and (failure := self._gate.judge(row.name, args, ins)):
             self._complete(call_id, call, then, (0, failure, {}))
         elif row.name in FORKS:
-            self._complete(call_id, call, then, self._fork(outs))
+            flags = args[0] if row.name == "clone" else 0
+            self._complete(call_id, call, then, self._fork(flags, outs))
         elif row.name in EXECS:
             refusal = self._become(row.name, args, ins)
             if refusal is not None:

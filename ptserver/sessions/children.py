@@ -86,7 +86,7 @@ class Children(dict[int, Child]):
         self._calls: Calls | None = None
         self._births: socket.socket | None = None
 
-    def fork(self, outs: dict[int, int]) -> CallResult:
+    def fork(self, flags: int, outs: dict[int, int]) -> CallResult:
         """Fork this process, as a call of the program does; see `fork_shadow`."""
         if self._births is None:
             ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -94,7 +94,7 @@ class Children(dict[int, Child]):
                 socket.socket(fileno=self._descriptors.keep(end.detach())) for end in ends
             )
             self._births.setblocking(False)
-        result = fork_shadow(self._state, outs)
+        result = fork_shadow(self._state, flags, outs)
         self.take_births()
         return result
 

@@ -25,8 +25,11 @@ Not trusted: the stub host, see `ptserver.shadow.execute`.
 Thread rules: one thread, but for what `work` returns.
 """
 
+import ctypes
 import errno
 import os
+import threading
+import time
 from collections.abc import Callable, Set
 
 from ptserver.hosts.own_files import CONTENT, OPENING, own_file, shadow_content
@@ -39,6 +42,7 @@ from ptserver.shadow.memory import OPENS, OwnThings
 from ptserver.shadow.signals import ShadowSignals
 from ptserver.shadow.waiting import Args, Waiting
 from ptserver.shadow.workers import Work
+from stepping.clone_flags import CLONE_NEWPID
 from stepping.syscalls import SYSCALLS, ArgKind, Syscall, SyscallClass
 from stepping.syscalls.socket_messages import passed_descriptors
 
@@ -52,6 +56,8 @@ _HARMLESS = frozenset(
 _ABOUT_PROCESSES = frozenset(
     "wait4 waitid kill rt_sigqueueinfo pidfd_open pidfd_send_signal pidfd_getfd process_mrelease kcmp prctl".split()
 )
+#: Of those about the system, what gives a process namespaces of its own, and changes them.
+_ABOUT_NAMESPACES = frozenset("unshare mount umount2 pivot_root".split())
 #: Calls that are made where the fork and the exec of a process are.
 _BIRTHS = frozenset("fork vfork clone execve execveat".split())
 _REFUSED = frozenset({"vmsplice", "mq_notify"})
@@ -78,6 +84,8 @@ _BOUND_OPTIONS = frozenset(
 )
 
 
+#: How long idle threads may take to end.
+_RETIRE_SECONDS = 0.5
 _READS_LINKS = frozenset({"readlink", "readlinkat"})
 _WAIT_OPTIONS = {"wait4": 2, "waitid": 3}
 _WCLONE, _WALL = 0x80000000, 0x40000000
@@ -116,6 +124,21 @@ class Shadow:
         self.forgets: Callable[[int, int], None] = lambda first, last: None
         self.may_wait = self._waiting.may_wait
 
+    def _unshare(self, flags: int) -> Executed:
+        """Have namespaces of this process's own, where it has one thread, which is what has them."""
+        if flags & CLONE_NEWPID or not self._has_one_thread():
+            return 0, errno.EINVAL, {}
+        failed = ctypes.CDLL(None, use_errno=True).unshare(ctypes.c_int(flags & 0xFFFFFFFF))
+        return 0, ctypes.get_errno() if failed else 0, {}
+
+    def _has_one_thread(self) -> bool:
+        """Whether this thread is the only one; idle ones are ended."""
+        self._credentials_changed()
+        deadline = time.monotonic() + _RETIRE_SECONDS
+        while threading.active_count() > 1 and time.monotonic() < deadline:
+            os.sched_yield()
+        return threading.active_count() == 1
+
     @property
     def mapped(self) -> Set[int]:
         """The descriptors of our own that the program's mappings need."""
@@ -139,7 +162,7 @@ class Shadow:
     def refuses(self, row: Syscall, *, quietly: bool = False) -> bool:
         """Whether the call is none that this shadow makes; the first time, the log says so, if not *quietly*."""
         name = row.name
-        if name in _ABOUT_PROCESSES or name in _BIRTHS or name == "mmap":
+        if name in _ABOUT_PROCESSES or name in _ABOUT_NAMESPACES or name in _BIRTHS or name == "mmap":
             return False
         if (row.klass in _EXECUTED or name in _HARMLESS) and not row.bound and name not in _REFUSED:
             return False
@@ -163,6 +186,8 @@ class Shadow:
             return 0, errno.EINVAL, {}
         if name == "pidfd_getfd" and args[1] & 0xFFFFFFFF >= self._descriptors.program_limit:
             return 0, errno.EBADF, {}
+        if name == "unshare":
+            return self._unshare(args[0])
         if name == "mmap":
             return self._keep_mapped(args[4] & 0xFFFFFFFF)
         for index in self._path_indexes(row):
