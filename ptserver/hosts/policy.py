@@ -26,6 +26,10 @@ ID_CALLS: frozenset[str] = frozenset({"getpid", "gettid"})
 #: Calls that a host takes for the same reason, and lets its server's shadow make when they concern it.
 SHADOW_CALLS: frozenset[str] = frozenset({"prctl"})
 
+#: Of prctl's options, those about a process or its rights: PDEATHSIG, CHILD_SUBREAPER; KEEPCAPS, CAPBSET, SECUREBITS,
+#: CAP_AMBIENT. Others are about the memory and the threads of the process that the host has. Source: <linux/prctl.h>.
+OPTIONS_OF_PROCESSES: frozenset[int] = frozenset({1, 2, 36, 37, 7, 8, 23, 24, 27, 28, 47})
+
 #: Calls that tell the time of day, or set it.
 CLOCK_CALLS: frozenset[str] = frozenset(
     "clock_gettime clock_getres gettimeofday time clock_settime settimeofday".split()

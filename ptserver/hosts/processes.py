@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from ptserver.hosts.endings import exit_of
 from ptserver.hosts.own_files import CONTENT, OPENING, host_content
 from ptserver.hosts.pending_call import PendingCall, Process
-from ptserver.hosts.policy import EXECS, FORKS
+from ptserver.hosts.policy import EXECS, FORKS, OPTIONS_OF_PROCESSES
 from ptserver.messages import Message, ProcessExited, ProcessStopped, Signal, SignalState
 from ptserver.net.poll_loop import PollLoop
 from stepping.clone_flags import CLONE_NEWPID
@@ -51,7 +51,6 @@ _PARENT_TID = 2
 #: Nothing must hold these up.
 _AT_ONCE = frozenset({signal.SIGKILL, signal.SIGCONT, signal.SIGPIPE})
 _TERMINAL_STOPS = (signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
-_SHADOW_OPTIONS = frozenset({1, 2, 36, 37})  # PR_[GS]ET_PDEATHSIG, PR_[GS]ET_CHILD_SUBREAPER
 _NR_TGKILL = {"x86_64": 234, "aarch64": 131}[os.uname().machine]
 _NR_PIDFD_SEND_SIGNAL = 424
 _SI_QUEUE = -1
@@ -140,7 +139,7 @@ class RemoteProcesses:
                 self._signal_thread(call, process.id, args[0] & _MASK32, args[1] & _MASK32)
             case "kill" if args[0] & _MASK32 == process.id:
                 self._signal_own(call, args[1] & _MASK32, lambda: _kill(process, args[1] & _MASK32))
-            case "prctl" if args[0] & _MASK32 not in _SHADOW_OPTIONS or self.is_seized(call.tid):
+            case "prctl" if args[0] & _MASK32 not in OPTIONS_OF_PROCESSES or self.is_seized(call.tid):
                 self._proceed(call)
             case "unshare" if not has_one_thread(process.pid):  # a thread's own namespace
                 self._answer(call, 0, errno.EPERM, {})

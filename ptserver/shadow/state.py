@@ -11,7 +11,7 @@ here, each with its reason:
 - socket options that lead to further memory (filters), or leave the kernel pages of a buffer that is used again
   (MSG_ZEROCOPY): EOPNOTSUPP;
 - what this process has for itself is not opened, nor copied by pidfd_getfd (`ptserver.shadow.memory`);
-- prctl would change this process in other ways than the program's;
+- prctl would change this process in other ways than the program's, but for rights and what is about processes;
 - a call that changes credentials changes those of one thread: idle threads are given up, so that new ones have
   the new credentials.
 
@@ -33,6 +33,7 @@ import time
 from collections.abc import Callable, Set
 
 from ptserver.hosts.own_files import CONTENT, OPENING, own_file, shadow_content
+from ptserver.hosts.policy import OPTIONS_OF_PROCESSES
 from ptserver.shadow.descriptors import Descriptors
 from ptserver.shadow.events import Ask
 from ptserver.shadow.exec import execute_program
@@ -63,11 +64,9 @@ _BIRTHS = frozenset("fork vfork clone execve execveat".split())
 _REFUSED = frozenset({"vmsplice", "mq_notify"})
 _CHANGES_NUMBERS = frozenset({"close", "close_range", "dup2", "dup3"})
 _CHANGES_CREDENTIALS = frozenset(
-    "setuid setgid setreuid setregid setresuid setresgid setfsuid setfsgid setgroups capset".split()
+    "setuid setgid setreuid setregid setresuid setresgid setfsuid setfsgid setgroups capset prctl".split()
 )
 _OPENS_SIGNALS = frozenset({"signalfd", "signalfd4"})
-#: PR_[GS]ET_PDEATHSIG, PR_[GS]ET_CHILD_SUBREAPER: others are about this process, its memory and its rights.
-_OPTIONS_OF_PROCESSES = frozenset({1, 2, 36, 37})
 _LIMITS = frozenset({"getrlimit", "setrlimit", "prlimit64"})
 _CLOSE_RANGE_CLOEXEC = 4
 _SENDS_MESSAGES = frozenset({"sendmsg", "sendmmsg"})
@@ -182,7 +181,7 @@ class Shadow:
             return 0, errno.EBADF, {}
         if name in _OPTION_CALLS and (args[1] & 0xFFFFFFFF, args[2] & 0xFFFFFFFF) in _BOUND_OPTIONS:
             return 0, errno.EOPNOTSUPP, {}
-        if name == "prctl" and args[0] & 0xFFFFFFFF not in _OPTIONS_OF_PROCESSES:
+        if name == "prctl" and args[0] & 0xFFFFFFFF not in OPTIONS_OF_PROCESSES:
             return 0, errno.EINVAL, {}
         if name == "pidfd_getfd" and args[1] & 0xFFFFFFFF >= self._descriptors.program_limit:
             return 0, errno.EBADF, {}

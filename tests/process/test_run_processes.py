@@ -150,3 +150,29 @@ def test_a_shell_at_a_terminal_controls_its_jobs(tmp_path: Path) -> None:
             child.expect("status 130")
             child.send(b"exit 3\n")
             assert child.finish().status == 3
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs the rights of root")
+@pytest.mark.parametrize("how", ["free", "confined"])
+def test_a_child_may_have_namespaces_unless_it_is_confined(how: str, tmp_path: Path) -> None:
+    """`unshare` is called in the program's first process, and the mount is made by a child of that."""
+    env = base_environment()
+    options = ("--user", "nobody", "--read-only") if how == "confined" else ()
+    with (
+        none_left(),
+        serving("passthrough", "127.0.0.1:0", cwd="/", env=env, log=tmp_path / "log", options=options) as (
+            address,
+            _,
+        ),
+    ):
+        script = (
+            "mount -t tmpfs none /mnt && echo made > /mnt/here && cat /mnt/here; hostname other; hostname"
+        )
+        command = ["ptserver", "run", "--server", address, "/usr/bin/unshare", "-m", "-u", "sh", "-c", script]
+        with started(command, Path("/usr/bin/unshare"), env=env, cwd="/") as child:
+            end = child.finish()
+    if how == "confined":
+        assert (end.status, b"Operation not permitted" in end.stderr) == (1, True), end
+    else:
+        assert (end.status, end.stdout) == (0, b"made\nother\n"), end
+        assert not Path("/mnt/here").exists()
