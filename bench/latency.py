@@ -1,4 +1,4 @@
-"""`python -m bench.latency [--repeat N] [--quick]`: reading what is on another machine, beside ssh and rsync.
+"""`python -m bench.latency [--json] [--quick] [--repeat N]`: reading from another machine, beside ssh and rsync.
 
 The machines are namespaces (`tests.two_machines`), with 0 or 1 ms of delay each way between them; "loopback" is
 within one of them. Each round does everything once, in turn, so that what slows the machine for a while slows all;
@@ -7,25 +7,42 @@ program's own time, and that from start to end. Between machines all of them enc
 Needs root, openssh-server and rsync.
 """
 
-import argparse
 import contextlib
 import json
 import os
 import shutil
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
+from bench.figures import options
 from bench.measure import PTSERVER, BenchError, program
 from tests.conformance.modes import base_environment, serving
 from tests.two_machines import Machine, TwoMachines, two_machines, why_no_machines
 
 _PORT = "2222"
 _MIB = 1 << 20
+
+
+class Row(NamedTuple):
+    """A line of the table: the median, and its ratio to the way that it is compared with."""
+
+    where: str
+    subject: str
+    way: str
+    seconds: float
+    mb_per_second: float | None
+    ratio: float
+    compared_with: str
+
+    def __str__(self) -> str:
+        speed = " " * 13 if self.mb_per_second is None else f"{self.mb_per_second:8.0f} MB/s"
+        line = f"{self.where:<10} {self.subject:<5} {self.way:<26} {self.seconds:8.3f} s {speed}"
+        return f"{line} {self.ratio:6.2f} times {self.compared_with}"
 
 
 def make_files(folder: Path, size: int, folders: int) -> None:
@@ -112,8 +129,8 @@ def ways(files: Path, client: Machine, address: str, run: list[str], ssh: list[s
     }
 
 
-def measure(files: Path, where: str, machines: TwoMachines, scratch: Path, repeat: int) -> Iterator[str]:
-    """Yield the lines of a table: read and walk, at *where*."""
+def measure(files: Path, where: str, machines: TwoMachines, scratch: Path, repeat: int) -> Iterator[Row]:
+    """Yield the rows of a table: read and walk, at *where*."""
     client = machines.here
     server, address = (
         (client, "127.0.0.1") if where == "loopback" else (machines.there, machines.there.address)
@@ -136,30 +153,32 @@ def measure(files: Path, where: str, machines: TwoMachines, scratch: Path, repea
             for index, (name, _) in enumerate(compared):
                 median = statistics.median(each[index] for each in rounds)
                 ratio = statistics.median(each[index] / each[0] for each in rounds)
-                speed = f"{size / median:8.0f} MB/s" if subject == "read" else " " * 13
-                line = f"{where:<10} {subject:<5} {name:<26} {median:8.3f} s {speed}"
-                yield f"{line} {ratio:6.2f} times {compared[0][0]}"
+                speed = size / median if subject == "read" else None
+                yield Row(where, subject, name, median, speed, ratio, compared[0][0])
 
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(prog="python -m bench.latency", description=__doc__)
-    parser.add_argument("--repeat", type=int, default=3, metavar="N", help="rounds (default 3)")
-    parser.add_argument("--quick", action="store_true", help="one round of a sixteenth: does it work?")
-    options = parser.parse_args()
+    given = options("latency", "Measure what is read from another machine.", rounds=3).parse_args()
     if reason := why_no_machines():
-        sys.exit(f"bench.latency: {reason}")
+        print(json.dumps([]) if given.json else f"absent here: {reason}")
+        return
+    rows = []
     with tempfile.TemporaryDirectory() as folder:
         files, keys = Path(folder) / "files", Path(folder) / "keys"
         files.mkdir()
         keys.mkdir()
-        make_files(files, (16 if options.quick else 256) * _MIB, 6 if options.quick else 100)
+        make_files(files, (16 if given.quick else 256) * _MIB, 6 if given.quick else 100)
         for where, delay_ms in (("loopback", 0.0), ("0 ms", 0.0), ("1 ms", 1.0)):
             scratch = Path(folder) / where
             scratch.mkdir()
             with two_machines(scratch, delay_ms=delay_ms) as machines:
-                for line in measure(files, where, machines, keys, 1 if options.quick else options.repeat):
-                    print(line, flush=True)
+                for row in measure(files, where, machines, keys, 1 if given.quick else given.repeat):
+                    rows.append(row._asdict())
+                    if not given.json:
+                        print(row, flush=True)
+    if given.json:
+        print(json.dumps(rows, indent=2))
 
 
 if __name__ == "__main__":

@@ -1,17 +1,17 @@
-"""`python -m bench.spread [--json] [--rounds N] [--quick]`: programs spread over two hosts, against one processor
+"""`python -m bench.spread [--json] [--quick] [--repeat N]`: programs spread over two hosts, against one processor
 and two.
 
 Both hosts are on this machine, each with its agent, so on two processors the agents take their time from the program.
 Each figure is the program's own (fixtures/spread_speed), the median of the rounds; a round runs every way once.
 """
 
-import argparse
 import json
 import os
 import statistics
 import subprocess
 from collections.abc import Sequence
 
+from bench.figures import options
 from bench.measure import PTSERVER, BenchError
 from tests.gofixtures import build
 
@@ -45,12 +45,8 @@ def seconds(way: str, measure: str, count: int) -> float:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure and print a table, or with ``--json`` the figures."""
-    parser = argparse.ArgumentParser(prog="bench.spread")
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--quick", action="store_true", help="a tenth of everything, once")
-    options = parser.parse_args(argv)
-    rounds, part = (1, 10) if options.quick else (options.rounds, 1)
+    given = options("spread", "Measure programs that are spread over hosts.", rounds=3).parse_args(argv)
+    rounds, part = (1, 10) if given.quick else (given.repeat, 1)
     found: dict[str, dict[str, list[float]]] = {name: {way: [] for way in WAYS} for name in MEASURES}
     for _ in range(rounds):
         for name, (count, _) in MEASURES.items():
@@ -59,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     medians = {
         name: {way: statistics.median(values) for way, values in ways.items()} for name, ways in found.items()
     }
-    if options.json:
+    if given.json:
         print(json.dumps(medians))
         return
     print(f"{'':10}" + "".join(f"{way:>18}" for way in WAYS) + "  to one  to two  asked")

@@ -1,4 +1,4 @@
-"""`python -m bench.stepping [--json] [--rounds N]`: how fast programs are decoded into blocks, and stepped.
+"""`python -m bench.stepping [--json] [--quick] [--repeat N]`: how fast programs are decoded into blocks, and stepped.
 
 Measured in one run, each the median of all rounds:
 
@@ -7,10 +7,9 @@ Measured in one run, each the median of all rounds:
 - single steps a second: by ptrace from Python (`stepping.stepped_run`), by a loop of ptrace calls in C, which is what
   the kernel and processor allow, by gdb (`stepi N`), and on the emulator, by gdb over its remote protocol and alone.
 
-Targets: 1 MB/s and 100 ms; the table says whether they are met. Absent: what is not installed.
+Targets: 1 MB/s and 100 ms. Absent: what is not installed.
 """
 
-import argparse
 import json
 import os
 import re
@@ -22,6 +21,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from bench.figures import options
 from goabi.binary import GoBinary
 from ptserver.debugger.emulated_target import EmulatedTarget
 from stepping.block_cache import Block, BlockCache
@@ -181,14 +181,9 @@ FIGURES: dict[str, tuple[str, Callable[[], float], str | None]] = {
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.stepping", description=(__doc__ or "").partition("\n")[0]
-    )
-    parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
-    parser.add_argument("--rounds", type=int, default=3, metavar="N")
-    options = parser.parse_args()
+    given = options("stepping", "Measure decoding into blocks and single steps.", rounds=3).parse_args()
     values: dict[str, list[float]] = {name: [] for name in FIGURES}
-    for _ in range(options.rounds):
+    for _ in range(1 if given.quick else given.repeat):
         for name, (_, measure, needs) in FIGURES.items():
             if needs is None or shutil.which(needs):
                 values[name].append(measure())
@@ -197,7 +192,7 @@ def main() -> None:
         medians["decode, empty cache"] >= DECODE_TARGET_MB_PER_S
         and medians["open the cache of 20 MB"] <= OPEN_TARGET_MS
     )
-    if options.json:
+    if given.json:
         print(json.dumps({"medians": medians, "targets_met": met}))
     else:
         for name, (unit, _, _) in FIGURES.items():
@@ -206,7 +201,7 @@ def main() -> None:
                 if name in medians
                 else f"{name:<28}       absent"
             )
-        print("targets met" if met else "targets missed")
+        print("targets met" if met else "targets MISSED")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ attached, against the same program alone in the same round. The reader is timed 
 in processor time, and with a program that makes calls as fast as it can.
 """
 
-import argparse
 import contextlib
 import json
 import os
@@ -13,16 +12,15 @@ import select
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
+from bench.figures import Figure, Target, measure, options, show
 from bench.measure import PTSERVER, BenchError, program
 from bench.recorded_ring import recorded_ring, rewind
-from bench.run import Figure, Target, measure, show
 from goabi.binary import GoBinary
 from ptserver.tracelog.batch import CallBatch
 from ptserver.tracelog.events import TraceStart
@@ -265,18 +263,12 @@ def _event(round_kind: str, kinds: list[str], events: int) -> Callable[[], float
     return lambda: seconds_per_event(round_kind, kinds, events)
 
 
-def main() -> int:
-    """Run the benchmarks; return 1 if a target is missed."""
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.tracing", description="Measure what tracing costs."
-    )
-    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
-    parser.add_argument("--quick", action="store_true", help="one round of a tenth: does it work?")
-    parser.add_argument("--repeat", type=int, default=5, metavar="N", help="rounds (default 5)")
-    options = parser.parse_args()
-    rows = measure(figures(scale=0.1 if options.quick else 1), 1 if options.quick else options.repeat)
-    return show(rows, as_json=options.json)
+def main() -> None:
+    """Measure and print."""
+    given = options("tracing", "Measure what tracing costs.").parse_args()
+    rows = measure(figures(scale=0.1 if given.quick else 1), 1 if given.quick else given.repeat)
+    show(rows, as_json=given.json)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
