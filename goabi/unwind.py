@@ -9,7 +9,7 @@ that makes no sense: the stack then ends early and says why. Not locked: use fro
 Source: runtime/traceback.go (unwinder), asm_amd64.s, asm_arm64.s, defs_linux_*.go (sigcontext), Go 1.21 to 1.27.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from goabi.errors import MemoryFaultError, PclntabError, RuntimeDataError
@@ -31,6 +31,8 @@ _SIGNAL_HANDLERS = frozenset({"runtime.sigtramp", "runtime.cgoSigtramp"})
 _INJECTED = frozenset({"runtime.sigpanic", "runtime.asyncPreempt", "runtime.debugCallV2"})
 _PANICS = frozenset({"runtime.gopanic", "runtime.sigpanic", "runtime.panicwrap"})
 _CGO_CALLBACK = "runtime.cgocallback"
+#: After which a walk goes on otherwise than by a return address.
+_SPECIAL = frozenset({_SYSTEMSTACK, _MCALL}) | _MORESTACK | _SIGNAL_HANDLERS | _INJECTED
 
 # From the handler's frame to the interrupted registers, and their names as they lie there.
 _AMD64_NAMES = (
@@ -78,17 +80,21 @@ class _Window:
 
     def __init__(self, runtime: GoRuntime) -> None:
         self._memory = runtime.memory
-        self._start = 0
+        self.start = 0
         self._data = b""
 
     def load(self, start: int, end: int) -> None:
         """Make `[start, end)`, or its first page, the piece at hand."""
-        self._start = start
+        self.start = start
         self._data = self._memory.read(start, max(8, min(end - start, _WINDOW_BYTES)))
+
+    def words(self) -> Sequence[int]:
+        """The words at hand, from `start` on."""
+        return memoryview(self._data[: len(self._data) & -8]).cast("Q")
 
     def word(self, addr: int) -> int:
         """The word at `addr`. Raises: `MemoryFaultError`."""
-        offset = addr - self._start
+        offset = addr - self.start
         if not 0 <= offset <= len(self._data) - 8:
             try:
                 self.load(addr, addr + _WINDOW_BYTES)
@@ -111,7 +117,8 @@ class Unwinder:
         self._functions = runtime.binary.functions
         self._bias = runtime.bias
         self._registers_of = registers_of
-        self._pcs: dict[int, PcInfo | None] = {}
+        #: What `pc_info` has said so far.
+        self.pcs: dict[int, PcInfo | None] = {}
 
     # -- what to unwind ---------------------------------------------------------------------------------------
 
@@ -177,15 +184,19 @@ class Unwinder:
     def pc_info(self, pc: int) -> "PcInfo | None":
         """What the tables say of a pc of the process; None outside of Go's text."""
         try:
-            return self._pcs[pc]
+            return self.pcs[pc]
         except KeyError:
             pass
         function = self._functions.find_function(pc - self._bias)
         delta = None if function is None else self._functions.sp_delta(function, pc - self._bias)
-        info = None if function is None else PcInfo(function, delta)
-        if len(self._pcs) >= _CACHE_LIMIT:
-            self._pcs.clear()
-        self._pcs[pc] = info
+        info = None
+        if function is not None:
+            plain = delta is not None and delta >= 0 and delta % 8 == 0 and not function.writes_sp
+            plain = plain and not function.is_top_frame and function.name not in _SPECIAL
+            info = PcInfo(function, delta, plain)
+        if len(self.pcs) >= _CACHE_LIMIT:
+            self.pcs.clear()
+        self.pcs[pc] = info
         return info
 
     def goroutine_at(self, m: M, sp: int) -> Goroutine | None:
@@ -209,10 +220,14 @@ class Unwinder:
 
 
 class PcInfo(NamedTuple):
-    """A pc's function, and how far the stack pointer has moved there; None where the tables are silent."""
+    """A pc's function, and how far the stack pointer has moved there; None where the tables are silent.
+
+    `is_plain`: nothing but a return address leads from its frame to the next, which is one of the same stack.
+    """
 
     function: Function
     delta: int | None
+    is_plain: bool
 
 
 class _StackEnd(Exception):
@@ -258,6 +273,8 @@ class _Walk:
             self._sp += 0 if self._uses_lr else 8
             self._lr, self._exact = 0, False
         try:
+            if not self._uses_lr and not self._in_syscall and not self._on_system_stack():
+                self._step_plainly(max_frames)
             while len(self.frames) < max_frames:
                 self._step()
         except _StackEnd as end:
@@ -297,6 +314,31 @@ class _Walk:
             if not (self._innermost and self._in_syscall):
                 raise _StackEnd(f"{name} changes stacks")
         self._step_to_caller(name, cfa, delta)
+
+    def _step_plainly(self, max_frames: int) -> None:
+        """Do what `_step` does, in a third of the time, as long as frames are plain and within the window."""
+        infos, words, frames = self._unwinder.pcs, self._window.words(), self.frames
+        pc, sp, fp, exact = self._pc, self._sp, self._fp, self._exact
+        start, goroutine = self._window.start, self._g
+        end = min(start + 8 * len(words), self._high)
+        while len(frames) < max_frames:
+            info = infos.get(pc)
+            if info is None or not info.is_plain or sp % 8:
+                break
+            function, delta, _ = info
+            assert delta is not None
+            cfa = sp + delta + 8
+            if not start <= sp < cfa <= end:
+                break
+            caller = words[(cfa - start >> 3) - 1]
+            if not caller:
+                break
+            frames.append(Frame(pc, sp, cfa, function, goroutine, exact))
+            if delta:
+                fp = words[(cfa - start >> 3) - 2]
+            pc, sp, exact = caller, cfa, False
+            self._lr, self._innermost = 0, False
+        self._pc, self._sp, self._fp, self._exact = pc, sp, fp, exact
 
     def _append(self, function: Function | None, sp: int, cfa: int) -> None:
         self.frames.append(Frame(self._pc, sp, cfa, function, self._g, self._exact))

@@ -9,7 +9,10 @@ Source: process_vm_readv(2); mm/process_vm_access.c.
 import ctypes
 import errno
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
+from struct import Struct
+from typing import Any
 
 from stepping.errors import MemoryFaultError
 from stepping.tracee_memory import TraceeMemory
@@ -33,16 +36,21 @@ class Pieces:
     def __init__(self, buffer: bytearray, ends: Sequence[int], missing: set[int]) -> None:
         self._buffer = memoryview(buffer)
         self._ends = ends
-        self._missing = missing
+        #: The indexes of those that could not be read.
+        self.missing = missing
 
     def __len__(self) -> int:
         return len(self._ends)
 
     def __getitem__(self, index: int) -> bytes | None:
         """Return a piece; None if not all of it could be read."""
-        if index in self._missing:
+        if index in self.missing:
             return None
         return bytes(self._buffer[self._ends[index - 1] if index else 0 : self._ends[index]])
+
+    def unpack(self, record: Struct) -> Iterator[tuple[Any, ...]]:
+        """Yield each piece, all of them as long as *record*, unpacked; those that are missing as zeros."""
+        return record.iter_unpack(self._buffer)
 
 
 def read_pieces(pid: int, memory: TraceeMemory, addresses: Sequence[int], sizes: Sequence[int]) -> Pieces:
@@ -50,11 +58,8 @@ def read_pieces(pid: int, memory: TraceeMemory, addresses: Sequence[int], sizes:
 
     memory: of the same process, for what process_vm_readv does not read.
     """
-    ends = array("Q", bytes(8 * len(sizes)))
-    total = 0
-    for index, size in enumerate(sizes):
-        total += size
-        ends[index] = total
+    ends = array("Q", accumulate(sizes))
+    total = ends[-1] if ends else 0
     remote = array("Q", bytes(_IOVEC_BYTES * len(sizes)))
     remote[0::2] = array("Q", addresses)
     remote[1::2] = array("Q", sizes)
@@ -87,6 +92,8 @@ def _fill(
             usable = got >= 0 or ctypes.get_errno() not in (errno.ENOSYS, errno.EPERM)
         reached = start + max(got, 0)
         stop = done + batch
+        if reached == ends[stop - 1]:
+            done = stop
         while done < stop and ends[done] <= reached:
             done += 1
         if done < stop:  # this piece stopped it

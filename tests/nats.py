@@ -16,6 +16,9 @@ from tests.gofixtures import build
 MODERN = Path(sys.executable).with_name("nats-server")
 DEBIANS = Path("/usr/sbin/nats-server")
 
+#: How many connections the client has.
+CONNECTIONS = 8
+
 
 @contextlib.contextmanager
 def nats_server(program: Path) -> Iterator[tuple[int, int]]:

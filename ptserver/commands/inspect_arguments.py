@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from ptserver.inspection.goroutine_list import GoroutineRow, SummaryRow
     from ptserver.messages import Watch
 
+_BUFFER_BYTES = 1 << 16
+
 Command = Callable[..., Any]
 
 
@@ -72,17 +74,15 @@ def session_rows(connect: Connect, session: str, watch: "Watch") -> "Iterator[Go
 
 
 @contextmanager
-def printing() -> Iterator[Callable[[str | bytes], None]]:
+def printing() -> Iterator[Callable[[str | bytes], object]]:
     """Give a function that writes to standard output; a reader that has seen enough ends the command silently."""
-    out = sys.stdout.buffer
-
-    def write(text: str | bytes) -> None:
-        out.write(text if isinstance(text, bytes) else text.encode("utf-8", "surrogateescape"))
-
+    sys.stdout.flush()
     try:
-        sys.stdout.flush()
-        yield write
-        out.flush()
+        # A buffer of its own: Python's has none if the user says so, and a list may have many thousand lines.
+        with open(sys.stdout.fileno(), "wb", buffering=_BUFFER_BYTES, closefd=False) as out:
+            yield lambda text: out.write(
+                text if isinstance(text, bytes) else text.encode("utf-8", "surrogateescape")
+            )
     except BrokenPipeError:
         # Python flushes once more at its end, which must not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

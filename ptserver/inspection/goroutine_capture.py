@@ -4,6 +4,7 @@ Only what depends on the stop is done in it, `capture`; `Capture.iter_sightings`
 go. What cannot be read, or makes no sense, is left out and counted.
 """
 
+import struct
 from collections.abc import Callable, Iterator, Sequence
 from operator import itemgetter
 
@@ -74,7 +75,9 @@ class Capturer:
         self._memory = memory
         layout = runtime.layouts["g"]
         by_offset = sorted(_FIELDS, key=layout.offset)
-        self._unpack = layout.unpacker(_FIELDS).unpack_from
+        fields = layout.unpacker(_FIELDS)
+        padding = runtime.decoder.g_bytes - fields.size
+        self._record = struct.Struct(f"{fields.format}{padding}x")
         self._order = itemgetter(*(by_offset.index(name) for name in _FIELDS))
         self._procid = runtime.layouts["m"].offset("procid")
 
@@ -104,18 +107,15 @@ class Capturer:
         self, capture: Capture, max_stack_bytes: int
     ) -> tuple[list[int], list[int], list[tuple[int, int]]]:
         """Decide what to copy of the stacks; return where and how much, and the Ms of those that have one."""
-        unpack, order, live = self._unpack, self._order, capture.live
+        live, missing = capture.live, capture.records.missing
         starts: list[int] = []
         sizes: list[int] = []
         ms: list[tuple[int, int]] = []
         total = 0
-        records = capture.records
-        for index in range(len(records)):
-            raw = records[index]
-            if raw is None:
-                capture.skipped += 1
+        records = map(self._order, capture.records.unpack(self._record))
+        for index, (status, low, high, sp, syscall_sp, m) in enumerate(records):
+            if index in missing:
                 continue
-            status, low, high, sp, syscall_sp, m = order(unpack(raw))
             status &= ~_SCAN_BIT
             if status in _DEAD:
                 continue
@@ -132,6 +132,7 @@ class Capturer:
                 ms.append((index, m))
                 if status == GoStatus.RUNNING and not syscall_sp:
                     capture.running[index] = Stack((), "it is running")
+        capture.skipped = sum(index < capture.count for index in missing)
         return starts, sizes, ms
 
     def _unwind_running(self, capture: Capture, registers_of: RegistersOf | None) -> None:

@@ -37,7 +37,8 @@ class RowMaker:
         self._names = Unwinder(inspected.runtime)
         self._rows: dict[tuple[int, ...], Stacks] = {}
         self._sites: dict[int, FrameRow | None] = {}
-        self._entries: dict[int, str] = {}
+        #: By where goroutines start: whether those are the runtime's own, and the function's name.
+        self._starts: dict[int, tuple[bool, str]] = {}
         self.system_hidden = 0
         self.filtered = 0
 
@@ -51,7 +52,10 @@ class RowMaker:
     def row(self, sighting: Sighting) -> GoroutineRow | None:
         """Return the row of a goroutine; None if it is not wanted."""
         g, runtime, selection = sighting.goroutine, self._runtime, self._selection
-        system = runtime.is_system(g)
+        start = self._starts.get(g.startpc)
+        if start is None:
+            start = self._starts[g.startpc] = (runtime.is_system(g), self._entry(g.startpc))
+        system, entry = start
         if system and not selection.system:
             self.system_hidden += 1
             return None
@@ -73,12 +77,12 @@ class RowMaker:
             # Go's own start made the first one.
             created_by=self._site(g.gopc) if g.goid != _FIRST_GOID else None,
             parent=g.parent_goid,
-            entry=self._entry(g.startpc),
+            entry=entry,
             tid=sighting.tid,
             locked=bool(g.locked_m),
             system=system,
-            labels={printable(key): printable(value) for key, value in sighting.labels.items()},
-            channels=tuple(f"{channel:#x}" for channel in sighting.channels),
+            labels=_printable_labels(sighting.labels) if sighting.labels else {},
+            channels=tuple([f"{channel:#x}" for channel in sighting.channels]) if sighting.channels else (),
             stack=stack if self._stacks else (),
             problem=problem if self._stacks else "",
         )
@@ -130,11 +134,12 @@ class RowMaker:
         return site
 
     def _entry(self, startpc: int) -> str:
-        name = self._entries.get(startpc)
-        if name is None:
-            frames = self._runtime.frames_at(startpc)
-            name = self._entries[startpc] = printable(frames[-1].function) if frames else ""
-        return name
+        frames = self._runtime.frames_at(startpc)
+        return printable(frames[-1].function) if frames else ""
+
+
+def _printable_labels(labels: dict[str, str]) -> dict[str, str]:
+    return {printable(key): printable(value) for key, value in labels.items()}
 
 
 def _position_of(source: SourceFrame, frames: Sequence[Frame], start: int) -> int:

