@@ -24,6 +24,8 @@ from stepping.wait_status import Event, WaitKind, WaitStatus
 
 #: How long `stop_all` waits for threads that the kernel cannot stop at once (in the middle of disk I/O or vfork).
 STOP_TIMEOUT_S = 2.0
+#: How long beyond that it waits for threads that would stop, had they a processor: a busy machine lets them wait.
+_STARVED_S = 30.0
 
 #: After one of these events, `ptrace_api.geteventmsg` gives the id of a new tracee.
 NEW_TASK_EVENTS = (Event.CLONE, Event.FORK, Event.VFORK)
@@ -179,7 +181,9 @@ class TraceeGroup:
                 return
             if raw is not None:
                 self.note(tracee.tid, raw)
-            elif time.monotonic() > deadline:
+            elif (late_s := time.monotonic() - deadline) > 0 and (
+                late_s > _STARVED_S or read_state(tracee.tid) != "R"
+            ):
                 raise SteppingError(
                     f"thread {tracee.tid} of process {self.pid} does not stop "
                     f"(state {read_state(tracee.tid)}); it waits inside the kernel, try again"
