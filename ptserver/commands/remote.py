@@ -26,12 +26,19 @@ class _Size(click.ParamType):  # type: ignore[type-arg]
     metavar="ADDR",
     default="localhost:11235",
     show_default=True,
-    help="HOST:PORT, [IPV6]:PORT or unix:PATH.",
+    help="Where to wait: HOST:PORT, [IPV6]:PORT or unix:PATH.",
+)
+@click.option(
+    "--server",
+    metavar="ADDR",
+    help="Connect to ADDR instead of listening, where `ptserver run --on listen:ADDR` waits with a program, now or "
+    "later; and again after that.",
 )
 @click.option(
     "--token-file",
     metavar="FILE",
-    help="Execute programs only for those who know the secret in the first line of FILE.",
+    help="Execute programs only for those who know the secret in the first line of FILE; with --server, show it that "
+    "secret.",
 )
 @click.option(
     "--keys",
@@ -71,6 +78,7 @@ class _Size(click.ParamType):  # type: ignore[type-arg]
 def remote_command(
     ctx: click.Context,
     address: str,
+    server: str | None,
     token_file: str | None,
     keys: str | None,
     max_sessions: int,
@@ -90,6 +98,12 @@ def remote_command(
 
         ptserver: waiting for programs on ADDR
 
+    With --server it is this host that connects, through a firewall for instance:
+
+    \b
+    ptserver run --on listen::11235 --keys ~/keys/server ./main     on the machine of the program
+    ptserver remote --server db1:11235 --keys ~/keys/client         on this one
+
     SIGTERM or SIGINT ends it, and all programs that it executes.
 
     Exit status: 0 after SIGTERM or SIGINT; 64 for a wrong option, address, token file or folder of keys; 69 if ADDR
@@ -100,6 +114,7 @@ def remote_command(
     remote(
         RemoteOptions(
             address,
+            server,
             token_file,
             keys,
             max_sessions,

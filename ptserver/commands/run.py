@@ -23,9 +23,10 @@ from ptserver.tracelog.options import TraceOptions
 )
 @click.option(
     "--on",
-    metavar="ADDR",
+    metavar="ADDR|listen:ADDR",
     help="Execute the program on another host, where `ptserver remote` waits, with the files, streams, terminal, "
-    "network and environment of this machine.",
+    "network and environment of this machine; with listen: on the first host that connects to ADDR, by `ptserver "
+    "remote --server`.",
 )
 @click.option(
     "--spread",
@@ -221,6 +222,8 @@ def run_command(
         raise click.UsageError("--engine=step goes with none of --server, --on, --spread and --trace")
     if on is not None and (engine == "emulate" or trace is not None):
         raise click.UsageError("--on goes with neither --engine=emulate nor --trace")
+    if on is not None and on.startswith("listen:") and on_lost[1]:
+        raise click.UsageError("--on-lost=wait needs a host to connect to, not --on listen:ADDR")
     if remote and (on is not None or engine in ("emulate", "step") or spread):
         raise click.UsageError("remote variables go with neither --on, --spread nor another engine")
     if remote and trace is not None and server == "passthrough":

@@ -2,10 +2,14 @@
 
 import socket
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from ptserver.errors import UntrustedError
+from ptserver.errors import ConnectionLostError, UntrustedError
 from ptserver.net.connection import Stream
 from ptserver.net.transport import Address, TcpAddress, connect, is_private, parse_address
+
+if TYPE_CHECKING:
+    from ptserver.net.tls import Keys
 
 
 def reach(
@@ -23,15 +27,32 @@ def reach(
         ConnectionLostError, ProtocolError: as `ptserver.net.tls.connect_tls`.
     """
     where = parse_address(address)
+    keys = None
     if keys_folder is not None:
-        from ptserver.net.tls import connect_tls, connecting_keys  # ssl takes its time
+        from ptserver.net.tls import connecting_keys  # ssl takes its time
 
         keys = connecting_keys(keys_folder)
-        name = where.host if isinstance(where, TcpAddress) else ""
-        return connect_tls(_connect(where, keep), keys, name or "localhost"), keys.token
-    sock = _connect(where, keep)
-    if is_private(sock.getpeername()):
-        return sock, ""
+    return secure(_connect(where, keep), address, keys), keys.token if keys is not None else ""
+
+
+def secure(sock: socket.socket, address: str, keys: "Keys | None") -> Stream:
+    """Return *sock*, which was connected to *address*, under TLS with *keys*, or as it is.
+
+    Raises:
+        UntrustedError: as `reach`; the socket is closed.
+        ConnectError, ConnectionLostError, ProtocolError: as `ptserver.net.tls.connect_tls`.
+    """
+    if keys is not None:
+        from ptserver.net.tls import connect_tls
+
+        where = parse_address(address)
+        return connect_tls(sock, keys, (where.host if isinstance(where, TcpAddress) else "") or "localhost")
+    try:
+        if is_private(sock.getpeername()):
+            return sock
+    except OSError as error:  # it was reset already
+        sock.close()
+        raise ConnectionLostError(f"{address} closed the connection: {error.strerror}") from error
     sock.close()
     raise UntrustedError(
         f"{address} is another machine, which needs TLS: give the folder of keys that `ptserver keys` made with"

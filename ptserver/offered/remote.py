@@ -13,12 +13,12 @@ import json
 import os
 import shutil
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ptserver.net.keepalive import DEFAULT_SECONDS
-from ptserver.net.tls import listening_keys
-from ptserver.net.transport import close_listener, listen, local_address
+from ptserver.net.tls import connecting_keys, listening_keys
+from ptserver.net.transport import close_listener, listen, local_address, parse_address
 from ptserver.offered.binary_cache import DEFAULT_LIMIT_BYTES, BinaryCache, default_folder
 from ptserver.offered.session import HostConfig
 from ptserver.sessions.log import Log
@@ -29,6 +29,7 @@ from ptserver.sessions.serve import (
     check_exposure,
     chosen_token,
     open_log,
+    work_until_signal,
 )
 from ptserver.sessions.spawner import start_spawner
 
@@ -39,14 +40,16 @@ DEFAULT_ADDRESS = "localhost:11235"
 class RemoteOptions:
     """What the command line says.
 
-    address: where to listen; token_file: whose first line is the token; keys: the folder of keys for TLS, which also
-    may hold the token; max_sessions: how many programs at once; memory_bytes: how much each may have; cache: the
-    folder of programs; cache_bytes: its limit; keepalive_seconds: how long a server may be silent, 0 for ever;
-    max_wait_seconds: how long a program may wait for a lost server at most, if that asks for it;
-    log_file: where the log goes, standard error if None; json: whether its lines, and the announcement, are JSON.
+    address: where to listen; server: where to connect to instead, if anywhere; token_file: whose first line is the
+    token; keys: the folder of keys for TLS, which also may hold the token; max_sessions: how many programs at once;
+    memory_bytes: how much each may have; cache: the folder of programs; cache_bytes: its limit; keepalive_seconds:
+    how long a server may be silent, 0 for ever; max_wait_seconds: how long a program may wait for a lost server at
+    most, if that asks for it; log_file: where the log goes, standard error if None; json: whether its lines, and the
+    announcement, are JSON.
     """
 
     address: str = DEFAULT_ADDRESS
+    server: str | None = None
     token_file: str | None = None
     keys: str | None = None
     max_sessions: int = 200
@@ -66,36 +69,58 @@ def remote(options: RemoteOptions) -> None:
         PtServerError: it cannot listen, or its zygote died.
     """
     log = Log(open_log(options.log_file), as_json=options.json)
+    cache = BinaryCache(Path(options.cache) if options.cache else default_folder(), options.cache_bytes)
+    folder = tempfile.mkdtemp(prefix="ptserver-sessions-")
+    registry = SessionRegistry(folder)
+    config = HostConfig(
+        log,
+        cache,
+        memory_bytes=options.memory_bytes,
+        keepalive_seconds=options.keepalive_seconds,
+        max_wait_seconds=options.max_wait_seconds,
+        registry=registry,
+        server=options.server,
+    )
+    try:
+        if options.server is None:
+            _listen(options, config, registry)
+        else:
+            _connect(options, options.server, config, registry)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _listen(options: RemoteOptions, config: HostConfig, registry: SessionRegistry) -> None:
     keys = listening_keys(options.keys) if options.keys is not None else None
     token = chosen_token(options.token_file, keys)
-    cache = BinaryCache(Path(options.cache) if options.cache else default_folder(), options.cache_bytes)
     listener = listen(options.address)
-    folder = tempfile.mkdtemp(prefix="ptserver-sessions-")
     try:
         check_exposure(listener, keys, token)
-        registry = SessionRegistry(folder)
-        spawner = start_spawner(
-            HostConfig(
-                log,
-                cache,
-                token,
-                keys,
-                options.memory_bytes,
-                keepalive_seconds=options.keepalive_seconds,
-                max_wait_seconds=options.max_wait_seconds,
-                registry=registry,
-            ),
-            listener,
-        )
+        spawner = start_spawner(replace(config, keys=keys, token=token), listener)
         try:
             address = local_address(listener)
-            if options.json:
-                print(json.dumps({"waiting": address, "pid": os.getpid()}), flush=True)
-            else:
-                print(f"ptserver: waiting for programs on {address}", flush=True)
-            accept_until_signal(listener, spawner, options.max_sessions, log, registry)
+            _announce("waiting", address, f"waiting for programs on {address}", as_json=options.json)
+            accept_until_signal(listener, spawner, options.max_sessions, config.log, registry)
         finally:
             spawner.stop()
     finally:
         close_listener(listener)
-        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _connect(options: RemoteOptions, server: str, config: HostConfig, registry: SessionRegistry) -> None:
+    parse_address(server)
+    keys = connecting_keys(options.keys) if options.keys is not None else None
+    token = chosen_token(options.token_file, keys)
+    spawner = start_spawner(replace(config, keys=keys, token=token), None)
+    try:
+        from ptserver.offered.connector import Connector  # after the fork: the zygote needs no trio
+
+        _announce("server", server, f"taking programs from {server}", as_json=options.json)
+        work_until_signal(Connector(server, spawner, options.max_sessions, config.log, registry.remove))
+    finally:
+        spawner.stop()
+
+
+def _announce(member: str, address: str, text: str, *, as_json: bool) -> None:
+    line = json.dumps({member: address, "pid": os.getpid()}) if as_json else f"ptserver: {text}"
+    print(line, flush=True)

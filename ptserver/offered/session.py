@@ -42,6 +42,7 @@ from ptserver.messages import (
 )
 from ptserver.net.connection import Connection, Stream, client_handshake
 from ptserver.net.keepalive import DEFAULT_SECONDS
+from ptserver.net.reach import secure
 from ptserver.net.tls import Keys, accept_tls
 from ptserver.offered.binary_cache import BinaryCache
 from ptserver.offered.file_transfer import EndedEarlyError, obtain
@@ -54,6 +55,9 @@ from ptserver.sessions.start import ask_for_room
 from ptserver.stub.marker import find_stub_marker
 from stepping.errors import SteppingError
 
+#: How long a host that has connected waits for an offer before it connects anew.
+_OFFER_TO_COME_SECONDS = 86400.0
+
 
 @dataclass(frozen=True)
 class HostConfig:
@@ -62,7 +66,8 @@ class HostConfig:
     token: the secret that an offer must bring, if any; keys: for TLS, which is spoken if there are any; memory_bytes:
     how much a program may have, if limited; offer_seconds: how long the offer may take, after a TLS handshake that
     may take as long; keepalive_seconds: how long a server may be silent, 0 for ever. max_wait_seconds:
-    how long a session may be kept at most when its connection is lost, to be found by *registry*.
+    how long a session may be kept at most when its connection is lost, to be found by *registry*. server: the address
+    that connections were made to, if they were made; then the token is the one that the server wants.
     """
 
     log: Log
@@ -74,15 +79,21 @@ class HostConfig:
     keepalive_seconds: float = DEFAULT_SECONDS
     max_wait_seconds: int = 0
     registry: SessionRegistry | None = None
+    server: str | None = None
 
     def run(self, sock: socket.socket, session_id: str, admission: socket.socket) -> NoReturn:
-        """Execute what is offered on *sock*, and end this process."""
+        """Execute what is offered on *sock*, which was accepted, or connected to `server`; end this process."""
         log = self.log.of_session(session_id, self.log.fd)
         try:
             with _logged(log):
-                stream = sock if self.keys is None else accept_tls(sock, self.keys, self.offer_seconds)
+                offer_seconds, wanted = self.offer_seconds, self.token
+                if self.server is not None:
+                    stream = secure(sock, self.server, self.keys)
+                    offer_seconds, wanted = _OFFER_TO_COME_SECONDS, None
+                else:
+                    stream = sock if self.keys is None else accept_tls(sock, self.keys, offer_seconds)
                 offer = read_offer(
-                    stream, native_arch(), self.token, self.offer_seconds, lambda: ask_for_room(admission)
+                    stream, native_arch(), wanted, offer_seconds, lambda: ask_for_room(admission)
                 )
                 if isinstance(offer, Resume):
                     admission.close()
@@ -97,7 +108,7 @@ class HostConfig:
     def _serve(self, stream: Stream, offer: Offer, session_id: str, log: Log) -> None:
         wait_seconds = min(offer.wait_seconds, self.max_wait_seconds)
         kept = KeptSession(self.registry, session_id) if wait_seconds and self.registry is not None else None
-        hello = _hello(offer)
+        hello = msgspec.structs.replace(_hello(offer), token=(self.token or "") if self.server else "")
         if kept is not None:
             hello = msgspec.structs.replace(hello, wait_seconds=wait_seconds, ticket=kept.ticket)
         welcome, connection = client_handshake(stream, hello)

@@ -28,6 +28,7 @@ from ptserver.net.reach import reach
 from ptserver.net.transport import is_address
 from ptserver.offered.file_transfer import OfferedFile
 from ptserver.offered.handshake import send_offer
+from ptserver.running.await_host import LISTEN, await_host
 from ptserver.running.here import instance, say
 from ptserver.running.remotely import read_token
 from ptserver.running.run import RunOptions
@@ -72,6 +73,10 @@ def run_elsewhere(
     session_id = str(os.getpid())
     config = SessionConfig(server_class, f"ptserver {version()}", Log(sys.stderr.fileno()))
 
+    offer = Offer(
+        (PROTOCOL_VERSION,), CODECS, config.software, offered.executable, wait_seconds=options.wait_seconds
+    )
+
     def choose(hello: Hello, version: int, codec: str) -> Welcome:
         if hello.machine.arch != native_arch():
             raise LaunchError(f"{options.on} is {hello.machine.arch}, this machine is {native_arch()}")
@@ -83,24 +88,19 @@ def run_elsewhere(
             streams=tuple(number for number in (0, 1, 2) if number in present and _is_stream(number)),
         )
 
-    messenger = Messenger(options.on, options.keys, descriptors.keep) if options.wait_seconds else None
-    stream, token_of_keys = reach(options.on, options.keys, descriptors.keep)
-    token = read_token(options.token_file) or token_of_keys
-    send_offer(
-        stream,
-        Offer(
-            (PROTOCOL_VERSION,),
-            CODECS,
-            config.software,
-            offered.executable,
-            token,
-            wait_seconds=options.wait_seconds,
-        ),
-    )
-    try:
-        hello, answer, connection = server_handshake(stream, 10.0, choose)
-    except ConnectionLostError as error:
-        raise ConnectionLostError(f"{options.on} does not take programs, or is gone: {error}") from error
+    messenger: Messenger | None = None
+    if options.wait_seconds:
+        messenger = Messenger(options.on, options.keys, descriptors.keep)
+    if options.on.startswith(LISTEN):
+        hello, answer, connection, token = await_host(options, descriptors.keep, offer, choose)
+    else:
+        stream, token_of_keys = reach(options.on, options.keys, descriptors.keep)
+        token = read_token(options.token_file) or token_of_keys
+        send_offer(stream, msgspec.structs.replace(offer, token=token))
+        try:
+            hello, answer, connection = server_handshake(stream, 10.0, choose)
+        except ConnectionLostError as error:
+            raise ConnectionLostError(f"{options.on} does not take programs, or is gone: {error}") from error
     if messenger is not None:
         if not hello.ticket:
             raise RefusedError("session", f"{options.on} keeps no session whose connection is lost")

@@ -39,14 +39,15 @@ class Acceptor:
 
     def __init__(
         self,
-        listener: socket.socket,
+        listener: socket.socket | None,
         spawner: Spawner,
         max_sessions: int,
         log: Log,
         ended: Callable[[str], None],
     ) -> None:
-        """Accept from *listener*; *ended* is told of sessions that have ended."""
+        """Accept from *listener*, which may be None where `accept` is another; *ended* hears of sessions' ends."""
         self._session_ended = ended
+        self._room = trio.Condition()
         self.zygote_died = False
         self._listener = listener
         self._spawner = spawner
@@ -62,6 +63,7 @@ class Acceptor:
 
     async def accept(self, nursery: trio.Nursery) -> None:
         """Accept until cancelled."""
+        assert self._listener is not None
         listener = trio.socket.from_stdlib_socket(self._listener)
         while True:
             try:
@@ -93,6 +95,14 @@ class Acceptor:
                 self._session_ended(ended.session)
                 if os.WIFSIGNALED(ended.status):
                     self._log(f"session process {ended.pid} was killed by signal {os.WTERMSIG(ended.status)}")
+            async with self._room:
+                self._room.notify_all()
+
+    async def has_room(self) -> None:
+        """Wait until there can be one more session."""
+        async with self._room:
+            while len(self._sessions) >= self._max_sessions:
+                await self._room.wait()
 
     async def _take(self, connection: trio.socket.SocketType) -> None:
         """Have a process for *connection* when it is the peer's turn, and stay until the peer was heard."""
@@ -120,14 +130,16 @@ class Acceptor:
             if not statistics.borrowed_tokens and not statistics.tasks_waiting:
                 self._turns.pop(peer, None)
 
-    async def _start(self, connection: trio.socket.SocketType) -> None:
+    async def _start(self, connection: trio.socket.SocketType) -> bool:
+        """Have a process for *connection*; return whether it has become a session."""
         self._accepted += 1
         session = f"{self._prefix}-{self._accepted}"
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with trio.socket.from_stdlib_socket(ours) as asking, theirs:
             self._processes.add(session)
             if await self._spawn(session, _blocking_socket(connection), theirs):
-                await self._answer(session, asking)
+                return await self._answer(session, asking)
+            return False
 
     async def _spawn(self, session: str, connection: socket.socket, admission: socket.socket) -> bool:
         with connection:
@@ -141,12 +153,12 @@ class Acceptor:
                 except OSError:
                     return False  # `count` hears of it
 
-    async def _answer(self, session: str, asking: trio.socket.SocketType) -> None:
-        """Wait until *session* asks for room, or has ended."""
+    async def _answer(self, session: str, asking: trio.socket.SocketType) -> bool:
+        """Wait until *session* asks for room, or has ended; return whether it was let in."""
         try:
             who = await asking.recv(1)
             if not who:
-                return
+                return False
             counted, most = (
                 (self._watchers, _MAX_WATCHERS) if who == WATCHER else (self._sessions, self._max_sessions)
             )
@@ -155,7 +167,8 @@ class Acceptor:
                 counted.add(session)
             await asking.send(ADMITTED if has_room else b"-")
         except OSError:
-            pass  # the process is gone; `count` hears of it
+            return False  # the process is gone; `count` hears of it
+        return has_room
 
 
 def _peer_of(connection: trio.socket.SocketType) -> str:

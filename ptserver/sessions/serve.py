@@ -16,6 +16,7 @@ import socket
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ptserver.confinement.confine import check, protect_this_process
 from ptserver.confinement.options import UNCONFINED, Confinement
@@ -30,6 +31,9 @@ from ptserver.sessions.log import Log
 from ptserver.sessions.registry import SessionRegistry
 from ptserver.sessions.spawner import Spawner, start_spawner
 from ptserver.sessions.start import SessionConfig
+
+if TYPE_CHECKING:
+    from ptserver.sessions.acceptor import Acceptor
 
 #: How long sessions are kept at most, if nobody says otherwise.
 DEFAULT_MAX_WAIT_SECONDS = 600
@@ -186,11 +190,14 @@ def accept_until_signal(
     Raises:
         ServeError: the zygote died.
     """
-    import trio
-
     from ptserver.sessions.acceptor import Acceptor  # after the fork: the zygote needs no trio
 
-    acceptor = Acceptor(listener, spawner, max_sessions, log, registry.remove)
+    work_until_signal(Acceptor(listener, spawner, max_sessions, log, registry.remove))
+
+
+def work_until_signal(acceptor: "Acceptor") -> None:
+    """Have *acceptor* take connections until SIGTERM or SIGINT. Raises: ServeError if the zygote died."""
+    import trio
 
     async def main() -> None:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:

@@ -93,10 +93,10 @@ class Spawner:
         return os.waitpid(self.pid, 0)[1]
 
 
-def start_spawner(sessions: Sessions, unwanted: socket.socket) -> Spawner:
+def start_spawner(sessions: Sessions, unwanted: socket.socket | None) -> Spawner:
     """Fork the zygote; this process must have one thread, and no descriptors that sessions must not have.
 
-    unwanted: the listening socket, which the zygote closes.
+    unwanted: the listening socket, which the zygote closes, if there is one.
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     sys.stdout.flush()
@@ -113,7 +113,8 @@ def start_spawner(sessions: Sessions, unwanted: socket.socket) -> Spawner:
     status = 1
     try:
         ours.close()
-        unwanted.close()
+        if unwanted is not None:
+            unwanted.close()
         die_with(parent)
         os.setsid()  # the terminal's signals are for the acceptor
         status = _Zygote(theirs, sessions).run()

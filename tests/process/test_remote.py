@@ -17,10 +17,11 @@ import pytest
 
 from ptserver.conformance import hosts
 from ptserver.conformance.checks import Server, run_checks
+from ptserver.keys import make_keys
 from ptserver.messages import CODECS, Executable, Offer, Refused
 from ptserver.net.connection import read_frame
 from ptserver.net.wire import MAX_HELLO_BYTES, Codec
-from tests.conformance.modes import base_environment, waiting
+from tests.conformance.modes import announced, base_environment, waiting
 from tests.gofixtures import build
 from tests.leftovers import none_left
 from tests.process.commands import ptserver
@@ -334,3 +335,34 @@ def test_between_two_machines(tmp_path: Path) -> None:
             )
     assert "host: here <nil>" in output
     assert "for here" in (tmp_path / "host-log").read_text()
+
+
+@pytest.mark.parametrize("secret", ["certificate", pytest.param("token", marks=pytest.mark.slow)])
+def test_a_host_may_be_the_one_that_connects(secret: str, tmp_path: Path) -> None:
+    """First comes one that may not have the program; under TLS, with a proof of either kind."""
+    make_keys(tmp_path / "keys", ["127.0.0.1"], days=1, token=secret == "token")
+    make_keys(tmp_path / "other", ["127.0.0.1"], days=1, token=secret == "token")
+    if secret == "token":  # knows whom it connects to, but not the token
+        (tmp_path / "other/client/ca.pem").write_bytes((tmp_path / "keys/client/ca.pem").read_bytes())
+    env = base_environment()
+    command = ("ptserver", "run", "--on", "listen:127.0.0.1:0", "--keys", tmp_path / "keys/server")
+    program = build("environment")
+    with none_left(), contextlib.ExitStack() as stack:
+        child = stack.enter_context(started([*command, program], program, env=env, cwd=tmp_path))
+        start = child.stderr.wait_for(b"waiting for a host on ")
+        child.stderr.wait_for(b"\n", start)
+        address = child.stderr.so_far()[start:].decode().split("\n")[0]
+        for folder in ("other", "keys"):
+            words = ["ptserver", "remote", "--json", "--server", address, "--keys", f"{tmp_path}/{folder}/client",
+                     "--cache", f"{tmp_path}/programs"]  # fmt: skip
+            stack.enter_context(announced(words, "server", cwd="/", env=env, log=tmp_path / f"{folder}-log"))
+            if folder == "other":
+                child.stderr.wait_for(b"a host did not take the program: ")
+        end = child.finish()
+    assert (end.status, str(tmp_path).encode() in end.stdout) == (0, True), end
+
+
+def test_a_host_that_is_to_come_is_not_waited_for_when_lost() -> None:
+    words = ("run", "--on", "listen:127.0.0.1:0", "--on-lost=wait", build("hello"))
+    status, _, err = ptserver(*words)
+    assert (status, "needs a host to connect to" in err) == (64, True)
