@@ -62,7 +62,9 @@ class RegisterSet(IntEnum):
 FOLLOW_THREADS = Option.SYSGOOD | Option.CLONE | Option.EXEC
 FOLLOW_ALL = FOLLOW_THREADS | Option.FORK | Option.VFORK
 
-_PEEKUSER, _CONT, _SINGLESTEP, _DETACH, _SYSCALL, _SINGLEBLOCK = 3, 7, 9, 17, 24, 33
+_PEEKUSER, _POKEUSER, _CONT, _SINGLESTEP, _DETACH, _SYSCALL, _SINGLEBLOCK = 3, 6, 7, 9, 17, 24, 33
+#: offsetof(struct user, u_debugreg) on amd64.
+_DEBUG_REGISTERS_AT = 848
 _SETOPTIONS, _GETEVENTMSG, _GETSIGINFO, _SETSIGINFO = 0x4200, 0x4201, 0x4202, 0x4203
 _GETREGSET, _SETREGSET, _SEIZE, _INTERRUPT, _LISTEN = 0x4204, 0x4205, 0x4206, 0x4207, 0x4208
 _GETSIGMASK, _SETSIGMASK, _GET_SYSCALL_INFO = 0x420A, 0x420B, 0x420E
@@ -136,6 +138,28 @@ def singlestep(tid: int, signo: int = 0) -> None:
 def singleblock(tid: int, signo: int = 0) -> None:
     """As `singlestep`, but up to the next jump that is taken, if the processor has that. Only on amd64."""
     _simple(_SINGLEBLOCK, tid, signo)
+
+
+def read_debug_register(tid: int, number: int) -> int:
+    """Return debug register *number* (0 to 3, 6, 7) of an amd64 thread."""
+    try:
+        return (
+            int(_request(_PEEKUSER, tid, _DEBUG_REGISTERS_AT + 8 * number, check_errno=True)) & (1 << 64) - 1
+        )
+    except PtraceError as error:
+        raise _translate(tid, error) from error
+
+
+def write_debug_register(tid: int, number: int, value: int) -> None:
+    """Replace debug register *number* (0 to 3, 6, 7) of an amd64 thread.
+
+    Raises:
+        SteppingError: the kernel does not take the value.
+    """
+    try:
+        _request(_POKEUSER, tid, _DEBUG_REGISTERS_AT + 8 * number, value)
+    except PtraceError as error:
+        raise _translate(tid, error) from error
 
 
 def detach(tid: int, signo: int = 0) -> None:

@@ -4,8 +4,9 @@ The filter of `remote_filter` stops a thread before such a call. What the call r
 registers that lead to remote memory are made to lead there, and where the call returns, what it filled is copied back
 and the registers are restored. The syscall table says which arguments are buffers, and how long.
 
-A call that is interrupted and restarted by the kernel begins anew, with its own registers. Buffers in vectors
-(readv, sendmsg) are not seen by the filter: such a call fails with EFAULT if one of them is remote.
+Where they are named by vectors and messages (readv, sendmsg), the kernel gets a copy of those (`remote_vectors`).
+
+A call that is interrupted and restarted by the kernel begins anew, with its own registers.
 
 A futex on remote memory (`FUTEX_WAIT`) cannot sleep on a word that is elsewhere: if the word has the value that the
 caller expects, it returns after a moment as if woken, which every user of futexes must expect; `FUTEX_WAKE` finds
@@ -15,13 +16,17 @@ Thread rules: the tracer's thread.
 Source: seccomp(2), ptrace(2), futex(2).
 """
 
+import contextlib
 import errno
+from collections.abc import Sequence
 from typing import NamedTuple
 
+from stepping.errors import MemoryFaultError
 from stepping.registers import Registers
 from stepping.remote_memory import RemoteMap
+from stepping.remote_vectors import INDIRECT, NoRoomError, Room, Staged, stage, touches
 from stepping.syscalls import Sysno, by_number
-from stepping.syscalls.marshal import BadArgumentError, Gathered, gather
+from stepping.syscalls.marshal import Args, BadArgumentError, Gathered, gather
 from stepping.syscalls.model import RESULT, ArgKind, Syscall
 from stepping.tracee import Resume, Tracee
 
@@ -47,6 +52,7 @@ class _Pending(NamedTuple):
     originals: tuple[int, ...]
     buffers: dict[int, int]
     slot: int
+    staged: Sequence[Staged] = ()
 
 
 class RemoteCalls:
@@ -74,6 +80,9 @@ class RemoteCalls:
         if row.name == "futex" and self._remote.touches(args[0], 4):
             return self._futex(tracee, registers, args)
         a0, a1, a2, a3, a4, a5 = args
+        if any(arg.kind in INDIRECT for arg in row.args):
+            self._stage(tracee, registers, row, (a0, a1, a2, a3, a4, a5))
+            return True
         try:
             call = gather(row, (a0, a1, a2, a3, a4, a5), self._remote)
         except BadArgumentError as error:
@@ -108,6 +117,10 @@ class RemoteCalls:
                 if data != pending.call.ins.get(index):
                     self._remote.write(pending.originals[index], data)
             registers[registers.layout.args[index]] = pending.originals[index]
+        for staged in pending.staged:
+            with contextlib.suppress(MemoryFaultError):
+                staged.finish(self._remote, registers.result)
+            registers[registers.layout.args[staged.argument]] = pending.originals[staged.argument]
         tracee.write_registers(registers)
         self._free.append(pending.slot)
 
@@ -139,6 +152,36 @@ class RemoteCalls:
             at += room
         tracee.write_registers(registers)
         self._pending[tracee.tid] = pending._replace(buffers=buffers, slot=slot)
+        tracee.resume(Resume.SYSCALL)
+
+    def _stage(self, tracee: Tracee, registers: Registers, row: Syscall, args: Args) -> None:
+        """Deal with a call that names its buffers by vectors or messages."""
+        try:
+            remote = [
+                index
+                for index, arg in enumerate(row.args)
+                if arg.kind in INDIRECT and args[index] and touches(row, index, args, self._remote)
+            ]
+        except MemoryFaultError:
+            remote = []  # the kernel says so, too
+        if not remote:
+            tracee.resume()
+            return
+        if not self._free:
+            _skip(tracee, registers, -errno.EAGAIN)
+            return
+        slot = self._free.pop()
+        room = Room(self._buffers + slot * _SLOT_BYTES, _SLOT_BYTES)
+        try:
+            staged = [stage(row, index, args, self._remote, room) for index in remote]
+        except (NoRoomError, MemoryFaultError) as error:
+            self._free.append(slot)
+            _skip(tracee, registers, -(errno.ENOBUFS if isinstance(error, NoRoomError) else errno.EFAULT))
+            return
+        for one in staged:
+            registers[registers.layout.args[one.argument]] = one.address
+        tracee.write_registers(registers)
+        self._pending[tracee.tid] = _Pending(row, Gathered(args, {}, {}, {}), args, {}, slot, staged)
         tracee.resume(Resume.SYSCALL)
 
     def _shorten(self, registers: Registers, pending: _Pending, index: int, room: int) -> bool:

@@ -80,8 +80,10 @@ class RemoteMap:
 
     def touches(self, address: int, size: int) -> bool:
         """Whether any of *size* bytes at *address* is on an inaccessible page."""
-        first = address & -PAGE_BYTES
-        return any(page in self.pages for page in range(first, address + size, PAGE_BYTES))
+        first, end = address & -PAGE_BYTES, address + size
+        if size > PAGE_BYTES * len(self.pages):  # a size may be any number
+            return size > 0 and any(first <= page < end for page in self.pages)
+        return any(page in self.pages for page in range(first, end, PAGE_BYTES))
 
     def find(self, address: int) -> RemoteVariable | None:
         """Return the variable that holds *address*."""

@@ -14,6 +14,7 @@ from ptserver.debugger.debugger import Debugger, DebuggerError
 from ptserver.errors import PtServerError
 from stepping.errors import SteppingError
 from stepping.syscalls import SYSCALLS
+from stepping.watchpoints import Watchpoint
 
 _MEMORY_BYTES, _INSTRUCTIONS = 64, 8
 _MOST_BYTES, _MOST_INSTRUCTIONS = 1 << 16, 10_000
@@ -71,6 +72,28 @@ class Commands:
         places = "\n".join(f"  {show.where(self.debugger, address)}" for address in one.addresses)
         return f"breakpoint {one.number}\n{places}"
 
+    def watch(self, arguments: list[str]) -> str:
+        """See `COMMANDS`."""
+        reads = arguments[:1] == ["-r"]
+        words = arguments[reads:]
+        if len(words) not in (1, 2):
+            raise DebuggerError("watch [-r] VARIABLE, or ADDRESS BYTES")
+        size = _number(words[1]) if len(words) > 1 else self._size_of(words[0])
+        watchpoint = Watchpoint(self._value(words[0]), size, reads)
+        one = self.debugger.add_watchpoint(words[0], watchpoint)
+        return f"watchpoint {one.number}\n  {size} bytes at {watchpoint.address:#x}"
+
+    def _size_of(self, name: str) -> int:
+        """Return the size of a package's variable; 8 for what is none."""
+        binary = self.debugger.view.binary
+        symbol = binary.elf.find_symbol(name) if binary is not None else None
+        if symbol is not None and symbol.size:
+            return symbol.size
+        variable = (
+            binary.dwarf.find_variable(name) if binary is not None and binary.dwarf is not None else None
+        )
+        return variable.type.size if variable is not None else 8
+
     def catch(self, arguments: list[str]) -> str:
         """See `COMMANDS`."""
         if arguments == ["off"]:
@@ -93,7 +116,7 @@ class Commands:
     def breakpoints(self, arguments: list[str]) -> str:
         """See `COMMANDS`."""
         lines = [
-            f"{one.number}  {one.text}  {', '.join(f'{address:#x}' for address in one.addresses)}  hits {one.hits}"
+            f"{one.number}  {one.text}  {show.show_places(one)}  hits {one.hits}"
             for one in self.debugger.breakpoints.values()
         ]
         return "\n".join(lines) or "there are no breakpoints"
@@ -326,6 +349,7 @@ def _number(text: str) -> int:
 #: By name: what executes it, what `help` says, whether the program must be there.
 COMMANDS: dict[str, tuple[Callable[[Commands, list[str]], str], str, bool]] = {
     "break": (Commands.add_breakpoint, "stop at a FUNCTION, FILE.go:LINE, LINE or *ADDRESS", True),
+    "watch": (Commands.watch, "stop when a VARIABLE, or ADDRESS BYTES, is written; -r: or read", True),
     "catch": (Commands.catch, "stop before syscalls: those NAMED, every one, or `off`", True),
     "breakpoints": (Commands.breakpoints, "list the breakpoints", False),
     "clear": (Commands.clear, "remove breakpoint NUMBER, or `all`", True),

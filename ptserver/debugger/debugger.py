@@ -15,6 +15,7 @@ from stepping.blocks import Decoder
 from stepping.errors import SteppingError
 from stepping.instructions import Flow, Instruction
 from stepping.stop_results import MAX_INSTRUCTION_BYTES
+from stepping.watchpoints import Watchpoint
 
 _CALLS = (Flow.CALL, Flow.INDIRECT_CALL)
 _STEPPED_ALONE = (*_CALLS, Flow.SYSCALL, Flow.TRAP)
@@ -34,12 +35,17 @@ class DebuggerError(PtServerError):
 
 @dataclass
 class Breakpoint:
-    """A place where the program is to stop. number: the user's; hits: how often it did."""
+    """A place where the program is to stop. number: the user's; hits: how often it did.
+
+    watchpoint: instead of addresses of code, memory whose change is to stop it; value: what was there last.
+    """
 
     number: int
     text: str
     addresses: list[int] = field(default_factory=list)
     hits: int = 0
+    watchpoint: Watchpoint | None = None
+    value: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -90,6 +96,19 @@ class Debugger:
         self.breakpoints[one.number] = one
         return one
 
+    def add_watchpoint(self, text: str, watchpoint: Watchpoint) -> Breakpoint:
+        """Stop behind instructions that touch *watchpoint*, which *text* names.
+
+        Raises:
+            SteppingError: it cannot be watched.
+        """
+        value = self.target.read_memory(watchpoint.address, watchpoint.size)
+        self.target.insert_watchpoint(watchpoint)
+        one = Breakpoint(self._next_number, text, watchpoint=watchpoint, value=value)
+        self._next_number += 1
+        self.breakpoints[one.number] = one
+        return one
+
     def remove_breakpoint(self, number: int) -> None:
         """Do not stop there any more.
 
@@ -99,6 +118,8 @@ class Debugger:
         one = self.breakpoints.pop(number, None)
         if one is None:
             raise DebuggerError(f"there is no breakpoint {number}")
+        if one.watchpoint is not None and one.watchpoint not in self._watched():
+            self.target.remove_watchpoint(one.watchpoint)
         for address in one.addresses:
             if address not in self._addresses():
                 self.target.remove_breakpoint(address)
@@ -106,9 +127,11 @@ class Debugger:
     def hit(self) -> Breakpoint | None:
         """Return the breakpoint that the program has stopped at, if it has at one."""
         if self.stop.reason == "breakpoint":
-            for one in self.breakpoints.values():
-                if self.stop.pc in one.addresses:
-                    return one
+            return next((one for one in self.breakpoints.values() if self.stop.pc in one.addresses), None)
+        if self.stop.reason == "watchpoint":
+            return next(
+                (one for one in self.breakpoints.values() if one.watchpoint == self.stop.watchpoint), None
+            )
         return None
 
     def catch_calls(self, numbers: frozenset[int] | None) -> None:
@@ -258,6 +281,9 @@ class Debugger:
 
     def _addresses(self) -> set[int]:
         return {address for one in self.breakpoints.values() for address in one.addresses}
+
+    def _watched(self) -> set[Watchpoint]:
+        return {one.watchpoint for one in self.breakpoints.values() if one.watchpoint is not None}
 
     def _stopped(self, stop: Stop) -> Stop:
         self.stop = stop

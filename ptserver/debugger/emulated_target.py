@@ -20,6 +20,7 @@ from stepping.emulation.threads import Thread
 from stepping.emulator import Trap, TrapKind
 from stepping.errors import MemoryFaultError, SteppingError, TraceeGoneError
 from stepping.registers import LAYOUTS, Registers
+from stepping.watchpoints import NoWatchpointError, Watchpoint
 
 #: `Context.read_general`'s order.
 _AMD64_ORDER = "r8 r9 r10 r11 r12 r13 r14 r15 rdi rsi rbp rbx rdx rax rcx rsp rip eflags".split()
@@ -137,6 +138,15 @@ class EmulatedTarget:
         original = self._originals.pop(address, None)
         if original is not None:
             self._poke(address, original)
+
+    def insert_watchpoint(self, watchpoint: Watchpoint) -> None:
+        """See `Target.insert_watchpoint`: an emulated processor has none."""
+        raise NoWatchpointError(
+            "an emulated program has no watchpoints; step --trace=mem logs what it touches"
+        )
+
+    def remove_watchpoint(self, watchpoint: Watchpoint) -> None:
+        """See `Target.remove_watchpoint`."""
 
     def stop_at_calls(self, numbers: frozenset[int] | None) -> None:
         """See `Target.stop_at_calls`."""

@@ -26,6 +26,7 @@ from stepping.executor import (
     Execed,
     Exited,
     Interrupted,
+    LeftRange,
     MemoryFault,
     NewTask,
     Reached,
@@ -43,6 +44,7 @@ from stepping.tracee_group import TraceeGroup
 from stepping.tracee_launch import launch_stopped
 from stepping.tracee_memory import TraceeMemory
 from stepping.wait_status import Event, WaitKind, WaitStatus
+from stepping.watchpoints import Watchpoint, Watchpoints
 
 _ONE = Until(instructions=1)
 _VECTOR_BYTES = 8192
@@ -64,6 +66,7 @@ class NativeTarget:
         self._memory = TraceeMemory(self.pid)
         self._breakpoints = Breakpoints(self._memory, self.layout)
         self._executor = NativeExecutor(group, self._breakpoints)
+        self._watchpoints = Watchpoints()
         self._calls: frozenset[int] | None = frozenset()
         self._pending: list[Stop] = []
         self._held: list[tuple[int, int]] = []
@@ -135,6 +138,14 @@ class NativeTarget:
         """See `Target.remove_breakpoint`."""
         self._breakpoints.remove(address)
 
+    def insert_watchpoint(self, watchpoint: Watchpoint) -> None:
+        """See `Target.insert_watchpoint`."""
+        self._watchpoints.insert(watchpoint, self._threads())
+
+    def remove_watchpoint(self, watchpoint: Watchpoint) -> None:
+        """See `Target.remove_watchpoint`."""
+        self._watchpoints.remove(watchpoint, self._threads())
+
     def stop_at_calls(self, numbers: frozenset[int] | None) -> None:
         """See `Target.stop_at_calls`."""
         self._calls = numbers
@@ -197,6 +208,7 @@ class NativeTarget:
     def detach(self) -> None:
         """See `Target.detach`."""
         self._breakpoints.remove_all()
+        self._watchpoints.remove_all(self._threads())
         for tid, signo in self._held:
             _libc.tgkill(self.pid, tid, signo)
         self._group.detach_all()
@@ -212,6 +224,10 @@ class NativeTarget:
         self._memory.close()
 
     # -- running ----------------------------------------------------------------------------------------------
+
+    def _threads(self) -> list[Tracee]:
+        """Return the program's own threads, without its children."""
+        return [tracee for tracee in self._group if tracee.pid == self.pid]
 
     def _tracee(self, tid: int) -> Tracee:
         tracee = self._group.tracees.get(tid)
@@ -292,6 +308,8 @@ class NativeTarget:
             if tracee.pid != self.pid:
                 self._let_go(tracee)
                 return None
+            if status.event is Event.STOP and self._watchpoints:
+                self._watchpoints.apply(tracee)  # it may be a new thread
             if status.event is Event.STOP and not self._interrupted:
                 tracee.resume(self._how())  # a new thread's first stop, or an interrupt that came late
                 return None
@@ -343,6 +361,12 @@ class NativeTarget:
     def _stop_of(self, tracee: Tracee, result: RunResult | None) -> Stop:
         tid = tracee.tid
         match result:
+            case CountUsedUp(pc) | LeftRange(pc) | Reached(pc) | Signalled(pc, signal.SIGTRAP) if (
+                watchpoint := self._watchpoints.take_hit(tracee)
+            ):
+                if isinstance(result, Signalled):
+                    tracee.drop_signal()
+                return Stop("watchpoint", tid, pc, watchpoint=watchpoint)
             case Reached(pc):
                 return Stop("breakpoint", tid, pc)
             case Signalled(pc, signo) | MemoryFault(pc, _, _, signo) | CannotExecute(pc, _, _, signo):
@@ -366,6 +390,7 @@ class NativeTarget:
         return Stop("step", tid, tracee.read_registers().pc)
 
     def _after_exec(self) -> None:
+        self._watchpoints.forget_all()
         self._memory.close()
         self._memory = TraceeMemory(self.pid)
         self._breakpoints = Breakpoints(self._memory, self.layout)

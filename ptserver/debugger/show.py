@@ -19,11 +19,12 @@ from goabi.values import (
     Unreadable,
     Value,
 )
-from ptserver.debugger.debugger import Debugger
+from ptserver.debugger.debugger import Breakpoint, Debugger
 from ptserver.debugger.target import Stop
 from ptserver.inspection.goroutine_list import printable
 from stepping.syscalls import Sysno, by_number
 from stepping.wait_status import signal_name
+from stepping.watchpoints import Watchpoint
 
 _MOST_GOROUTINES = 1000
 _FLAGS = {0: "CF", 2: "PF", 4: "AF", 6: "ZF", 7: "SF", 10: "DF", 11: "OF"}
@@ -37,6 +38,7 @@ def show_stop(debugger: Debugger) -> str:
         return _show_end(stop)
     why = {
         "breakpoint": "breakpoint",
+        "watchpoint": "watchpoint",
         "step": "",
         "signal": f"signal {signal_name(stop.signo)}",
         "syscall": "about to call " + _show_call(debugger, stop),
@@ -45,9 +47,9 @@ def show_stop(debugger: Debugger) -> str:
     }[stop.reason]
     hit = debugger.hit()
     if hit is not None:
-        why = (
-            f"breakpoint {hit.number} (hit {hit.hits} times)" if hit.hits > 1 else f"breakpoint {hit.number}"
-        )
+        why += f" {hit.number}" + (f" (hit {hit.hits} times)" if hit.hits > 1 else "")
+        if hit.watchpoint is not None:
+            why += ", " + _show_change(debugger, hit, hit.watchpoint) + ","
     lines = [
         f"{why + ' at ' if why else ''}{where(debugger, debugger.pc)}, {show_thread(debugger, debugger.tid)}"
     ]
@@ -55,6 +57,21 @@ def show_stop(debugger: Debugger) -> str:
     if source:
         lines.append(source)
     return "\n".join(lines)
+
+
+def _show_change(debugger: Debugger, one: Breakpoint, watchpoint: Watchpoint) -> str:
+    """Return what has become of watched memory, and remember what is there now."""
+    before, one.value = one.value, debugger.target.read_memory(watchpoint.address, watchpoint.size)
+    old, new = (f"{int.from_bytes(value, 'little'):#x}" for value in (before, one.value))
+    return f"{one.text} {old} -> {new}" if old != new else f"{one.text} {new}"
+
+
+def show_places(one: Breakpoint) -> str:
+    """Return the addresses of a breakpoint, or what a watchpoint watches."""
+    if one.watchpoint is not None:
+        what = "reads and writes" if one.watchpoint.reads else "writes"
+        return f"{what} of {one.watchpoint.size} bytes at {one.watchpoint.address:#x}"
+    return ", ".join(f"{address:#x}" for address in one.addresses)
 
 
 def _show_end(stop: Stop) -> str:

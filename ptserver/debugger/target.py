@@ -7,15 +7,17 @@ it has stopped again. All are called on one thread; `interrupt` may be called by
 from typing import Literal, NamedTuple, Protocol
 
 from stepping.registers import RegisterLayout, Registers
+from stepping.watchpoints import Watchpoint
 
-Reason = Literal["breakpoint", "step", "signal", "syscall", "interrupt", "exec", "exited"]
+Reason = Literal["breakpoint", "watchpoint", "step", "signal", "syscall", "interrupt", "exec", "exited"]
 
 
 class Stop(NamedTuple):
     """Why the program has stopped.
 
     tid: the thread that did; pc: where it is. signo: for ``signal``, which it gets when it goes on. number, args: of
-    the call that it is about to make, for ``syscall``. status: as waitpid(2) has it, for ``exited``.
+    the call that it is about to make, for ``syscall``. status: as waitpid(2) has it, for ``exited``. watchpoint: the
+    one whose memory the instruction before has touched, for ``watchpoint``.
     """
 
     reason: Reason
@@ -25,6 +27,7 @@ class Stop(NamedTuple):
     number: int = 0
     args: tuple[int, ...] = ()
     status: int = 0
+    watchpoint: Watchpoint | None = None
 
 
 class Target(Protocol):
@@ -79,6 +82,16 @@ class Target(Protocol):
 
     def remove_breakpoint(self, address: int) -> None:
         """Do not stop there any more."""
+
+    def insert_watchpoint(self, watchpoint: Watchpoint) -> None:
+        """Stop threads behind instructions that touch it; again is the same as once.
+
+        Raises:
+            stepping.watchpoints.NoWatchpointError: that cannot be had.
+        """
+
+    def remove_watchpoint(self, watchpoint: Watchpoint) -> None:
+        """Do not stop for it any more."""
 
     def stop_at_calls(self, numbers: frozenset[int] | None) -> None:
         """Stop threads that are about to make one of these syscalls; None: at all. An empty set: at none."""

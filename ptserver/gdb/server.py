@@ -1,7 +1,8 @@
 """Answers one gdb about one program: the GDB remote protocol over a socket.
 
 All-stop mode: whenever the program is stopped, all its threads are. gdb's Z0 and Z1 are both breakpoint instructions
-in memory. While the program runs, a thread of this process looks for ^C on the connection.
+in memory; Z2 to Z4 are the processor's watchpoints, which know no reads alone: Z3 stops for writes, too. While the
+program runs, a thread of this process looks for ^C on the connection.
 
 Not trusted: the peer, in so far as it cannot make this fail other than by an error to it. But it controls the
 program completely, so it is to be let in only from this machine.
@@ -27,6 +28,7 @@ from ptserver.gdb import packets
 from ptserver.gdb.description import read_slot, slots_of, target_xml, write_slot
 from ptserver.gdb.signals import to_gdb, to_linux
 from stepping.errors import SteppingError
+from stepping.watchpoints import NoWatchpointError, Watchpoint
 
 _FEATURES = (
     f"PacketSize={packets.MAX_PACKET_BYTES:x};QStartNoAckMode+;qXfer:features:read+;qXfer:auxv:read+;"
@@ -34,6 +36,8 @@ _FEATURES = (
     "no-resumed-"
 )
 _TRAP, _INT = 5, 2
+#: How a stop for a watchpoint is called, by the packet that has set it.
+_WATCHES = {"2": "watch", "3": "rwatch", "4": "awatch"}
 _INTERRUPT_INTERVAL_S = 0.1
 _RANGE = re.compile(r"r([0-9a-f]+),([0-9a-f]+)")
 
@@ -61,6 +65,7 @@ class GdbServer:
         self._stop = Stop("step", target.tids[0], target.read_registers(target.tids[0]).pc)
         self._thread = self._stop.tid
         self._slots = slots_of(target.layout.arch, len(target.read_vectors(self._thread)))
+        self._watches: dict[Watchpoint, str] = {}
         self._passed: frozenset[int] = frozenset()
         self._xml = target_xml(target.layout.arch, self._slots)
 
@@ -257,14 +262,27 @@ class GdbServer:
         return "OK"
 
     def _insert(self, rest: str) -> str:
-        kind, address, _ = rest.split(";")[0].split(",")
+        kind, address, size = rest.split(";")[0].split(",")
+        if kind in _WATCHES:
+            watchpoint = Watchpoint(int(address, 16), int(size, 16), reads=kind != "2")
+            try:
+                self._target.insert_watchpoint(watchpoint)
+            except NoWatchpointError:
+                return ""  # gdb then steps by itself
+            self._watches[watchpoint] = _WATCHES[kind]
+            return "OK"
         if kind not in ("0", "1"):
             return ""
         self._target.insert_breakpoint(int(address, 16))
         return "OK"
 
     def _remove(self, rest: str) -> str:
-        kind, address, _ = rest.split(";")[0].split(",")
+        kind, address, size = rest.split(";")[0].split(",")
+        if kind in _WATCHES:
+            watchpoint = Watchpoint(int(address, 16), int(size, 16), reads=kind != "2")
+            self._watches.pop(watchpoint, None)
+            self._target.remove_watchpoint(watchpoint)
+            return "OK"
         if kind not in ("0", "1"):
             return ""
         self._target.remove_breakpoint(int(address, 16))
@@ -326,6 +344,9 @@ class GdbServer:
         match stop.reason:
             case "breakpoint":
                 return f"T{_TRAP:02x}swbreak:;{thread}"
+            case "watchpoint" if stop.watchpoint is not None:
+                word = self._watches.get(stop.watchpoint, "watch")
+                return f"T{_TRAP:02x}{word}:{stop.watchpoint.address:x};{thread}"
             case "signal":
                 return f"T{to_gdb(stop.signo):02x}{thread}"
             case "syscall":

@@ -1,10 +1,13 @@
 """Calls that a stub host has taken, and the processes of the program that make them."""
 
+import contextlib
 import os
 from collections.abc import Callable
 
+from stepping.errors import MemoryFaultError
 from stepping.listener import Notification
 from stepping.remote_memory import RemoteMap
+from stepping.remote_vectors import INDIRECT, touches
 from stepping.syscalls import Syscall
 from stepping.syscalls.marshal import Args, Gathered, ProgramMemory
 from stepping.tracee_memory import TraceeMemory
@@ -105,7 +108,16 @@ class PendingCall:
         if remote is None:
             return False
         sizes = {index: len(data) for index, data in self.gathered.ins.items()} | self.gathered.outs
-        return any(remote.touches(self.args[index], max(size, 1)) for index, size in sizes.items())
+        if any(remote.touches(self.args[index], max(size, 1)) for index, size in sizes.items()):
+            return True
+        row = self.row
+        with contextlib.suppress(MemoryFaultError):
+            return row is not None and any(
+                touches(row, index, self.args, remote)
+                for index, arg in enumerate(row.args)
+                if arg.kind in INDIRECT and self.args[index]
+            )
+        return False
 
     def is_repeated_by(self, notification: Notification) -> bool:
         """Whether *notification* is this call again, restarted by the kernel after a signal."""

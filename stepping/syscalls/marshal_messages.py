@@ -22,7 +22,7 @@ from stepping.syscalls.socket_messages import (
 
 Vector = list[tuple[int, int]]
 
-_NAMELEN_OFFSET, _CONTROLLEN_OFFSET, _FLAGS_OFFSET = 8, 40, 48
+NAMELEN_OFFSET, CONTROLLEN_OFFSET, FLAGS_OFFSET = 8, 40, 48
 _U32 = struct.Struct("=I")
 _U64 = struct.Struct("=Q")
 _NOTHING = HEAD.size  # what a message without any part takes
@@ -136,7 +136,7 @@ def write_received(places: list[Place], run: bytes, memory: _Memory) -> None:
     for place, message in zip(places, messages, strict=False):
         if place.name:
             memory.write(place.name, message.name[: place.name_room])
-            memory.write(place.header + _NAMELEN_OFFSET, _U32.pack(message.name_length))
+            memory.write(place.header + NAMELEN_OFFSET, _U32.pack(message.name_length))
         control = message.control[: place.control_room]
         if control:
             memory.write(place.control, control)
@@ -146,8 +146,8 @@ def write_received(places: list[Place], run: bytes, memory: _Memory) -> None:
                 break
             memory.write(base, message.data[done : done + size])
             done += size
-        memory.write(place.header + _CONTROLLEN_OFFSET, _U64.pack(len(control)))
-        memory.write(place.header + _FLAGS_OFFSET, _U32.pack(message.flags))
+        memory.write(place.header + CONTROLLEN_OFFSET, _U64.pack(len(control)))
+        memory.write(place.header + FLAGS_OFFSET, _U32.pack(message.flags))
         if place.is_array:
             memory.write(place.header + MSG_LEN_OFFSET, _U32.pack(message.length))
 

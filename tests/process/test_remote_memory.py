@@ -75,6 +75,16 @@ def test_variables_of_go(flags: tuple[str, ...]) -> None:
 KERNEL = ("--remote-var", "main.buffer", "--remote-var", "main.status")
 
 
+VECTORS = ("--remote-var", "main.buffer")
+
+
+def test_vectors_and_messages_lead_to_remote_buffers() -> None:
+    program = build("remote_counter")
+    natively = subprocess.run([program, "vectors"], capture_output=True, text=True, check=True).stdout
+    assert "18 errno 0 remote,  local, f ar" in natively
+    assert ptserver("run", *VECTORS, program, "vectors") == (0, natively, "")
+
+
 @pytest.mark.parametrize("flags", [(), ("-buildmode=pie",)], ids=" ".join)
 def test_the_kernel_reads_and_writes_remote_buffers(flags: tuple[str, ...], tmp_path: Path) -> None:
     program = build("remote_counter", flags=flags)
@@ -336,12 +346,13 @@ def test_other_sizes_under_one_name_are_refused(tmp_path: Path) -> None:
         )
 
 
-def test_a_server_s_kernel_reads_and_writes_remote_buffers(tmp_path: Path) -> None:
+@pytest.mark.parametrize("mode", ["kernel", "vectors"])
+def test_a_server_s_kernel_reads_and_writes_remote_buffers(mode: str, tmp_path: Path) -> None:
     program = build("remote_counter")
     run = {"capture_output": True, "text": True, "check": True, "cwd": tmp_path}
-    natively = subprocess.run([program, "kernel"], **run).stdout  # type: ignore[call-overload]
+    natively = subprocess.run([program, mode], **run).stdout  # type: ignore[call-overload]
     with serving(tmp_path) as address:
-        assert ptserver("run", "--server", address, *KERNEL, program, "kernel") == (0, natively, "")
+        assert ptserver("run", "--server", address, *KERNEL, program, mode) == (0, natively, "")
 
 
 def test_a_mutex_of_the_c_library_works_between_processes(tmp_path: Path) -> None:

@@ -173,6 +173,26 @@ def test_a_process_that_runs(spinning: "subprocess.Popen[str]") -> None:
     assert spinning.stdout.readline().startswith("done ")
 
 
+def test_watchpoints() -> None:
+    """All threads are watched, those included that are created later."""
+    program = build("remote_counter")
+    words = ["watch main.counter", "watch -r main.lock", "continue", "breakpoints", "clear 1", "continue"]
+    status, out, err = ptserver(
+        "step", *(word for one in words for word in ("-c", one)), program, "add", "2", "2"
+    )
+    assert (status, err) == (0, "")
+    assert re.search(
+        r"^watchpoint 1, main\.counter 0x0 -> 0x1, at 0x\w+ main\.main\.func1 .*goroutine", out, re.M
+    )
+    assert re.search(r"^1  main\.counter  writes of 8 bytes at 0x\w+  hits 1$", out, re.M)
+    assert re.search(r"^2  main\.lock  reads and writes of 4 bytes at 0x\w+  hits 0$", out, re.M)
+    assert out.endswith("4\nthe program exited with 0\n")
+    status, out, _ = ptserver("step", "-c", "watch main.table", program, "add", "1", "1")
+    assert status == 1
+    assert "error: 96 bytes cannot be watched; at most 32 can" in out
+    assert ptserver("step", "--engine=emulate", "-c", "watch main.lock", program, "add", "1", "1")[0] == 1
+
+
 def test_attached_to_at_the_prompt(spinning: "subprocess.Popen[str]") -> None:
     command = ["ptserver", "attach", "--step", str(spinning.pid)]
     lines = "break os.(*File).WriteAt\nthreads\nregisters\nquit\n"

@@ -128,6 +128,17 @@ def test_memory_and_registers_are_written(engine: str) -> None:
         assert server.stdout.read().startswith("HELLO,")
 
 
+def test_watchpoints_of_the_processor() -> None:
+    program = build("remote_counter")
+    with serving(program, "add", "1", "1") as (address, _):
+        commands = ["watch 'main.counter'", "awatch 'main.lock'", "continue", "delete 1", "continue"]
+        said = run_gdb(address, program, commands)
+        assert "Hardware watchpoint 1: 'main.counter'" in said
+        assert "Hardware access (read/write) watchpoint 2" in said
+        assert "New value = 1" in said
+        assert "exited normally" in said
+
+
 def test_a_fault_and_what_goes_with_it() -> None:
     program = build("panics")
     with serving(program, "nil") as (address, _):
