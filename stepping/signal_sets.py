@@ -7,11 +7,15 @@ from stepping.errors import TraceeGoneError
 
 
 class SignalSets(NamedTuple):
-    """How a thread treats signals; bit *n* stands for signal *n* + 1. ignored, caught: of its whole process."""
+    """How a thread treats signals; bit *n* stands for signal *n* + 1. ignored, caught: of its whole process.
+
+    pending: those that wait for it, or for any thread of its process.
+    """
 
     blocked: int
     ignored: int
     caught: int
+    pending: int
 
 
 def read_signal_sets(pid: int, tid: int) -> SignalSets:
@@ -22,10 +26,13 @@ def read_signal_sets(pid: int, tid: int) -> SignalSets:
     """
     try:
         with open(f"/proc/{pid}/task/{tid}/status", "rb") as file:
-            fields = dict(line.split(b":", 1) for line in file if line.startswith(b"Sig"))
+            fields = dict(line.split(b":", 1) for line in file if line.startswith((b"Sig", b"ShdPnd")))
     except (FileNotFoundError, ProcessLookupError) as error:
         raise TraceeGoneError(tid) from error
-    return SignalSets(int(fields[b"SigBlk"], 16), int(fields[b"SigIgn"], 16), int(fields[b"SigCgt"], 16))
+    blocked, ignored, caught, own, shared = (
+        int(fields[name], 16) for name in (b"SigBlk", b"SigIgn", b"SigCgt", b"SigPnd", b"ShdPnd")
+    )
+    return SignalSets(blocked, ignored, caught, own | shared)
 
 
 def has_one_thread(pid: int) -> bool:

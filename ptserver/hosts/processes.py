@@ -38,6 +38,7 @@ from stepping.syscalls import Syscall, Sysno
 
 if TYPE_CHECKING:
     from stepping.fork_call import ForkCall
+    from stepping.sent_as import SentAs
     from stepping.signal_stop import SignalStop
 
 #: Calls before which the server must know how the process treats signals.
@@ -50,13 +51,17 @@ _CLONE_REFUSED = 0x00000200 | 0x00000400 | CLONE_NEWPID | 0x00000080
 _PARENT_TID = 2
 #: Nothing must hold these up.
 _AT_ONCE = frozenset({signal.SIGKILL, signal.SIGCONT, signal.SIGPIPE})
+#: By which glibc reaches all threads (SIGCANCEL, SIGSETXID); musl has one more.
+_OF_LIBRARY = frozenset({32, 33, 34})
 _TERMINAL_STOPS = (signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
 _NR_TGKILL = {"x86_64": 234, "aarch64": 131}[os.uname().machine]
 _NR_PIDFD_SEND_SIGNAL = 424
 _SI_QUEUE = -1
 _QUEUED = struct.Struct("=iii4xIIq")  # si_signo, si_errno, si_code, si_pid, si_uid, si_value
 _MASK32 = 0xFFFFFFFF
-_U32 = struct.Struct("=I")
+_U32, _U64 = struct.Struct("=I"), struct.Struct("=Q")
+#: Which argument is the signal mask that a call has while it waits.
+_MASK_ARGUMENTS = {"ppoll": 3, "pselect6": 5, "epoll_pwait": 4, "epoll_pwait2": 4}
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -119,6 +124,7 @@ class RemoteProcesses:
         self._stopping: dict[int, int] = {}
         self._deferred: list[_Deferred] = []
         self._stops: dict[int, _Stop] = {}
+        self._sent: dict[int, SentAs] = {}
 
     # Calls.
 
@@ -146,7 +152,9 @@ class RemoteProcesses:
             case name:
                 if name in FORKS and not self._can_fork(call):
                     return True
-                if name in _DEPEND_ON_SIGNALS:
+                if name in _MASK_ARGUMENTS:
+                    self._look_at_pending(call)
+                elif name in _DEPEND_ON_SIGNALS:
                     self._tell_signals(call)
                 elif name in OPENING and (path := call.gathered.ins.get(OPENING[name], b"")).startswith(
                     b"/proc/"
@@ -188,10 +196,20 @@ class RemoteProcesses:
         tid = process.pid if thread == process.id else thread
 
         def send() -> int:
+            if signo in _OF_LIBRARY:
+                self._send_as_itself(process, tid, signo)
             failed = _libc.syscall(_NR_TGKILL, process.pid, ctypes.c_int(tid), ctypes.c_int(signo))
             return ctypes.get_errno() if failed else 0
 
         self._signal_own(call, signo, send)
+
+    def _send_as_itself(self, process: Process, tid: int, signo: int) -> None:
+        """Have thread *tid* find that the signal comes from its own process, by the id that this is known by."""
+        from stepping.sent_as import SentAs
+
+        if tid not in self._sent and not self.is_seized(tid):
+            with contextlib.suppress(SteppingError):
+                self._sent[tid] = SentAs(process.pid, tid, signo, process.id)
 
     def _signal_own(self, call: PendingCall, signo: int, send: Callable[[], int]) -> None:
         """Answer a call by which a process signals itself; it is to have its signal before the call returns.
@@ -251,6 +269,14 @@ class RemoteProcesses:
                 self.abandon(call)
             if fork.is_over:
                 del self._forks[call_id]
+        for tid, sent in list(self._sent.items()):
+            try:
+                sent.advance()
+            except TraceeGoneError:
+                del self._sent[tid]
+            else:
+                if sent.is_over:
+                    del self._sent[tid]
         for pid, (stop, _) in list(self._stops.items()):
             try:
                 stop.advance()
@@ -337,21 +363,38 @@ class RemoteProcesses:
             else:
                 self._deliver(process, message)
 
-    def _deliver_stopped(self, process: Process, message: Signal) -> None:
+    def _look_at_pending(self, call: PendingCall) -> None:
+        """Interrupt a call that lets a signal through, by its mask, that is there already."""
+        mask = _mask_of(call)
+        if mask is None or not has_one_thread(call.process.pid):
+            return
+        with contextlib.suppress(TraceeGoneError):
+            sets = read_signal_sets(call.process.pid, call.tid)
+            if sets.pending & sets.blocked & ~mask & ~sets.ignored:
+                self._deliver_stopped(call.process)
+
+    def _mask_in(self, pid: int, number: int) -> int | None:
+        """Return the signal mask of the call of that number in which process *pid* waits, if it has one."""
+        call = self._pending.get(pid)
+        return _mask_of(call) if call is not None and call.nr == number else None
+
+    def _deliver_stopped(self, process: Process, *message: Signal) -> None:
         from stepping.signal_stop import SignalStop
 
         stop = self._stops.get(process.pid)
         if stop is not None:
-            stop.messages.append(message)
+            stop.messages.extend(message)
             return
-        messages = [message]
+        messages = [*message]
 
         def deliver() -> None:
             for one in messages:
                 self._deliver(process, one)
 
         try:
-            started = SignalStop(process.pid, self._begins_anew, deliver)
+            started = SignalStop(
+                process.pid, self._begins_anew, deliver, lambda number: self._mask_in(process.pid, number)
+            )
         except SteppingError:
             deliver()
             return
@@ -363,7 +406,7 @@ class RemoteProcesses:
 
     def is_held(self, pid: int) -> bool:
         """Whether the first thread of process *pid* is stopped, or to be stopped, by this host."""
-        return pid in self._stops or self.is_seized(pid)
+        return pid in self._stops or pid in self._sent or self.is_seized(pid)
 
     def deliver_deferred(self) -> None:
         """Deliver the signals whose calls have been answered."""
@@ -398,6 +441,13 @@ class RemoteProcesses:
         if found is not None:
             signo = self._stopping.pop(process.pid, found.si_status)
             self._send(ProcessStopped(process.id, signo))
+
+
+def _mask_of(call: PendingCall) -> int | None:
+    """Return the signal mask that *call* has while it waits, None if it has none."""
+    name = call.row.name if call.row is not None else ""
+    data = call.gathered.ins.get(_MASK_ARGUMENTS.get(name, -1), b"")
+    return _U64.unpack(data)[0] if len(data) == _U64.size else None
 
 
 def _may_wait(call: PendingCall) -> bool:
