@@ -14,6 +14,7 @@ All methods are for the thread that traces. Source: memfd_create(2), personality
 
 import contextlib
 import ctypes
+import errno
 import os
 import signal
 import struct
@@ -127,6 +128,19 @@ class Instance:
     def read(self, address: int, size: int) -> bytes:
         """Return what the memfd has there; zeros where it has nothing."""
         return os.pread(self._memfd, size, address)
+
+    def iter_pages(self) -> Iterator[int]:
+        """Yield the addresses of all pages that the memfd has."""
+        end = 0
+        while True:
+            try:
+                start = os.lseek(self._memfd, end, os.SEEK_DATA)
+            except OSError as error:
+                if error.errno == errno.ENXIO:  # nothing more
+                    return
+                raise
+            end = os.lseek(self._memfd, start, os.SEEK_HOLE)
+            yield from range(start, end, PAGE_BYTES)
 
     def write(self, address: int, data: bytes) -> None:
         """Put *data* on the memfd."""

@@ -109,6 +109,11 @@ class Tracee:
         else:
             _REQUESTS[how](self.tid, self._signal_of(status) if deliver else 0)
 
+    def resume_with(self, signo: int) -> None:
+        """Let it go on with *signo* instead of the signal that it is stopped for."""
+        self.status = None
+        ptrace_api.cont(self.tid, signo)
+
     def detach(self) -> None:
         """Let it go on untraced, with the signal that it is stopped for; in a group-stop it stays stopped."""
         status = self.status

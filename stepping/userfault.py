@@ -17,18 +17,20 @@ from typing import NamedTuple
 from stepping.errors import SteppingError
 from stepping.maps import PAGE_BYTES
 
-_API, _REGISTER, _WAKE, _COPY, _WRITEPROTECT = (
+_API, _REGISTER, _WAKE, _COPY, _WRITEPROTECT, _POISON = (
     0xC018AA3F,
     0xC020AA00,
     0x8010AA02,
     0xC028AA03,
     0xC018AA06,
+    0xC020AA08,
 )
 _VERSION = 0xAA
 _PAGEFAULT_FLAG_WP, _MISSING_SHMEM, _THREAD_ID, _EXACT_ADDRESS, _WP_SHMEM = (
     1 << bit for bit in (0, 5, 8, 11, 12)
 )
 _FEATURES = _PAGEFAULT_FLAG_WP | _MISSING_SHMEM | _THREAD_ID | _EXACT_ADDRESS | _WP_SHMEM
+_POISON_FEATURE = 1 << 14
 _MODE_MISSING, _MODE_WP = 1, 2
 _COPY_PROTECTED = 2
 _PROTECT = 1
@@ -61,13 +63,20 @@ class UserFault:
         """
         self._fd = fd
         self._buffer = bytearray(_FIVE.size)
-        request = bytearray(_THREE.pack(_VERSION, _FEATURES, 0))
+        self._can_poison = True
         try:
-            fcntl.ioctl(fd, _API, request)
-        except OSError as error:
-            raise SteppingError(
-                f"this kernel's userfaultfd cannot do what is needed ({error.strerror}); Linux 5.19 or later can"
-            ) from error
+            self._agree(_FEATURES | _POISON_FEATURE)
+        except OSError:  # Linux before 6.6
+            self._can_poison = False
+            try:
+                self._agree(_FEATURES)
+            except OSError as error:
+                raise SteppingError(
+                    f"this kernel's userfaultfd cannot do what is needed ({error.strerror}); Linux 5.19 or later can"
+                ) from error
+
+    def _agree(self, features: int) -> None:
+        fcntl.ioctl(self._fd, _API, bytearray(_THREE.pack(_VERSION, features, 0)))
 
     def fileno(self) -> int:
         """Return the descriptor to poll."""
@@ -128,6 +137,16 @@ class UserFault:
         """Have the threads that wait for these pages try again."""
         _TWO.pack_into(self._buffer, 0, address, size)
         fcntl.ioctl(self._fd, _WAKE, self._buffer)
+
+    def poison(self, address: int) -> bool:
+        """Have a touch of the page, where nothing is, fail: a call with EFAULT, a thread by SIGBUS (BUS_MCEERR_AR).
+
+        Returns whether the kernel can do it (Linux 6.6 or later). `copy` ends it.
+        """
+        if self._can_poison:
+            _FOUR.pack_into(self._buffer, 0, address, PAGE_BYTES, 0, 0)
+            self._retry(_POISON)
+        return self._can_poison
 
     def _retry(self, request: int) -> None:
         """Make the ioctl; again while the kernel says that the mappings are changing."""

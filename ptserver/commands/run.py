@@ -37,11 +37,19 @@ from ptserver.tracelog.options import TraceOptions
 )
 @click.option(
     "--place",
-    type=click.Choice(["idle", "stay"]),
+    metavar="POLICY",
     default="idle",
     show_default=True,
-    help="With --spread: whether threads that compute go to idle hosts by themselves, or only as the program says "
-    "(runtime/remote.Migrate).",
+    help="With --spread: which threads go where. idle: those that compute, to idle hosts; together: the same, but "
+    "goroutines that talk much are brought together; stay: only as the program or an operator says; random:SEED: all "
+    "of them anywhere, for tests; module:Class: as a class of your own says.",
+)
+@click.option(
+    "--check-memory",
+    type=click.FloatRange(0, min_open=True),
+    metavar="SECONDS",
+    default=None,
+    help="With --spread: check so often, and at the end, that all hosts have the same memory. For tests.",
 )
 @click.option(
     "--token-file",
@@ -147,6 +155,7 @@ def run_command(
     on: str | None,
     spread: str,
     place: str,
+    check_memory: float | None,
     token_file: str | None,
     keys: str | None,
     keepalive_seconds: float,
@@ -218,6 +227,8 @@ def run_command(
         raise click.UsageError("--seed belongs to --engine=emulate")
     if spread and (on is not None or engine == "emulate" or trace is not None or server != "passthrough"):
         raise click.UsageError("--spread goes with none of --on, --server, --engine=emulate and --trace")
+    if check_memory and not spread:
+        raise click.UsageError("--check-memory belongs to --spread")
     if engine == "step" and (server != "passthrough" or on is not None or spread or trace is not None):
         raise click.UsageError("--engine=step goes with none of --server, --on, --spread and --trace")
     if on is not None and (engine == "emulate" or trace is not None):
@@ -250,6 +261,7 @@ def run_command(
                 *on_lost,
                 tuple(spread.split(",")) if spread else (),
                 place,
+                check_memory or 0.0,
                 engine,
                 remote,
                 remote_trace,

@@ -24,7 +24,7 @@ from stepping.syscalls import SYSCALLS, Sysno
 
 #: What a thread away from host 0 does by itself; all else is for the home to decide.
 _LOCAL = frozenset(
-    "clock_gettime nanosleep sched_yield getrandom rt_sigprocmask rt_sigreturn sigaltstack getcpu".split()
+    "arch_prctl clock_gettime nanosleep sched_yield getrandom rt_sigprocmask rt_sigreturn sigaltstack getcpu".split()
 )
 _LAST_NUMBER = 1023
 #: Where an agent that is executed finds its connection.
@@ -109,7 +109,7 @@ class _Agent:
         except SteppingError as error:
             self._connection.send(Ready(str(error)))
             return
-        self._loop.watch(self._host.instance.faults.fileno(), self._host.take_faults)
+        self._loop.watch(self._host.instance.faults.fileno(), self._host.pages.take_faults)
         self._connection.send(Ready())
 
     def _make_host(self, message: Begin) -> SpreadHost:

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from functools import partial
 
 from ptserver.spread.address_space import AddressSpace
+from ptserver.spread.coherence import CoherenceChecker
 from ptserver.spread.futexes import (
     COMMAND_MASK,
     FUTEX_WAIT,
@@ -34,6 +35,7 @@ from ptserver.spread.messages import (
     Dropped,
     Executed,
     Fault,
+    Inventory,
     PageData,
     Preempted,
     ProgramExited,
@@ -48,6 +50,7 @@ from ptserver.spread.messages import (
 from ptserver.spread.pages import PageDirectory
 from ptserver.spread.placement import HostLoad, Placement
 from ptserver.spread.requests import Later, Requests
+from ptserver.spread.statistics import Statistics
 from ptserver.spread.threads import Thread, Threads, Where
 from ptserver.spread.wishes import Wishes
 from ptserver.stub.hypercalls import Hypercall
@@ -67,6 +70,7 @@ class Home:
     """Decides for *hosts* hosts (their number); see the module's text.
 
     later: calls a function after so many seconds. status: the program's raw wait status once it is gone.
+    check_seconds: how often to check that the hosts' memory is the same, 0 for never.
     fault_counts: how often (thread, host, address, whether to write) had to wait, if that is to be counted.
     """
 
@@ -77,6 +81,7 @@ class Home:
         later: Later,
         placement: Placement,
         space: AddressSpace,
+        check_seconds: float = 0.0,
     ) -> None:
         self.members = Members(hosts)
         self.space = space
@@ -90,6 +95,7 @@ class Home:
         self.requests = Requests(send, later, self.pages)
         self.wishes = Wishes(self.threads, self.requests, later)
         self.fault_counts: Counter[tuple[int, int, int, bool]] | None = None
+        self._statistics = Statistics()
         self._actions: dict[int, bytes] = {}
         self._waits = 0
         self._takers: dict[type, Callable[..., None]] = {
@@ -98,6 +104,7 @@ class Home:
             Dropped: self._dropped,
             Words: self.requests.take_words,
             Done: self.requests.take_done,
+            Inventory: self._inventory,
             Called: self._called,
             Executed: lambda host, message: self.threads.executed(message.tid, message.result),
             Preempted: self._preempted,
@@ -135,6 +142,13 @@ class Home:
             Hypercall.MIGRATE: self._migrate,
         }
 
+        self.checker: CoherenceChecker | None = None
+        if check_seconds:
+            self.checker = CoherenceChecker(self.members, self.pages, send, later, check_seconds)
+            self.checker.begin()
+        if placement.look_seconds:
+            later(placement.look_seconds, self._look)
+
     def take(self, host: int, message: SpreadMessage) -> None:
         """Take what *host* says."""
         self._takers[type(message)](host, message)
@@ -157,7 +171,7 @@ class Home:
 
         def finish() -> None:
             self._send(host, Quit())
-            self.members.remove(host)
+            self._remove(host)
             then()
 
         self.members.set_leaving(host)
@@ -168,8 +182,13 @@ class Home:
         """Go on without *host*, which is lost; return False if the program cannot."""
         if self.threads.are_at(host) or not self.pages.abandon(host) or not self.requests.abandon(host):
             return False
-        self.members.remove(host)
+        self._remove(host)
         return True
+
+    def _remove(self, host: int) -> None:
+        self.members.remove(host)
+        if self.checker is not None:
+            self.checker.forget_host(host)
 
     # Pages.
 
@@ -177,6 +196,9 @@ class Home:
         thread = self.threads.find(message.tid)
         if thread is not None:
             thread.faults += 1
+            source = self.pages.holder(message.page)
+            if source is not None:
+                self._statistics.pulled(message.tid, source)
         if self.fault_counts is not None:
             self.fault_counts[message.tid, host, message.access, message.write] += 1
         self.pages.request(host, message.page, write=message.write)
@@ -191,15 +213,28 @@ class Home:
 
     def _gone(self, _host: int, message: ThreadGone) -> None:
         self.futexes.leave(message.tid)
+        self._statistics.ended(message.tid)
         self.threads.end(message.tid)
 
     def _exited(self, _host: int, message: ProgramExited) -> None:
-        self.status = message.status
-        for host in self.members.present:
-            self._send(host, Quit())
+        def end() -> None:
+            self.status = message.status
+            for host in self.members.present:
+                self._send(host, Quit())
+
+        if self.checker is not None:
+            self.checker.check(end)
+        else:
+            end()
+
+    def _inventory(self, host: int, message: Inventory) -> None:
+        if self.checker is not None:
+            self.checker.take(host, message)
 
     def _preempted(self, _host: int, message: Preempted) -> None:
-        thread = self.threads[message.tid]
+        thread = self.threads.find(message.tid)
+        if thread is None:  # the program ends
+            return
         thread.where, thread.goroutine = Where.ASKS, message.goroutine
 
         def go_on(wanted: int | None) -> None:
@@ -219,8 +254,17 @@ class Home:
     def _choose(self, thread: Thread) -> int:
         if thread.pinned:
             return thread.host
-        to = self._placement.place_busy(thread.host, self._loads())
-        return to if self.members.is_ready(to) else thread.host
+        to = self._placement.place(self._statistics.facts(thread), self._loads())
+        if to == thread.host or not self.members.is_ready(to):
+            return thread.host
+        self._statistics.moved(thread)
+        return to
+
+    def _look(self) -> None:
+        """Have the policy asked about what runs now, and again after a while."""
+        for thread in self.threads:
+            self.threads.stop(thread)
+        self._later(self._placement.look_seconds, self._look)
 
     def _loads(self) -> list[HostLoad]:
         running = {host: 0 for host in self.members.present if self.members.is_ready(host)}
@@ -235,7 +279,9 @@ class Home:
     # Calls.
 
     def _called(self, host: int, call: Called) -> None:
-        thread = self.threads[call.tid]
+        thread = self.threads.find(call.tid)
+        if thread is None:  # the program ends
+            return
         thread.where, thread.call = Where.ASKS, call.number
         handler = self._calls.get(call.number)
         if handler is not None:

@@ -15,32 +15,23 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
+from ptserver.spread.host_pages import Emit, HostPages
 from ptserver.spread.messages import (
     AddRegion,
-    AllowWrite,
     Called,
     Capture,
     Captured,
-    Deny,
-    Discard,
     Done,
-    DropPage,
-    Dropped,
     End,
     Execute,
     Executed,
-    Fault,
     Kill,
-    PageData,
     Preempted,
     Proceed,
     ProgramExited,
     Protect,
-    PutPage,
     Quit,
-    ReadWords,
     Return,
-    SendPage,
     SetAction,
     SpreadMessage,
     Start,
@@ -48,15 +39,11 @@ from ptserver.spread.messages import (
     ThreadBorn,
     ThreadGone,
     ThreadState,
-    TryAgain,
-    Words,
-    ZeroPages,
 )
 from stepping import gadget, ptrace_api
 from stepping.errors import SteppingError, TraceeGoneError
 from stepping.gadget import AFTER_SYSCALL, SCRATCH
 from stepping.instance import Instance
-from stepping.maps import PAGE_BYTES
 from stepping.registers import Registers
 from stepping.stops import SyscallEntry, decode_syscall_info
 from stepping.syscalls import SYSCALLS
@@ -66,12 +53,10 @@ from stepping.wait_status import Event, WaitKind, WaitStatus
 #: CLONE_VM, FS, FILES, SIGHAND, SYSVSEM, THREAD: a thread that nobody waits for.
 _THREAD_FLAGS = 0x50F00
 _SIGSET_BYTES = 8
-_SEGV_MAPERR = 1
+_SIGINFO = struct.Struct("=iii4xQ")  # signal, errno, code, address
+_SEGV_MAPERR, _BUS_MCEERR_AR = 1, 4
 _CLONE = SYSCALLS["clone"].numbers["amd64"]
 _NO_CALL = (1 << 64) - 1
-_ZERO_PAGE = bytes(PAGE_BYTES)
-
-Emit = Callable[[SpreadMessage], None]
 
 
 class _Doing(Enum):
@@ -102,12 +87,7 @@ class SpreadHost:
         self.number = number
         self.instance = instance
         self._emit = emit
-        self._faults = instance.faults
-        self._waiting: dict[
-            int, list[tuple[int, int]]
-        ] = {}  # page: (kernel thread, address) that wait for it
-        self._asked: dict[int, bool] = {}  # page: whether it was asked for to write
-        self._clean: set[int] = set()  # pages that may be written, when that has been noted
+        self.pages = HostPages(instance, emit, self._name, self._segfault)
         self._by_kernel_tid: dict[int, _Thread] = {}
         self._by_tid: dict[int, _Thread] = {}
         self._children: dict[int, Tracee] = {}
@@ -118,15 +98,7 @@ class SpreadHost:
         self._actions: dict[int, bytes] = {}
         self.ended = False
         self._takers: dict[type, Callable[..., None]] = {
-            SendPage: self._send_page,
-            PutPage: self._put_page,
-            ZeroPages: self._zero_pages,
-            AllowWrite: self._allow_write,
-            TryAgain: self._try_again,
-            Deny: self._deny,
-            DropPage: self._drop_page,
-            ReadWords: self._read_words,
-            Discard: self._discard,
+            **self.pages.takers,
             Protect: self._protect,
             AddRegion: self._add_region,
             SetAction: self._set_action,
@@ -154,81 +126,16 @@ class SpreadHost:
         thread.doing = _Doing.RUNNING
         thread.tracee.resume()
 
-    # Pages.
+    def _name(self, kernel_tid: int) -> int:
+        thread = self._by_kernel_tid.get(kernel_tid)
+        return thread.tid if thread is not None else 0
 
-    def take_faults(self) -> None:
-        """Report the faults that wait."""
-        for address, write, tid in self._faults.read():
-            page = address // PAGE_BYTES
-            if write and page in self._clean:
-                self._clean.discard(page)
-                self._faults.unprotect(page * PAGE_BYTES)
-                continue
-            self._waiting.setdefault(page, []).append((tid, address))
-            asked = self._asked.get(page)
-            if asked is None or (write and not asked):
-                self._asked[page] = write
-                thread = self._by_kernel_tid.get(tid)
-                self._emit(Fault(page, write, address, thread.tid if thread is not None else 0))
-
-    def _send_page(self, message: SendPage) -> None:
-        page = message.page
-        address = page * PAGE_BYTES
-        dirty = page not in self._clean
-        self._clean.discard(page)
-        self._faults.protect(address)
-        data = self.instance.read(address, PAGE_BYTES)
-        if not message.keep:
-            self.instance.drop(address)
-        self._emit(PageData(page, data, dirty))
-
-    def _put_page(self, message: PutPage) -> None:
-        self._granted(message.page)
-        if message.clean:
-            self._clean.add(message.page)
-        self._faults.copy(message.page * PAGE_BYTES, message.data, protected=not message.writable)
-
-    def _zero_pages(self, message: ZeroPages) -> None:
-        for page in range(message.page, message.page + message.count):
-            self._granted(page)
-        zeros = _ZERO_PAGE * message.count
-        self._faults.copy(message.page * PAGE_BYTES, zeros, protected=False)
-
-    def _allow_write(self, message: AllowWrite) -> None:
-        self._granted(message.page)
-        self._faults.unprotect(message.page * PAGE_BYTES)
-
-    def _try_again(self, message: TryAgain) -> None:
-        self._granted(message.page)
-        self._faults.wake(message.page * PAGE_BYTES)
-
-    def _granted(self, page: int) -> None:
-        self._asked.pop(page, None)
-        self._waiting.pop(page, None)
-
-    def _deny(self, message: Deny) -> None:
-        """Send SIGSEGV to who waits; its details follow when the thread is about to take it."""
-        self._asked.pop(message.page, None)
-        for kernel_tid, address in self._waiting.pop(message.page, ()):
-            thread = self._by_kernel_tid.get(kernel_tid)
-            if thread is None:
-                continue
+    def _segfault(self, kernel_tid: int, address: int) -> None:
+        """Send SIGSEGV; its details follow when the thread is about to take it."""
+        thread = self._by_kernel_tid.get(kernel_tid)
+        if thread is not None:
             thread.denied = address
             self.instance.signal(kernel_tid, signal.SIGSEGV)
-
-    def _drop_page(self, message: DropPage) -> None:
-        self._clean.discard(message.page)
-        self.instance.drop(message.page * PAGE_BYTES)
-        self._emit(Dropped(message.page))
-
-    def _read_words(self, message: ReadWords) -> None:
-        self._emit(Words(message.request, self.instance.read(message.address, message.size)))
-
-    def _discard(self, message: Discard) -> None:
-        first, end = message.start // PAGE_BYTES, message.end // PAGE_BYTES
-        self._clean = {page for page in self._clean if not first <= page < end}
-        self.instance.drop(message.start, message.end - message.start)
-        self._emit(Done(message.request))
 
     # What changes the address space or the signal table.
 
@@ -451,10 +358,25 @@ class SpreadHost:
         if thread.denied is not None and status.signo == signal.SIGSEGV:
             ptrace_api.setsiginfo(tracee.tid, _fault_info(thread.denied))
             thread.denied = None
+        elif status.signo == signal.SIGBUS and self._has_failed(tracee):
+            return
         elif status.signo == signal.SIGURG and self._computes(thread):
             self._preempted(thread, status.signo)
             return
         tracee.resume()
+
+    def _has_failed(self, tracee: Tracee) -> bool:
+        """Deal with a touch of memory that fails so that calls do; return False if the signal is another's."""
+        siginfo = ptrace_api.getsiginfo(tracee.tid)
+        _, _, code, address = _SIGINFO.unpack_from(siginfo)
+        if code != _BUS_MCEERR_AR:
+            return False
+        if self.pages.fails(address):
+            ptrace_api.setsiginfo(tracee.tid, _fault_info(address))
+            tracee.resume_with(signal.SIGSEGV)
+        else:  # it does not fail any more
+            tracee.resume(deliver=False)
+        return True
 
     def _preempted(self, thread: _Thread, signo: int) -> None:
         thread.doing, thread.wanted = _Doing.ASKING, False
@@ -475,4 +397,4 @@ class SpreadHost:
 
 def _fault_info(address: int) -> bytes:
     """Return the siginfo_t of an access to *address*, where nothing is."""
-    return struct.pack("=iii4xQ", signal.SIGSEGV, 0, _SEGV_MAPERR, address).ljust(128, b"\0")
+    return _SIGINFO.pack(signal.SIGSEGV, 0, _SEGV_MAPERR, address).ljust(128, b"\0")

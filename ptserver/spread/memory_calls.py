@@ -2,8 +2,9 @@
 
 import errno
 from collections.abc import Callable, Sequence
+from functools import partial
 
-from ptserver.spread.address_space import MAP_ANONYMOUS, AddressSpace, MapError
+from ptserver.spread.address_space import MAP_ANONYMOUS, PROT_NONE, AddressSpace, MapError
 from ptserver.spread.messages import AddRegion, Called, Discard, Protect
 from ptserver.spread.pages import PageDirectory
 from ptserver.spread.requests import Later, Requests
@@ -96,11 +97,23 @@ class MemoryCalls:
             each for each in self.protections if each[0] not in covered or each[0] + each[1] > covered.stop
         ]
         self.protections.append((start, size, protection))
+        if protection != PROT_NONE:
+            self._allow(range(start // PAGE_BYTES, (start + size) // PAGE_BYTES))
         self._requests.on_each(
             self._hosts,
             lambda request: Protect(request, call.tid, start, size, protection),
             lambda: self._return(call, 0),
         )
+
+    def _allow(self, pages: range) -> None:
+        """Have hosts forget that they were denied some of *pages*, which are empty."""
+        for page, denied in self._pages.take_denied(pages):
+            at = page * PAGE_BYTES
+            self._requests.on_each(
+                [host for host in self._hosts if denied >> host & 1],
+                partial(Discard, start=at, end=at + PAGE_BYTES),
+                lambda: None,
+            )
 
     def _madvise(self, host: int, call: Called) -> None:
         start, size, advice = call.args[:3]

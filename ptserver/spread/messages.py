@@ -101,6 +101,12 @@ class Done(SpreadMessage, frozen=True):
     error: str = ""
 
 
+class Inventory(SpreadMessage, frozen=True):
+    """The answer to `TakeInventory`: [page, CRC-32 of its content] for each that is here."""
+
+    pages: tuple[tuple[PageNumber, int], ...]
+
+
 class Called(SpreadMessage, frozen=True):
     """A thread is about to make a call, and is stopped. registers: its general register set."""
 
@@ -215,6 +221,10 @@ class ReadWords(SpreadMessage, frozen=True):
     size: int
 
 
+class TakeInventory(SpreadMessage, frozen=True):
+    """Say what pages are here: answer `Inventory`. For checks: takes some microseconds for each."""
+
+
 class Discard(SpreadMessage, frozen=True):
     """Drop all pages in [start, end), addresses: answer `Done`."""
 
@@ -316,6 +326,7 @@ ToHome = (
     | Dropped
     | Words
     | Done
+    | Inventory
     | Called
     | Executed
     | Preempted
@@ -335,6 +346,7 @@ ToHost = (
     | Deny
     | DropPage
     | ReadWords
+    | TakeInventory
     | Discard
     | Protect
     | AddRegion

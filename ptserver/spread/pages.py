@@ -67,6 +67,9 @@ class PageDirectory:
         self._busy: dict[int, _Transfer] = {}
         self._reader_before: dict[int, int] = {}
         self._migratory: set[int] = set()
+        self._denied: dict[
+            int, int
+        ] = {}  # by page that nobody may touch: the hosts that wanted to, a bit each
         self.counts = {"first": 0, "read": 0, "write": 0, "upgrade": 0, "again": 0, "denied": 0}
 
     def place(self, host: int, pages: Iterable[int]) -> None:
@@ -83,6 +86,10 @@ class PageDirectory:
     def is_busy(self, pages: range) -> bool:
         """Whether one of *pages* changes hands."""
         return any(page in pages for page in self._busy)
+
+    def busy(self) -> Iterable[int]:
+        """Return the pages that change hands."""
+        return self._busy.keys()
 
     def held(self) -> Iterator[tuple[int, tuple[int, ...], int | None]]:
         """Yield (page, its holders, its writer) for every page that somebody has."""
@@ -135,7 +142,13 @@ class PageDirectory:
             self._writer.pop(page, None)
             self._migratory.discard(page)
             self._reader_before.pop(page, None)
+        for _, denied in self.take_denied(pages):
+            hosts |= denied
         return hosts
+
+    def take_denied(self, pages: range) -> list[tuple[int, int]]:
+        """Return those of *pages* that hosts were denied, which have not been told of since: (page, hosts' bits)."""
+        return [(page, self._denied.pop(page)) for page in [*self._denied] if page in pages]
 
     def evict(self, host: int, to: int, limit: int) -> int:
         """Begin to give host *to* what *host* has, *limit* pages at most; return how many it has still."""
@@ -161,6 +174,7 @@ class PageDirectory:
     def _touch_first(self, host: int, page: int) -> None:
         if not self._may_touch(page):
             self.counts["denied"] += 1
+            self._denied[page] = self._denied.get(page, 0) | 1 << host
             self._send(host, Deny(page))
             return
         first = page - page % FIRST_TOUCH_PAGES

@@ -23,7 +23,10 @@ _HOME_CALLS = "mmap munmap mprotect madvise brk mremap mincore futex tgkill tkil
 
 @dataclass(frozen=True)
 class SpreadOptions:
-    """What to run. hosts: the others; keepalive_seconds: how long one may say nothing, 0 for ever."""
+    """What to run. hosts: the others; keepalive_seconds: how long one may say nothing, 0 for ever.
+
+    check_seconds: how often to check that the hosts' memory is the same, 0 for never.
+    """
 
     path: str
     argv: list[bytes]
@@ -31,6 +34,7 @@ class SpreadOptions:
     hosts: Sequence[HostAddress]
     placement: Placement
     keepalive_seconds: float = DEFAULT_SECONDS
+    check_seconds: float = 0.0
 
 
 def run_spread(options: SpreadOptions) -> int:
@@ -38,6 +42,7 @@ def run_spread(options: SpreadOptions) -> int:
 
     Raises:
         LaunchError: a host cannot execute it.
+        MemoryDiffersError: a check failed; the program has been killed.
         HostLostError: a host was lost; the program has been killed.
         SteppingError: the kernel refuses what is needed.
     """
@@ -58,7 +63,9 @@ def run_spread(options: SpreadOptions) -> int:
             )
         )
         stack.callback(instance.close)
-        session = SpreadSession(options.placement, instance, signals, agents, options.keepalive_seconds)
+        session = SpreadSession(
+            options.placement, instance, signals, agents, options.keepalive_seconds, options.check_seconds
+        )
         registry, name = stack.enter_context(registered(options.path))
         control = Control(session, registry.listen(name), options.path)
         stack.callback(control.close)

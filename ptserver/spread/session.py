@@ -43,6 +43,7 @@ class SpreadSession:
         signals: HostSignals,
         agents: Agents,
         keepalive_seconds: float,
+        check_seconds: float,
     ) -> None:
         self.loop = PollLoop()
         self.agents = agents
@@ -59,12 +60,12 @@ class SpreadSession:
             space.add_region(*region, mapped=True)
         space.add_region(*ANYWHERE)
         numbers = list(agents)
-        self.home = Home(1 + len(numbers), self._send, self.loop.later, placement, space)
+        self.home = Home(1 + len(numbers), self._send, self.loop.later, placement, space, check_seconds)
         self.home.threads.begin(instance.pid)
         self.home.pages.place(0, instance.present)
         self._host = SpreadHost(0, instance, self._take_own)
         self.loop.watch(signals.fileno(), self._on_signal)
-        self.loop.watch(instance.faults.fileno(), self._host.take_faults)
+        self.loop.watch(instance.faults.fileno(), self._host.pages.take_faults)
         for number in numbers:
             self._begin(number, _must_start)
 

@@ -7,7 +7,7 @@ from ptserver.machine import native_arch
 from ptserver.running.here import environment
 from ptserver.running.run import RunOptions
 from ptserver.spread.agents import HostAddress
-from ptserver.spread.placement import POLICIES
+from ptserver.spread.placement import load_placement
 from ptserver.spread.run import SpreadOptions, run_spread
 
 
@@ -31,8 +31,9 @@ def start_spread(options: RunOptions, path: str, header: ElfHeader) -> int:
                 argv=options.argv,
                 env=environment(),
                 hosts=[HostAddress(host, options.keys, options.token_file) for host in options.spread],
-                placement=POLICIES[options.place](),
+                placement=load_placement(options.place),
                 keepalive_seconds=options.keepalive_seconds,
+                check_seconds=options.check_memory,
             )
         )
     )

@@ -32,6 +32,7 @@ _TASKS = {
     "allocate": "3066\n3066\n",
     "recover": "recovered: runtime error: invalid memory address or nil pointer dereference at true\n",
     "guard": "recovered: true\n",
+    "efault": "4100 <nil> 0\n" * 2,
     "recursion": "5000 5000\n",
     "selects": "4950\n",
     "timers": "in time\n",
@@ -59,6 +60,36 @@ def test_two_hosts_are_one_process(task: str) -> None:
 def test_three_hosts_are_one_process(task: str, output: str) -> None:
     status, out, err = _spread("local,local", build("spread_tasks", stub=True), task)
     assert (status, out, err) == (0, output, "")
+
+
+@pytest.mark.parametrize(
+    ("hosts", "task", "seed"),
+    [
+        ("local,local", "shared", 1),
+        *(
+            pytest.param(hosts, task, seed, marks=pytest.mark.slow)
+            for hosts in ("local", "local,local")
+            for task in _TASKS
+            if task not in ("where", "channels", "shared", "counter", "allocate", "efault")
+            for seed in range(2, 6)
+        ),
+        *(
+            pytest.param("local", task, seed, marks=pytest.mark.slow)
+            for task in ("where", "channels", "shared", "counter", "allocate", "efault")
+            for seed in range(2, 12)
+        ),
+    ],
+)
+def test_threads_that_move_anywhere_change_nothing(hosts: str, task: str, seed: int) -> None:
+    """All the while the hosts' memory is compared."""
+    words = ("--check-memory", "0.2", build("spread_tasks", stub=True), task)
+    status, out, err = _spread(hosts, *words, place=f"random:{seed}")
+    output = "600 31 20\n" if hosts == "local,local" and task == "shared" else _TASKS[task]
+    assert (status, err) == (0, "")
+    if task == "shared":  # Here() is wherever the thread is just then, so the keys differ
+        assert out.split()[0] == output.split()[0]
+    elif task != "channels":
+        assert out == output
 
 
 def test_files_are_those_of_the_first_host(tmp_path: Path) -> None:

@@ -1,0 +1,179 @@
+"""The memory of one host of a spread program: which pages are here, and who waits for others. It does what the home
+says.
+"""
+
+import zlib
+from collections.abc import Callable
+
+from ptserver.spread.messages import (
+    AllowWrite,
+    Deny,
+    Discard,
+    Done,
+    DropPage,
+    Dropped,
+    Fault,
+    Inventory,
+    PageData,
+    PutPage,
+    ReadWords,
+    SendPage,
+    SpreadMessage,
+    TakeInventory,
+    TryAgain,
+    Words,
+    ZeroPages,
+)
+from stepping.instance import Instance
+from stepping.maps import PAGE_BYTES
+
+Emit = Callable[[SpreadMessage], None]
+
+_ZERO_PAGE = bytes(PAGE_BYTES)
+
+
+class HostPages:
+    """The pages of *instance*. name: the program's thread that a kernel thread is, 0 if none.
+
+    segfault: sends SIGSEGV for the touch of an address to a kernel thread. takers: what to do for each message.
+    """
+
+    def __init__(
+        self,
+        instance: Instance,
+        emit: Emit,
+        name: Callable[[int], int],
+        segfault: Callable[[int, int], None],
+    ) -> None:
+        self.instance = instance
+        self._emit = emit
+        self._name = name
+        self._segfault = segfault
+        self._faults = instance.faults
+        self._waiting: dict[int, list[tuple[int, int]]] = {}  # by page: kernel threads and addresses
+        self._asked: dict[int, bool] = {}  # by page: whether it was asked for to write
+        self._clean: set[int] = set()  # pages that may be written, when that has been noted
+        self._poisoned: set[int] = set()  # pages whose touch fails
+        self.takers: dict[type, Callable[..., None]] = {
+            SendPage: self._send_page,
+            PutPage: self._put_page,
+            ZeroPages: self._zero_pages,
+            AllowWrite: self._allow_write,
+            TryAgain: self._try_again,
+            Deny: self._deny,
+            DropPage: self._drop_page,
+            ReadWords: self._read_words,
+            Discard: self._discard,
+            TakeInventory: self._take_inventory,
+        }
+
+    def fails(self, address: int) -> bool:
+        """Whether the touch of *address* fails, for it is denied."""
+        return address // PAGE_BYTES in self._poisoned
+
+    def take_faults(self) -> None:
+        """Report the faults that wait."""
+        for address, write, tid in self._faults.read():
+            page = address // PAGE_BYTES
+            if write and page in self._clean:
+                self._clean.discard(page)
+                self._faults.unprotect(page * PAGE_BYTES)
+                continue
+            self._waiting.setdefault(page, []).append((tid, address))
+            asked = self._asked.get(page)
+            if asked is None or (write and not asked):
+                self._asked[page] = write
+                self._emit(Fault(page, write, address, self._name(tid)))
+
+    def _send_page(self, message: SendPage) -> None:
+        page = message.page
+        address = page * PAGE_BYTES
+        dirty = page not in self._clean
+        self._clean.discard(page)
+        self._faults.protect(address)
+        data = self.instance.read(address, PAGE_BYTES)
+        if not message.keep:
+            self.instance.drop(address)
+        self._emit(PageData(page, data, dirty))
+
+    def _put_page(self, message: PutPage) -> None:
+        self._granted(message.page)
+        if message.clean:
+            self._clean.add(message.page)
+        self._put(message.page, message.data, protected=not message.writable)
+
+    def _zero_pages(self, message: ZeroPages) -> None:
+        for page in range(message.page, message.page + message.count):
+            self._granted(page)
+        self._put(message.page, _ZERO_PAGE * message.count, protected=False)
+
+    def _put(self, page: int, data: bytes, *, protected: bool) -> None:
+        try:
+            self._faults.copy(page * PAGE_BYTES, data, protected=protected)
+        except ProcessLookupError:  # the process has ended; what it had is there for others
+            self.instance.write(page * PAGE_BYTES, data)
+
+    def _allow_write(self, message: AllowWrite) -> None:
+        self._granted(message.page)
+        self._faults.unprotect(message.page * PAGE_BYTES)
+
+    def _try_again(self, message: TryAgain) -> None:
+        self._granted(message.page)
+        self._faults.wake(message.page * PAGE_BYTES)
+
+    def _granted(self, page: int) -> None:
+        self._asked.pop(page, None)
+        self._waiting.pop(page, None)
+
+    def _deny(self, message: Deny) -> None:
+        """Let nobody have the page: a call that touches it fails, a thread of the program gets SIGSEGV."""
+        page = message.page
+        self._asked.pop(page, None)
+        for kernel_tid, address in self._waiting.pop(page, ()):
+            if _is_in_call(self.instance.pid, kernel_tid) and page not in self._poisoned:
+                if self._faults.poison(page * PAGE_BYTES):
+                    self._poisoned.add(page)
+            else:
+                self._segfault(kernel_tid, address)
+
+    def _cure(self, pages: range) -> None:
+        """Have those of *pages* that fail be missing again."""
+        for page in [page for page in self._poisoned if page in pages]:
+            self._poisoned.discard(page)
+            self._faults.copy(page * PAGE_BYTES, _ZERO_PAGE, protected=False)
+            self.instance.drop(page * PAGE_BYTES)
+
+    def _drop_page(self, message: DropPage) -> None:
+        self._clean.discard(message.page)
+        self.instance.drop(message.page * PAGE_BYTES)
+        self._emit(Dropped(message.page))
+
+    def _read_words(self, message: ReadWords) -> None:
+        self._emit(Words(message.request, self.instance.read(message.address, message.size)))
+
+    def _discard(self, message: Discard) -> None:
+        pages = range(message.start // PAGE_BYTES, message.end // PAGE_BYTES)
+        self._clean = {page for page in self._clean if page not in pages}
+        self._cure(pages)
+        self.instance.drop(message.start, message.end - message.start)
+        self._emit(Done(message.request))
+
+    def _take_inventory(self, _message: TakeInventory) -> None:
+        read = self.instance.read
+        self._emit(
+            Inventory(
+                tuple(
+                    (address // PAGE_BYTES, zlib.crc32(read(address, PAGE_BYTES)))
+                    for address in self.instance.iter_pages()
+                )
+            )
+        )
+
+
+def _is_in_call(pid: int, tid: int) -> bool:
+    """Whether a thread that waits for a page does so in the midst of a call. Source: proc(5), /proc/PID/syscall."""
+    try:
+        with open(f"/proc/{pid}/task/{tid}/syscall", encoding="ascii") as file:
+            return not file.read().startswith(("-1", "running"))
+    except OSError:  # a thread of another process that has the same memory, or the kernel's own
+        return True
