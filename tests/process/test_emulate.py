@@ -94,18 +94,46 @@ def test_a_hello_takes_little_memory(arch: str) -> None:
     assert usage.ru_maxrss << 10 < 250 << 20
 
 
+def seeded(seed: int, program: Path, *arguments: str, trace: Path, work: Path) -> tuple[int, str, str, bytes]:
+    """Run on the emulator in a new folder *work*; return the exit status, what was written, and what was traced."""
+    work.mkdir()
+    command = (sys.executable, "-m", "tests.process.emulate_trace", trace, str(seed), program, *arguments)
+    done = run(*command, cwd=work)
+    shutil.rmtree(work)
+    return done.returncode, done.stdout, done.stderr, trace.read_bytes()
+
+
+def test_the_same_seed_gives_the_same_trace(tmp_path: Path) -> None:
+    program, trace, work = build("emu_runtime", arch="arm64"), tmp_path / "trace", tmp_path / "work"
+    first = seeded(7, program, trace=trace, work=work)
+    assert first[0] == 0
+    assert len(first[3].splitlines()) > 1000
+    assert seeded(7, program, trace=trace, work=work) == first
+
+
+def test_another_seed_gives_another_trace(tmp_path: Path) -> None:
+    trace, work = tmp_path / "trace", tmp_path / "work"
+    assert seeded(7, build("hello"), trace=trace, work=work) != seeded(
+        8, build("hello"), trace=trace, work=work
+    )
+
+
+@pytest.mark.slow
 @every_arch
-def test_the_same_seed_gives_the_same_trace(arch: str, tmp_path: Path) -> None:
-    program = build("emu_runtime", arch=arch)
-    traces = []
-    for number, seed in enumerate((7, 7, 8)):
-        trace = tmp_path / str(number)
-        done = run(sys.executable, "-m", "tests.process.emulate_trace", trace, str(seed), program, cwd=ROOT)
-        assert (done.returncode, done.stderr) == (0, "")
-        traces.append(trace.read_bytes())
-    assert len(traces[0].splitlines()) > 1000
-    assert traces[0] == traces[1]
-    assert traces[0] != traces[2]
+@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize(
+    "words",
+    "emu_runtime/goroutines/timers/preempt/fileops/deepdirs/stdin/flood/emu_cpu/bigargs a b/panics again/"
+    "panics goroutine/panics deadlock/sigkill 15/goroutine_work/emu_messages".split("/"),
+)
+def test_the_same_seed_gives_the_same_trace_at_length(
+    words: str, seed: int, arch: str, tmp_path: Path
+) -> None:
+    name, *arguments = words.split()
+    program, trace, work = build(name, arch=arch), tmp_path / "trace", tmp_path / "work"
+    runs = [seeded(seed, program, *arguments, trace=trace, work=work) for _ in range(3)]
+    assert len(runs[0][3].splitlines()) > 50
+    assert runs[1:] == runs[:2]
 
 
 @every_arch
