@@ -5,8 +5,9 @@ once per round, so that what slows the machine for a while slows all of them. Ea
 clock; a figure is the best of all rounds, as whatever else the machine does can only make it slower. Measured too:
 how long a hello takes from start to end, and the most memory that it has resident.
 
-Targets: at least half of qemu-user's speed on arm64 programs (geometric mean of the parts); a hello in less than
-250 MB. `apt-get install qemu-user` brings qemu-user.
+Targets: at least half of qemu-user's speed on arm64 programs (geometric mean of the parts), and five times qiling's
+where that can run the program at all; a hello in less than 250 MB. `apt-get install qemu-user` brings qemu-user;
+--qiling installs qiling apart (`bench.qiling`).
 """
 
 import json
@@ -20,6 +21,7 @@ from collections.abc import Sequence
 
 from bench.figures import options
 from bench.measure import BenchError
+from bench.qiling import CannotRunError, parts_under_qiling
 from tests.gofixtures import ROOT, build
 
 EMULATED = (sys.executable, "-m", "ptserver.emulated.host")
@@ -27,6 +29,7 @@ QEMU = {"amd64": "qemu-x86_64", "arm64": "qemu-aarch64"}
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
 
 SPEED_TARGET = 0.5
+QILING_TARGET = 5.0
 MEMORY_TARGET_BYTES = 250 << 20
 
 
@@ -90,15 +93,32 @@ def main() -> None:
     """Measure and print."""
     parser = options("emulation", "Measure emulated programs against native ones and qemu-user.")
     parser.add_argument("--size", type=int, default=1, help="how much is computed")
+    parser.add_argument(
+        "--qiling", action="store_true", help="measure qiling, too; the first time it is installed"
+    )
     given = parser.parse_args()
     rounds = 1 if given.quick else given.repeat
     missed = []
     report: dict[str, object] = {}
     for arch in ("arm64", "amd64"):
         best = computing(arch, rounds, given.size)
+        refusal = "--qiling was not given"
+        if given.qiling:
+            try:
+                best["qiling"] = parts_under_qiling(str(build("emu_cpu", arch=arch)), given.size)
+            except CannotRunError as error:
+                refusal = f"it cannot run the program: {error}"
         took, memory = hello(arch, rounds)
-        speed = relative_speed(best, "qemu-user")
-        report[arch] = {"seconds": best, "of_qemu": speed, "hello_seconds": took, "hello_bytes": memory}
+        speed, of_qiling = relative_speed(best, "qemu-user"), relative_speed(best, "qiling")
+        report[arch] = {
+            "seconds": best,
+            "of_qemu": speed,
+            "of_qiling": refusal if of_qiling is None else of_qiling,
+            "hello_seconds": took,
+            "hello_bytes": memory,
+        }
+        if of_qiling is not None and of_qiling < QILING_TARGET:
+            missed.append(f"{arch}: at least {QILING_TARGET} times qiling's speed")
         if memory >= MEMORY_TARGET_BYTES:
             missed.append(f"{arch}: less than {MEMORY_TARGET_BYTES >> 20} MiB")
         if arch == "arm64" and speed is not None and speed < SPEED_TARGET:
@@ -111,6 +131,7 @@ def main() -> None:
             print(
                 f"  of qemu-user's speed: {'qemu-user is not installed' if speed is None else f'{speed:.2f}'}"
             )
+            print(f"  of qiling's speed: {refusal if of_qiling is None else f'{of_qiling:.1f}'}")
             print(f"  hello: {took * 1000:.0f} ms, {memory / 1e6:.0f} MB")
     if given.json:
         print(json.dumps(report))

@@ -103,6 +103,35 @@ def test_arm64() -> None:
         assert server.stdout.read() == "hello, world\n"
 
 
+@pytest.mark.slow
+def test_arm64_threads_registers_and_calls() -> None:
+    program = build("goroutines", arch="arm64")
+    commands = [
+        "break main.main",
+        "continue",
+        "set $x5 = 77",
+        "set $v3.v2_int64[1] = 9",
+        "stepi",
+        "print $x5 + $v3.v2_int64[1]",
+        "info threads",
+        "delete",
+        "catch syscall write",
+        "continue",
+        "x/s $x1",
+        "delete",
+        "continue",
+    ]
+    with serving(program) as (address, server):
+        said = run_gdb(address, program, commands, "gdb-multiarch")
+        assert "$1 = 86" in said
+        assert '"goroutine 1"' in said
+        assert '"no goroutine"' in said
+        assert "call to syscall write" in said
+        assert '"pipeline: 4615000\\n"' in said
+        assert "exited normally" in said
+        assert server.wait(60) == 0
+
+
 @pytest.mark.parametrize("engine", ["native", "emulate"])
 def test_memory_and_registers_are_written(engine: str) -> None:
     """The text that the program is about to print is changed on its way."""
