@@ -296,14 +296,19 @@ def test_processes_share_a_counter_and_a_lock(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_forty_thousand_increments(tmp_path: Path) -> None:
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("mode", ["add", "lock"])
+def test_forty_thousand_increments(mode: str, tmp_path: Path) -> None:
+    """Four processes, 10,000 each: of an atomic counter, and of a plain one under a lock that is remote."""
     program = build("remote_counter")
+    names = [word for name in ("counter", "lock", "total") for word in ("--remote-var", f"main.{name}")]
     with serving(tmp_path) as address:
-        command = ["ptserver", "run", "--server", address, "--remote-var", "main.counter", program, "add"]
+        command = ["ptserver", "run", "--server", address, *names, program, mode]
         children = [
             subprocess.Popen([*command, "2500", "4"], stdout=subprocess.PIPE, text=True) for _ in range(4)
         ]
-        sums = [int(child.communicate(timeout=280)[0]) for child in children]
+        sums = [int(child.communicate(timeout=3500)[0]) for child in children]
+        assert [child.returncode for child in children] == [0] * 4
     assert max(sums) == 40_000
 
 
