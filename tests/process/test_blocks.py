@@ -1,5 +1,6 @@
 """`ptserver blocks`, and whether what it says is what the processor does."""
 
+import contextlib
 import json
 import signal
 from collections.abc import Iterator
@@ -10,11 +11,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from goabi.binary import GoBinary
+from ptserver.blocks.of_program import open_blocks
+from stepping.blocks import Decoder
 from stepping.executor import CountUsedUp, LeftRange, Signalled, Until
 from stepping.instructions import Flow
+from stepping.launch import Program
+from stepping.operands import find_accesses
+from stepping.ptrace_api import FOLLOW_ALL
+from stepping.registers import Registers
+from stepping.stepped_run import SteppedRun
+from stepping.tracee_launch import launch_stopped
 from tests.gofixtures import ROOT, build
 from tests.process.commands import ptserver, refusal
 from tests.process.steppable import Steppable
+from tests.process.tracees import end
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +56,85 @@ def test_local_blocks_touch_nothing_else(steppable: Steppable, data: st.DataObje
         assert result == LeftRange(block.end)
     else:
         assert isinstance(result, LeftRange), result
+
+
+class Observed:
+    """What a program touches while it runs: by blocks that are local with *remote* out of reach, and by others."""
+
+    def __init__(self, path: Path, remote: str, most: int) -> None:
+        self._binary = GoBinary.open(path)
+        self._blocks = open_blocks(self._binary, cached=False)
+        symbol = self._binary.elf.find_symbol(remote)
+        assert symbol is not None
+        self.remote = range(symbol.addr, symbol.addr + symbol.size)
+        module = self._binary.module
+        self._globals = range(module.noptrdata, module.end_noptrbss)
+        self._constants = range(module.types, module.end_types)
+        self._decoder = Decoder("amd64")
+        self._local: dict[int, bool] = {}
+        self._texts: dict[int, tuple[int, int, str, str]] = {}
+        self.left = most
+        self.locals = self.heap = self.touched_remote = 0
+
+    def see(self, _tid: int, registers: Registers) -> None:
+        if not self.left:
+            raise Enough
+        self.left -= 1
+        pc = registers.pc
+        function = self._binary.functions.find_function(pc)
+        if function is None:
+            return
+        if pc not in self._local:
+            self._learn(function.entry, function.end)
+        is_local = self._local.get(pc, False)
+        self.locals += is_local
+        _, size, mnemonic, operands = self._texts[pc]
+        for access in find_accesses(mnemonic, operands, pc + size, registers.as_dict()):
+            at = access.address
+            is_remote = at in self.remote
+            on_stack = abs(at - registers.sp) < 1 << 16 or abs(at - registers["fs_base"]) < 1 << 12
+            is_known = on_stack or at in self._globals or at in self._constants
+            self.touched_remote += is_remote
+            self.heap += not is_known
+            assert not is_local or (is_known and not is_remote), (
+                f"{pc:#x} {mnemonic} {operands} touches {at:#x}"
+            )
+
+    def _learn(self, start: int, end: int) -> None:
+        self._local |= dict.fromkeys(range(start, end), False)
+        for text in self._decoder.iter_text(self._binary.elf.read(start, end - start), start):
+            self._texts[text[0]] = text
+        for run in self._blocks.local_blocks(start, end, [(self.remote.start, self.remote.stop)]):
+            for block in run.blocks:
+                self._local |= dict.fromkeys(range(block.start, block.end), True)
+
+
+class Enough(Exception):
+    """As much has been seen as is needed."""
+
+
+@pytest.mark.parametrize(
+    ("name", "most"),
+    [
+        ("hello", 5000),
+        *(pytest.param(name, 400_000, marks=pytest.mark.slow) for name in ("hello", "goroutines")),
+    ],
+)
+@pytest.mark.timeout(1800)
+def test_local_blocks_of_a_program_that_runs(name: str, most: int) -> None:
+    """Single-stepped, no local block touches anything but its stack and variables, none of them remote, or traps."""
+    path = build(name)
+    observed = Observed(path, "runtime.debug", most)
+    group = launch_stopped(Program(str(path), [name.encode()], []), FOLLOW_ALL)
+    run = SteppedRun(group, observed.see)
+    try:
+        with contextlib.suppress(Enough):
+            run.run()
+        assert observed.locals > 1000
+        assert observed.heap > 100
+        assert observed.touched_remote > 10
+    finally:
+        end(group)
 
 
 def test_functions_and_blocks_are_listed(tmp_path: Path) -> None:
