@@ -17,12 +17,13 @@ from typing import NamedTuple
 
 from stepping.block_cache import Block, BlockCache
 from stepping.blocks import Decoder
-from stepping.instructions import Flow, Instruction, Touch, Traits
+from stepping.instructions import Flow, Instruction, Touch
 from stepping.syscalls.model import Arch
 
 _PADDING = {"amd64": b"\xcc", "arm64": bytes(4)}
 _TOUCHES = [Touch(value) for value in range(2 * max(Touch))]
-_LAST_JUMP = int(Flow.BRANCH)
+_FLOWS = [Flow(value) for value in range(len(Flow))]
+_LAST_JUMP, _LAST_DIRECT = int(Flow.BRANCH), int(Flow.CALL)
 
 #: Half-open ranges of addresses.
 Ranges = Collection[tuple[int, int]]
@@ -42,45 +43,46 @@ class LocalBlock(NamedTuple):
 
 def cut_blocks(decoder: Decoder, code: bytes, start: int) -> list[Block]:
     """Return the blocks of a function whose code begins at *start*, in order of address; padding is left out."""
-    instructions: _Decoded = []
-    end = start + len(code)
+    ends, instructions = decoder.scan(code, start)
+    end_of_code = start + len(code)
     # Blocks begin behind whatever may go elsewhere, and where direct jumps lead.
     leaders = set()
-    for one in decoder.iter_traits(code, start):
-        instructions.append(one)
-        at, size, traits = one
-        flow = traits.flow
+    at = start
+    for end, plain in zip(ends, instructions, strict=True):
+        flow = plain[0]
         if flow:
-            leaders.add(at + size)
-            if flow <= _LAST_JUMP and start <= traits.target < end:
-                leaders.add(traits.target)
-    _drop_padding(instructions, code, start, _PADDING[decoder.arch])
+            leaders.add(end)
+            if flow <= _LAST_JUMP and start <= (target := at + plain[2]) < end_of_code:
+                leaders.add(target)
+        at = end
+    _drop_padding(ends, code, start, _PADDING[decoder.arch])
     blocks: list[Block] = []
-    append, touches = blocks.append, _TOUCHES
+    append, flows, touches = blocks.append, _FLOWS, _TOUCHES
     # Plain numbers here: to combine enumeration members takes longer than to decode the instructions.
-    first, count, touch = start, 0, 0
-    for at, size, traits in instructions:
+    first = at = start
+    count = touch = 0
+    for end, plain in zip(ends, instructions, strict=False):
         count += 1
-        touch |= traits.touch._value_
-        end = at + size
+        touch |= plain[1]
         if end in leaders:
-            flow = traits.flow
-            append(Block(first, end - first, count, flow, touches[touch], traits.target if flow else 0))
+            flow, _, target = plain
+            if flow and flow <= _LAST_DIRECT:
+                target += at
+            append(Block(first, end - first, count, flows[flow], touches[touch], target if flow else 0))
             first, count, touch = end, 0, 0
+        at = end
     if count:
-        append(Block(first, end - first, count, Flow.NEXT, touches[touch], 0))
+        append(Block(first, ends[-1] - first, count, Flow.NEXT, touches[touch], 0))
     return blocks
 
 
-_Decoded = list[tuple[int, int, Traits]]
-
-
-def _drop_padding(instructions: _Decoded, code: bytes, start: int, padding: bytes) -> None:
-    while instructions:
-        at, size, _ = instructions[-1]
-        if size != len(padding) or code[at - start : at - start + size] != padding:
+def _drop_padding(ends: list[int], code: bytes, start: int, padding: bytes) -> None:
+    """Take off the ends of instructions that only fill up the code."""
+    while ends:
+        at = ends[-2] if len(ends) > 1 else start
+        if ends[-1] - at != len(padding) or code[at - start : ends[-1] - start] != padding:
             return
-        instructions.pop()
+        ends.pop()
 
 
 class BlockMap:

@@ -67,9 +67,8 @@ class Observed:
         symbol = self._binary.elf.find_symbol(remote)
         assert symbol is not None
         self.remote = range(symbol.addr, symbol.addr + symbol.size)
-        module = self._binary.module
-        self._globals = range(module.noptrdata, module.end_noptrbss)
-        self._constants = range(module.types, module.end_types)
+        segments = self._binary.elf.load_segments
+        self._statics = [range(one.vaddr, one.vaddr + one.memsz) for one in segments]
         self._decoder = Decoder("amd64")
         self._local: dict[int, bool] = {}
         self._texts: dict[int, tuple[int, int, str, str]] = {}
@@ -93,7 +92,7 @@ class Observed:
             at = access.address
             is_remote = at in self.remote
             on_stack = abs(at - registers.sp) < 1 << 16 or abs(at - registers["fs_base"]) < 1 << 12
-            is_known = on_stack or at in self._globals or at in self._constants
+            is_known = on_stack or any(at in statics for statics in self._statics)
             self.touched_remote += is_remote
             self.heap += not is_known
             assert not is_local or (is_known and not is_remote), (
