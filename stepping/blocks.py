@@ -35,8 +35,8 @@ _FIRST_DIRECT, _LAST_DIRECT = int(Flow.JUMP), int(Flow.CALL)
 _FLOWS = {int(flow): flow for flow in Flow}
 _TOUCHES = [Touch(value) for value in range(2 * max(Touch))]
 
-#: What is remembered of an instruction, as plain numbers: flow, touch, target; of a direct jump or call the distance to
-#: the target from the instruction's address.
+#: What is remembered of an instruction, as plain numbers: flow, touch, target; of a direct jump or call the distance
+#: from the instruction's address to the target.
 Plain = tuple[int, int, int]
 
 #: An instruction as it is written, in Intel's or Arm's syntax: address, size in bytes, mnemonic, operands.

@@ -130,10 +130,15 @@ class StepExecutor:
     def step_through(self, tracee: Tracee, pc: int, count: int) -> tuple[int, WaitStatus] | None:
         """Execute up to *count* instructions of a thread, at *pc*, that are known to be neither calls nor traps.
 
-        For those who step several threads. Return how many that were, and what it reported at last; None if it is in
-        a call, at an instruction that is not known, or about to get a signal.
+        For those who step several threads. Return how many that were, and what it reported at last; None if that cannot
+        be known to end soon: it is at an instruction that is not known, about to get a signal, or not stopped by a step.
         """
-        if is_in_call(tracee) or tracee.pending_signal or pc not in self._harmless:
+        status = tracee.status
+        # A thread that has just left a call may make it again: the kernel restarts what a signal for another one
+        # has interrupted, without a stop.
+        if status is None or status.kind is not WaitKind.SIGNAL_DELIVERY or tracee.pending_signal:
+            return None
+        if pc not in self._harmless:
             return None
         self._unblock_trap(tracee)
         offset = 8 * tracee.layout.index[tracee.layout.pc]
