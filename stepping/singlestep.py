@@ -130,8 +130,8 @@ class StepExecutor:
     def step_through(self, tracee: Tracee, pc: int, count: int) -> tuple[int, WaitStatus] | None:
         """Execute up to *count* instructions of a thread, at *pc*, that are known to be neither calls nor traps.
 
-        For those who step several threads. Return how many that were, and what it reported at last; None if that cannot
-        be known to end soon: it is at an instruction that is not known, about to get a signal, or not stopped by a step.
+        For those who step several threads. Return how many that were, and what it reported at last; None if that may
+        take a while: it is at an instruction that is not known, about to get a signal, or not stopped by a step.
         """
         status = tracee.status
         # A thread that has just left a call may make it again: the kernel restarts what a signal for another one
