@@ -47,6 +47,7 @@ MAX_WATCHED_BYTES = 4096
 
 Interest = Literal["ignore", "observe", "serve"]
 StreamId = Literal[0, 1, 2]
+DescriptorKind = Literal["file", "tcp", "unix", "pipe", "terminal", "epoll"]
 
 #: What a register holds.
 U64 = Annotated[int, Meta(ge=0, extra_json_schema={"maximum": (1 << 64) - 1})]
@@ -57,6 +58,7 @@ ThreadId = Annotated[int, Meta(ge=0, le=(1 << 31) - 1)]
 Errno = Annotated[int, Meta(ge=0, le=4095)]
 SignalNumber = Annotated[int, Meta(ge=0, le=64)]
 Cells = Annotated[int, Meta(ge=0, le=65535)]
+Descriptor = Annotated[int, Meta(ge=0, le=(1 << 31) - 1)]
 ArgumentIndex = Annotated[int, Meta(ge=0, le=5)]
 Seconds = Annotated[int, Meta(ge=0, le=1_000_000)]
 Ticket = Annotated[str, Meta(max_length=128)]
@@ -437,6 +439,30 @@ class Ahead(Message, frozen=True):
     end: bool = False
     listing: Annotated[tuple[Listed, ...], Meta(max_length=64)] = ()
     names: Annotated[tuple[Named, ...], Meta(max_length=4096)] = ()
+
+
+class DescriptorState(Message, frozen=True):
+    """Server to host, at any time if the welcome has `ahead`: how a descriptor of the program's first process is.
+
+    kind: what it is; room: how many bytes the host may let the program write to it before they are written, with
+    calls that are `posted` and that fail later, if at all: in the result of the program's next call on the
+    descriptor that can tell of it. 0 after such a failure. Each write to a pipe takes whole pages of 4096 bytes of
+    its room. What has no room after all, because others have filled it meanwhile, is written once there is some.
+
+    data: of a TCP socket, what the next read will bring, or its beginning; it stays there until a call takes it.
+    taken: how many bytes posted calls have taken out of the queue before. watched: if there is nothing after *data*,
+    not even the end, the epoll instance that tells of each change of that, else -1.
+
+    With each result of a call that waits for events comes the state of each TCP socket that they are about. That of
+    the epoll instance itself says that there are events of which this is not known.
+    """
+
+    fd: Descriptor
+    kind: DescriptorKind
+    room: Annotated[int, Meta(ge=0, le=1 << 20)] = 0
+    data: Annotated[bytes, Meta(max_length=64 << 10)] = b""
+    taken: Count = 0
+    watched: Annotated[int, Meta(ge=-1, le=(1 << 31) - 1)] = -1
 
 
 class Observed(Message, frozen=True):
@@ -831,6 +857,7 @@ ToHost = (
     | Welcome
     | Refused
     | Ahead
+    | DescriptorState
     | Result
     | MemoryResult
     | StreamData

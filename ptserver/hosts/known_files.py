@@ -25,8 +25,9 @@ import time
 from collections.abc import Callable, Collection
 
 from ptserver.hosts.known_file import FRESH_SECONDS, KnownFile
+from ptserver.hosts.known_streams import KnownStreams
 from ptserver.hosts.pending_call import PendingCall
-from ptserver.messages import Ahead, Message, Result, Syscall
+from ptserver.messages import Ahead, DescriptorState, Message, Result, Signal, Syscall
 
 Answer = Callable[[PendingCall, int, int, dict[int, bytes]], None]
 
@@ -64,7 +65,8 @@ class KnownFiles:
     """Knows the descriptors of the process *pid*, which the session knows as *told_pid*.
 
     streams: those of its standard streams that are no files.
-    send: queues a message; answer: lets a call return; make: sends a call as it is; next_id: gives numbers for calls.
+    send: queues a message; post: one that nobody waits for; answer: lets a call return; make: sends a call as it is;
+    next_id: gives numbers for calls.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class KnownFiles:
         told_pid: int,
         streams: Collection[int],
         send: Callable[[Message], None],
+        post: Callable[[Message], None],
         answer: Answer,
         make: Callable[[PendingCall], None],
         next_id: Callable[[], int],
@@ -80,10 +83,12 @@ class KnownFiles:
         self._pid = pid
         self._told_pid = told_pid
         self._send = send
+        self._send_posted = post
         self._answer = answer
         self._make = make
         self._next_id = next_id
         self._files: dict[int, KnownFile] = {}
+        self._known_streams = KnownStreams(self._post_for, answer)
         self._streams = set(streams)
         self._moved: set[int] = set()  # descriptors whose offset the session does not know
         self._aheads: dict[int, Ahead] = {}
@@ -102,6 +107,9 @@ class KnownFiles:
             "fcntl": self._fcntl,
             "epoll_ctl": self._epoll_ctl,
             "close": self._close,
+            "write": self._write,
+            "writev": self._write,
+            "sendto": self._write,
         }
 
     def serve(self, call: PendingCall) -> bool:
@@ -116,16 +124,27 @@ class KnownFiles:
                 return True
             self._tell_positions()
             if self._is_quiet(name, call) or name in _RECEIVING:
+                self._known_streams.made(call, shares=False)
                 return False
             if name in _CHANGING:
+                self._known_streams.made(call, shares=False)
                 self._forget_contents()
                 return False
+        self._known_streams.made(call, shares=True)
         self._forget_all()
         return False
 
-    def take_ahead(self, message: Ahead) -> None:
-        """Remember what comes with the result of a call."""
-        self._aheads[message.id] = message
+    def take(self, message: Message) -> bool:
+        """Remember what *message* tells; return whether that is all that it is for."""
+        if type(message) is Ahead:
+            self._aheads[message.id] = message
+        elif type(message) is DescriptorState:
+            self._known_streams.take(message)
+        else:
+            if type(message) is Signal:
+                self._known_streams.heard_word()
+            return False
+        return True
 
     def take_own(self, result: Result) -> bool:
         """Take the result of a call of our own; return whether it is one."""
@@ -147,7 +166,16 @@ class KnownFiles:
         assert call.row is not None
         name = call.row.name
         ahead = self._aheads.pop(result.id, None)
-        if call.process.pid != self._pid:
+        brings_word = (
+            name in _RECEIVING
+            and result.errno not in _NOTHING_CAME
+            and (bool(result.value) or name not in _POLLING)
+        )
+        is_known = name in _CHANGING or name in _RECEIVING or self._is_quiet(name, call)
+        shares = call.process.pid != self._pid or not is_known
+        value = -1 if result.errno else result.value
+        self._known_streams.heard(call, value, shares=shares, brings_word=brings_word)
+        if shares:
             self._forget_all()
         elif self._is_quiet(name, call):
             if ahead is not None and not result.errno:
@@ -157,20 +185,15 @@ class KnownFiles:
                 if file is not None:
                     file.move(result.value)
                     file.told_position = result.value
-        elif name in _CHANGING or (
-            name in _RECEIVING
-            and result.errno not in _NOTHING_CAME
-            and (result.value or name not in _POLLING)
-        ):
+        elif name in _CHANGING or brings_word:
             self._forget_contents()
-        elif name not in _RECEIVING:
-            self._forget_all()
         if name in _MAKES_STREAM and not result.errno:
             self._streams.add(result.value)
 
     def heard_late(self, result: Result) -> None:
         """Consider the result of a call that nobody waits for any more; it may have changed something."""
         self._aheads.pop(result.id, None)
+        self._known_streams.heard_late(result.id)
         self.forget()
 
     def abandon(self, call: PendingCall) -> bool:
@@ -256,8 +279,13 @@ class KnownFiles:
             file.told_position = file.position
             self._post("lseek", (fd, file.position, os.SEEK_SET, 0, 0, 0))
 
+    def _post_for(
+        self, tid: int, name: str, args: tuple[int, int, int, int, int, int], ins: dict[int, bytes]
+    ) -> None:
+        self._send_posted(Syscall(self._next_id(), tid, self._told_pid, name, args, ins, posted=True))
+
     def _post(self, name: str, args: tuple[int, int, int, int, int, int]) -> None:
-        self._send(Syscall(self._next_id(), self._pid, self._told_pid, name, args, posted=True))
+        self._send_posted(Syscall(self._next_id(), self._pid, self._told_pid, name, args, posted=True))
 
     # The calls that can be answered.
 
@@ -265,7 +293,9 @@ class KnownFiles:
         fd = call.args[0] & 0xFFFFFFFF
         file = self._files.get(fd)
         size = call.gathered.outs.get(1, 0)
-        if file is None or file.folder or not size:
+        if file is None:
+            return self._known_streams.read(call)
+        if file.folder or not size:
             return False
         waiting = self._waiting.get(fd)
         self._moved.add(fd)
@@ -295,6 +325,13 @@ class KnownFiles:
             file.asked(call_id, offset, piece)
             args = (fd, 1, piece, offset, 0, 0)
             self._send(Syscall(call_id, self._pid, self._told_pid, "pread64", args, outs={1: piece}))
+
+    def _write(self, call: PendingCall) -> bool:
+        if not self._known_streams.write(call):
+            return False
+        if self._known_streams.writes_file(call.args[0] & 0xFFFFFFFF):
+            self._forget_contents()
+        return True
 
     def _pread(self, call: PendingCall) -> bool:
         file = self._files.get(call.args[0] & 0xFFFFFFFF)

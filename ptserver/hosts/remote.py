@@ -29,13 +29,13 @@ from ptserver.hosts.host import ThreadChange
 from ptserver.hosts.known_files import KnownFiles
 from ptserver.hosts.pending_call import PendingCall, Process
 from ptserver.hosts.policy import CLOCKS_OF_DAY, FORKS, REACHES_SELF_ONLY, interest_in
+from ptserver.hosts.postponed import Postponed
 from ptserver.hosts.processes import RemoteProcesses
 from ptserver.hosts.signals import HostSignals
 from ptserver.hosts.streams import HostStreams
 from ptserver.hosts.telling import HostTelling
 from ptserver.hosts.to_user import say
 from ptserver.messages import (
-    Ahead,
     Cancel,
     Executed,
     Exited,
@@ -134,6 +134,7 @@ class RemoteHost(ConnectedHost):
         self._asked: dict[int, Callable[[Result], None]] = {}  # calls that are made for the host itself
         self._mappings = FileMappings(self._listener, self._ask, self._proceed, self._answer, say)
         self._telling = HostTelling(self, self._loop, connection, lambda: self.lost is None)
+        self._postponed = Postponed(connection, self._loop)
         self._known: KnownFiles | None = None
         if welcome.ahead:
             self._known = KnownFiles(
@@ -141,6 +142,7 @@ class RemoteHost(ConnectedHost):
                 welcome.pid or self.pid,
                 welcome.streams,
                 connection.send,
+                self._postponed.send,
                 self._answer,
                 self._make,
                 lambda: next(self._ids),
@@ -277,8 +279,7 @@ class RemoteHost(ConnectedHost):
         if type(message) is Result:
             self._take_result(message)
             return
-        if type(message) is Ahead and self._known is not None:
-            self._known.take_ahead(message)
+        if self._known is not None and self._known.take(message):
             return
         match message:
             case StreamData() | StreamCredit() | StreamEnd():
@@ -422,7 +423,7 @@ class RemoteHost(ConnectedHost):
     def _before_waiting(self) -> None:
         """Send what is to be sent, and ask for the events that matter now."""
         connection = self._connection
-        if self.lost is None:
+        if self.lost is None and not self._postponed.may_wait:
             if connection.wants_write:
                 self._loop.expect()  # results
             sent = connection.flush()

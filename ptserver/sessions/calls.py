@@ -18,6 +18,8 @@ from ptserver.net.poll_loop import PollLoop
 from ptserver.outcomes import Delay, Done, Fail, OpenBytes, Outcome, Proceed, Return
 from ptserver.server import RuntimeServer
 from ptserver.session import Session
+from ptserver.sessions.behind import WRITES, WriteBehind
+from ptserver.sessions.descriptor_states import DescriptorStates
 from ptserver.sessions.foresight import LOOKED_AT, POSTED, Foresight
 from ptserver.shadow.events import EventWaits
 from ptserver.shadow.execute import Executed
@@ -29,6 +31,7 @@ from stepping.syscalls import Syscall as Row
 
 #: More calls in flight than any program has threads waiting.
 _MAX_WAITING = 16384
+_INT = 0xFFFFFFFF
 
 
 _SIGNALLING = frozenset({"kill", "pidfd_send_signal", "rt_sigqueueinfo"})
@@ -115,12 +118,35 @@ class Calls:
         self._later = loop.later
         self._gate = gate
         self._events = EventWaits(loop, copy, self.settle)
-        shadow.forgets = self._events.forget
+        shadow.forgets = self._forget_descriptors
         self._interest = type(server).declared_interest()
         self._watches_results = type(server).finished is not RuntimeServer.finished
         self._entries: dict[str, _Entry] = {}
         self._waiting: dict[int, _InFlight] = {}
         self.foresight: Foresight | None = None
+        self._states: DescriptorStates | None = None
+        self._behind: WriteBehind | None = None
+
+    def work_ahead(self, first_own: int) -> None:
+        """Tell the host what it may ask next, and take what it has answered itself.
+
+        first_own: the first descriptor that is not the program's.
+        """
+        self.foresight = Foresight(self._send)
+        self._states = DescriptorStates(self._send, self.foresight.is_plain, first_own)
+        self._behind = WriteBehind(self._states, self._workers, self._made, self.take_call)
+
+    @property
+    def writes_behind(self) -> bool:
+        """Whether something is still to be written that the program has written."""
+        return self._behind is not None and self._behind.is_busy
+
+    def _forget_descriptors(self, first: int, last: int) -> None:
+        """Hear that the numbers from *first* to *last* no longer stand for what they did."""
+        self._events.forget(first, last)
+        if self._states is not None and self._behind is not None:
+            self._states.forget(first, last)
+            self._behind.forget(first, last)
 
     def take_call(self, message: Syscall) -> None:
         """Answer a call, now or later.
@@ -132,6 +158,13 @@ class Calls:
             self._make_posted(message)
             return
         call_id = message.id
+        if self._behind is not None and not self._behind.is_quiet and message.pid not in self._elsewhere:
+            if self._behind.holds(message):
+                return
+            failure = self._behind.failure_for(message)
+            if failure:
+                self._tell_failure(message, failure)
+                return
         entry = self._entry(message.name)
         if entry is None:
             self._session.log(f"refused {message.name!r} with ENOSYS: there is no such syscall")
@@ -192,6 +225,8 @@ class Calls:
             if not self._workers.is_interrupting:
                 self._later(RETRY_SECONDS, self._interrupt_again)
             self._workers.interrupt(call_id)
+        elif self._behind is not None and self._behind.cancel(call_id):
+            self._send(Result(call_id, 0, errno.EINTR))
         elif call_id in self._waiting:
             for shadow in self._elsewhere.values():
                 if shadow.has(call_id):
@@ -291,14 +326,37 @@ class Calls:
             if self._gate and executed[1]:
                 self._gate.heard(row, ins, executed[1])
             self._made(row, args, executed)
+            if row.name == "epoll_ctl" and self._states is not None and not executed[1]:
+                self._states.watches(args[0] & _INT, args[1] & _INT, args[2] & _INT, ins.get(3, b""))
             self._complete(call_id, call, then, executed)
 
     def _made(self, row: Row, args: Args, executed: Executed) -> None:
         """Do what else a call does that was made here."""
+        if self._states is not None and not executed[1]:
+            self._tell_states(self._states, row.name, args, executed)
         if row.name in _SIGNALLING:
             self._take_signals()  # it may have meant its own process, too, which must hear of that first
         if executed[1] == errno.EPIPE and row.may_wait and self._shadow.raises_sigpipe(row, args):
             self._send(Signal(signal.SIGPIPE, self._pid))  # this process ignores its own
+
+    def _tell_states(self, states: DescriptorStates, name: str, args: Args, executed: Executed) -> None:
+        """Tell what a call that has succeeded lets expect of descriptors."""
+        if name in EPOLLS:
+            if executed[0]:
+                states.happened(args[0] & _INT, executed[2].get(1, b""))
+        elif name == "read":
+            if 0 < executed[0] < args[2]:
+                states.read(args[0] & _INT)
+        elif name in WRITES:
+            states.wrote(args[0] & _INT)
+        elif name == "setsockopt":
+            states.option_set(args[0] & _INT, args[1] & _INT, args[2] & _INT)
+
+    def _tell_failure(self, message: Syscall, failure: int) -> None:
+        """Answer a call on a descriptor with the error of an earlier write; of closing nothing else can be told."""
+        if message.name == "close":
+            self._shadow.execute(SYSCALLS["close"], message.args, {}, {}, message.pid)
+        self._send(Result(message.id, 0, failure))
 
     def _make_looking_ahead(self, message: Syscall, row: Row) -> bool:
         """Make a call whose result is to come with answers to others; return whether it is one that does not wait."""
@@ -321,6 +379,14 @@ class Calls:
         """
         if self.foresight is None or message.name not in POSTED or message.pid in self._elsewhere:
             raise ProtocolError(f"the host answered {message.name!r} itself")
+        if message.name in WRITES:
+            assert self._behind is not None
+            self._behind.write(message)
+            return
+        if message.name == "recvfrom":
+            assert self._states is not None
+            self._states.take(message.args[0] & _INT, message.args[2])
+            return
         self._shadow.execute(SYSCALLS[message.name], message.args, message.ins, message.outs, message.pid)
 
     def _complete(
@@ -359,7 +425,8 @@ class Calls:
     def take_finished(self) -> None:
         """Answer the calls that workers have made."""
         for call_id, executed in self._workers.take_finished():
-            self.settle(call_id, executed)
+            if self._behind is None or not self._behind.finished(call_id, executed):
+                self.settle(call_id, executed)
 
     def _release(self, delayed: _InFlight, entry: _Entry, outcome: Outcome | None) -> None:
         """Go on with a call whose time has come, unless it was cancelled meanwhile."""
@@ -378,6 +445,7 @@ class Calls:
         for call_id in self._waiting:
             self._events.cancel(call_id)
         self._waiting.clear()
+        self._forget_descriptors(0, _INT)
 
     def end(self) -> None:
         """Answer nothing any more, and let the workers return."""

@@ -25,13 +25,14 @@ from stepping.syscalls import SYSCALLS
 #: The calls whose answers are given in advance, or which a host makes in the program's stead: a server that wants to
 #: hear of one of them must hear of each.
 FORESEEN = frozenset(
-    "openat read pread64 lseek fstat newfstatat getdents64 close fcntl epoll_ctl readlinkat".split()
+    "openat read pread64 lseek fstat newfstatat getdents64 close fcntl epoll_ctl readlinkat"
+    " write writev sendto recvfrom epoll_wait epoll_pwait epoll_pwait2".split()
 )
 
 #: The calls that `Foresight.look` is to see.
 LOOKED_AT = frozenset({"openat", "getdents64", "newfstatat"})
 #: The calls that a host may answer itself.
-POSTED = frozenset({"lseek", "fcntl", "close"})
+POSTED = frozenset({"lseek", "fcntl", "close", "recvfrom", "write", "writev", "sendto"})
 
 #: How much of a file, a folder, and of how many entries, is told with the open.
 _DATA_BYTES = 64 << 10
@@ -101,7 +102,7 @@ class Foresight:
     def _opened(self, message: Syscall, fd: int) -> None:
         facts = os.fstat(fd)
         value, failure, outs = execute(_FSTAT, (fd, _SOME_ADDRESS, 0, 0, 0, 0), {}, {1: _STAT_BYTES})
-        if value or failure or not self._is_plain(fd, facts.st_dev):
+        if value or failure or not self.is_plain(fd, facts.st_dev):
             return
         flags = execute(SYSCALLS["fcntl"], (fd, _F_GETFL, 0, 0, 0, 0), {}, {})[0]
         if stat.S_ISREG(facts.st_mode):
@@ -117,7 +118,8 @@ class Foresight:
             names = tuple(self._attributes(fd, listing)) if self._wants_attributes else ()
             self._send(Ahead(message.id, flags, outs[1], folder=True, listing=listing, names=names))
 
-    def _is_plain(self, fd: int, device: int) -> bool:
+    def is_plain(self, fd: int, device: int) -> bool:
+        """Whether *fd*, a file or folder on *device*, is on a file system that holds bytes."""
         known = self._plain_devices.get(device)
         if known is None:
             buffer = ctypes.create_string_buffer(_STATFS_BYTES)

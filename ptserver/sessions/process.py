@@ -66,7 +66,6 @@ from ptserver.server import RuntimeServer
 from ptserver.session import Session
 from ptserver.sessions.calls import Calls
 from ptserver.sessions.children import Children
-from ptserver.sessions.foresight import Foresight
 from ptserver.sessions.guard import end_others
 from ptserver.sessions.keeper import become_program, program_status
 from ptserver.sessions.memory import MemoryCalls
@@ -83,6 +82,8 @@ from ptserver.shadow.workers import Workers
 _STOPPING = frozenset({signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU})
 #: How long a host may take to say that it has a session's last words, if it says so.
 _GOODBYE_SECONDS = 10.0
+#: How long what the program has written last may take to be written, if somebody else has filled its way.
+_DELIVERY_SECONDS = 20.0
 #: How long calls that wait may take to return when the program is gone.
 _INTERRUPT_SECONDS = 2.0
 
@@ -180,7 +181,7 @@ class SessionLoop:
         )
         self._children.answer_to(self._calls)
         if ahead:
-            self._calls.foresight = Foresight(connection.send)
+            self._calls.work_ahead(descriptors.program_limit)
         self._ended = False
         self._connection_events = 0
         self._stdio_changed = True
@@ -425,6 +426,9 @@ class SessionLoop:
         self._server.exited(self.session, self._exited.status, self._exited.signo)
         if self._guard is not None and (self._children or self._is_keeper):
             end_others(self._guard)
+        deadline = time.monotonic() + _DELIVERY_SECONDS
+        while self._calls.writes_behind and time.monotonic() < deadline:
+            self._round()
         self._calls.end()
         deadline = time.monotonic() + _INTERRUPT_SECONDS
         while len(self._workers) and time.monotonic() < deadline:

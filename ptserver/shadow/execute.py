@@ -28,7 +28,7 @@ from stepping.syscalls.requests import request_argument, request_is_bound
 #: What a call returned (signed 64-bit), its errno or 0, and by argument index what it filled.
 Executed = tuple[int, int, dict[int, bytes]]
 
-_ARCH: Arch = "arm64" if os.uname().machine == "aarch64" else "amd64"
+ARCH: Arch = "arm64" if os.uname().machine == "aarch64" else "amd64"
 
 #: An address that is never mapped: the first page is not (vm.mmap_min_addr).
 _UNMAPPED = 8
@@ -153,6 +153,7 @@ def _prototype(arity: int) -> Callable[..., int]:
 
 
 _functions = [_prototype(arity) for arity in range(7)]
+syscall6 = _functions[6]
 
 
 def _no_such_call(*_args: object) -> int:
@@ -168,7 +169,7 @@ def _make_plan(row: Syscall) -> _Plan:
     pointers = tuple(
         (index, _without_mask(row, arg)) for index, arg in enumerate(row.args) if arg.kind.is_pointer
     )
-    number = row.numbers.get(_ARCH)
+    number = row.numbers.get(ARCH)
     arity = len(row.args)
     if number is None or row.bound:
         return _Plan(row, -1, 0, _no_such_call, (), True)
@@ -240,11 +241,11 @@ def _fitted(registers: list[int | bytes], arg: Arg, room: int, ins: dict[int, by
     if length is None:
         return room
     if length.arg is None:
-        return length.of(arch=_ARCH)
+        return length.of(arch=ARCH)
     if length.indirect:
         words = ins.get(length.arg, b"")
         end = length.offset + _U32.size
-        if len(words) >= end and length.of(_U32.unpack_from(words, length.offset)[0], _ARCH) > room:
+        if len(words) >= end and length.of(_U32.unpack_from(words, length.offset)[0], ARCH) > room:
             if length.base or length.bits:
                 raise _RefusedError(errnos.EINVAL)
             cut = _U32.pack(room // length.scale)
@@ -253,7 +254,7 @@ def _fitted(registers: list[int | bytes], arg: Arg, room: int, ins: dict[int, by
     count = registers[length.arg]
     assert isinstance(count, int)  # the table's counts are numbers
     if length.bits or length.base or length.scale_arm64:
-        if length.of(count, _ARCH) > room:
+        if length.of(count, ARCH) > room:
             raise _RefusedError(errnos.EINVAL)
     elif count * length.scale > room:
         if count >> 63:
@@ -298,7 +299,7 @@ def _fill_one(
     if back:
         valid = plan.row.args[plan.filled or 0].valid
         if valid is not None and valid.arg == RESULT:
-            back = min(back, valid.of(value, _ARCH))
+            back = min(back, valid.of(value, ARCH))
         if back:
             return value, 0, {plan.filled or 0: arena.memory[offset : offset + back]}
     return value, 0, _NO_OUTS
@@ -471,8 +472,8 @@ def _string_offsets(data: bytes) -> list[int]:
 def _valid(valid: Length, value: int, buffers: list[_Buffer], offsets: list[int], arena: Arena) -> int:
     """Return how many bytes a successful call has filled."""
     if valid.arg is None or valid.arg == RESULT:
-        return valid.of(value, _ARCH)
+        return valid.of(value, ARCH)
     for buffer, offset in zip(buffers, offsets, strict=True):
         if buffer.position == valid.arg and buffer.size >= valid.offset + _U32.size:
-            return valid.of(_U32.unpack_from(arena.memory, offset + valid.offset)[0], _ARCH)
+            return valid.of(_U32.unpack_from(arena.memory, offset + valid.offset)[0], ARCH)
     return 0

@@ -173,6 +173,7 @@ CASES = (
     Case("deepdirs", go("deepdirs")),
     Case("fileops", go("fileops")),
     *(Case(f"ahead-{seed}", go("ahead"), (str(seed), "120"), remote_only=True) for seed in range(1, 25)),
+    Case("behind", go("behind"), remote_only=True),
     Case("fifo", go("fifo")),
     Case("preempt", go("preempt"), heavy=True),
     Case("c-static", c("syscalls_c", "-static"), ("last",)),

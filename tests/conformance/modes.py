@@ -216,7 +216,7 @@ _ON_HOST = frozenset(
     "environment notify panics-value kills-itself-SIGTERM terminated stdin-lines fileops terminal bigargs "
     "c-static".split()
 )
-_IN_SYNC = frozenset("tree fileops ahead-1 stdin".split())
+_IN_SYNC = frozenset("tree fileops ahead-1 behind stdin".split())
 _FOR_MACHINES = frozenset("environment tree fileops notify ahead-2".split())
 
 NATIVE = Mode("native", True, _local())

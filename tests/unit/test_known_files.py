@@ -29,7 +29,14 @@ class Host:
         self._ids = itertools.count(1)
         self._names: dict[int, Any] = {}
         self.known = KnownFiles(
-            PID, PID, (0, 1, 2), self.sent.append, self._answer, self._make, lambda: next(self._ids)
+            PID,
+            PID,
+            (0, 1, 2),
+            self.sent.append,
+            self.sent.append,
+            self._answer,
+            self._make,
+            lambda: next(self._ids),
         )
 
     def _answer(self, call: Any, value: int, error: int, outs: dict[int, bytes]) -> None:
@@ -68,7 +75,7 @@ class Host:
             gathered=SimpleNamespace(ins={1: path}, outs={}),
         )
         assert not self.known.serve(call)
-        self.known.take_ahead(Ahead(call.id, os.O_RDONLY, STAT, **(ahead or {"data": DATA, "end": True})))
+        self.known.take(Ahead(call.id, os.O_RDONLY, STAT, **(ahead or {"data": DATA, "end": True})))
         self.known.heard(call, Result(call.id, fd))
         return fd
 
