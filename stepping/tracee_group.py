@@ -24,8 +24,9 @@ from stepping.wait_status import Event, WaitKind, WaitStatus
 
 #: How long `stop_all` waits for threads that the kernel cannot stop at once (in the middle of disk I/O or vfork).
 STOP_TIMEOUT_S = 2.0
-#: How long beyond that it waits for threads that would stop, had they a processor: a busy machine lets them wait.
+#: How long beyond that for one that would stop, had it a processor: a busy machine lets some wait for seconds.
 _STARVED_S = 30.0
+_STOPPING = ("R", "t")
 
 #: After one of these events, `ptrace_api.geteventmsg` gives the id of a new tracee.
 NEW_TASK_EVENTS = (Event.CLONE, Event.FORK, Event.VFORK)
@@ -120,17 +121,16 @@ class TraceeGroup:
         """Stop every thread, those included that are created meanwhile.
 
         Raises:
-            SteppingError: a thread does not stop in time; those that did stay stopped.
+            SteppingError: a thread does not stop within its *timeout_s*; those that did stay stopped.
             TraceeGoneError: no thread is left.
         """
-        deadline = time.monotonic() + timeout_s
         while True:
             for tracee in self:
                 if not tracee.is_stopped:
                     with _forget_if_gone(self, tracee):
                         tracee.interrupt()
             for tracee in self:
-                self._wait_stopped(tracee, deadline)
+                self._wait_stopped(tracee, timeout_s)
             if not self.tracees:
                 raise TraceeGoneError(self.pid)
             if not self._seize_new(FOLLOW_THREADS) and all(tracee.is_stopped for tracee in self):
@@ -171,8 +171,8 @@ class TraceeGroup:
             found = True
         return found
 
-    def _wait_stopped(self, tracee: Tracee, deadline: float) -> None:
-        patient_until = time.monotonic() + _SPIN_S
+    def _wait_stopped(self, tracee: Tracee, timeout_s: float) -> None:
+        patient_until, deadline = time.monotonic() + _SPIN_S, time.monotonic() + timeout_s
         while not tracee.is_stopped and tracee.tid in self.tracees:
             try:
                 raw = ptrace_api.wait(tracee.tid, block=False)
@@ -182,7 +182,7 @@ class TraceeGroup:
             if raw is not None:
                 self.note(tracee.tid, raw)
             elif (late_s := time.monotonic() - deadline) > 0 and (
-                late_s > _STARVED_S or read_state(tracee.tid) != "R"
+                late_s > _STARVED_S or read_state(tracee.tid) not in _STOPPING
             ):
                 raise SteppingError(
                     f"thread {tracee.tid} of process {self.pid} does not stop "
