@@ -10,6 +10,7 @@ export GOTOOLCHAIN := local
 # What tests and the demo use of the system, as Debian calls it; installed when missing, where that is possible.
 PACKAGES  := binutils gcc gdb gdb-multiarch iproute2 libc6-dev procps python3-venv qemu-user strace
 PYTEST    := $(BIN)/python -m pytest
+PIP       := $(BIN)/pip install --quiet --disable-pip-version-check --config-settings editable_mode=compat --editable
 
 .PHONY: demo test lint bench test-go-matrix test-slow venv clean
 
@@ -34,9 +35,10 @@ test-slow: $(STAMP)
 	$(PYTEST) -m slow --hypothesis-profile=search
 	$(PYTEST) tests/property --hypothesis-profile=search
 
-# Medians and ratios against native, strace and gVisor, side by side in one run.
+# Medians and ratios against native and other tools, side by side in each module of bench/.
 bench: $(STAMP)
-	@sh tools/system-packages strace runsc
+	@sh tools/system-packages caddy delve gdb nats-server openssh-server qemu-user rsync runsc strace
+	$(PIP) '.[test,bench]'
 	$(BIN)/python -m bench.run
 
 venv: $(STAMP)
@@ -44,7 +46,7 @@ venv: $(STAMP)
 $(STAMP): setup.cfg pyproject.toml Makefile
 	@sh tools/system-packages $(PACKAGES)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --config-settings editable_mode=compat --editable '.[test]'
+	$(PIP) '.[test]'
 	@sh tools/go-toolchain $(BIN)
 	@touch $@
 

@@ -34,7 +34,8 @@ from stepping.syscalls.table import SYSCALLS
 from tests.gofixtures import build
 
 _RECORDS = 1 << 15
-_CALLS = {"native": 100_000, "ring": 100_000, "strace": 400}
+_CALLS = {"native": 100_000, "ring": 100_000, "strace": 400, "delve": 80}
+_DELVE_PATIENCE_SECONDS = 30.0
 
 
 class Answering:
@@ -103,6 +104,35 @@ def seconds_per_call(tracer: Sequence[str] | None, goroutines: int, calls: int) 
         start = time.perf_counter()
         running.ask(f"{max(calls // goroutines, 1)} {goroutines}")
         return (time.perf_counter() - start) / calls
+
+
+def seconds_per_call_by_delve(goroutines: int, calls: int) -> float:
+    """Return the same with `dlv trace`, of a program of Go 1.21, the newest that Debian's delve reads.
+
+    It shows the function that makes the call. Its end is the program's, too: delve leaves a breakpoint in it.
+    """
+    command = ["dlv", "trace", "--check-go-version=false", "-p"]
+    with answering(str(build("ring_speed", go="1.21"))) as running:
+        tracer = subprocess.Popen(
+            [*command, str(running.pid), "syscall.Pread"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        try:
+            assert tracer.stdout is not None
+            os.set_blocking(tracer.stdout.fileno(), False)
+            until = time.monotonic() + _DELVE_PATIENCE_SECONDS
+            while b"> goroutine" not in (tracer.stdout.read() or b""):
+                if tracer.poll() is not None or time.monotonic() > until:
+                    raise BenchError("dlv trace shows nothing")
+                running.ask("1 1")
+            start = time.perf_counter()
+            running.ask(f"{max(calls // goroutines, 1)} {goroutines}")
+            return (time.perf_counter() - start) / calls
+        finally:
+            tracer.kill()
+            tracer.communicate()
 
 
 def seconds_to_first_event() -> float:
@@ -209,6 +239,9 @@ def figures(*, scale: float = 1.0) -> list[Figure]:
         number = round(_CALLS[kind] * scale)
         return lambda: seconds_per_call(tracer, goroutines, max(number, 8))
 
+    def by_delve(goroutines: int) -> Callable[[], float]:
+        return lambda: seconds_per_call_by_delve(goroutines, max(round(_CALLS["delve"] * scale), 8))
+
     wanted = []
     for goroutines in (1, 8):
         group = f"pread by {goroutines} goroutine{'s' if goroutines > 1 else ''}"
@@ -217,6 +250,7 @@ def figures(*, scale: float = 1.0) -> list[Figure]:
             Figure(group, "ptserver trace -k", "µs", calls(ring, goroutines, "ring")),
             Figure(group, "strace -f -p", "µs", calls(plain, goroutines, "strace")),
             Figure(group, "strace -f -k -p", "µs", calls(stacks, goroutines, "strace")),
+            Figure(group, "dlv trace", "µs", by_delve(goroutines) if shutil.which("dlv") else None),
         ]
     rate = Target(300_000, at_least=True)
     wanted += [

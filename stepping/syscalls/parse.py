@@ -1,6 +1,7 @@
 """Turns the rows of the table (grammar in `model.py`) into `Syscall` objects."""
 
 import re
+from functools import cache
 
 from stepping.syscalls.model import (
     RESULT,
@@ -88,17 +89,22 @@ def parse_row(row: str) -> Syscall:
 
 
 def _parse_arg(word: str, names: list[str]) -> Arg:
+    arg, length, valid = _split_arg(word)
+    if not length:
+        return arg
+    return arg._replace(
+        length=_parse_length(length, names), valid=_parse_length(valid, names) if valid else None
+    )
+
+
+@cache
+def _split_arg(word: str) -> tuple[Arg, str, str]:
+    """Return an argument without its lengths, and their texts; many calls have the same ones."""
     match = re.fullmatch(_ARG, word)
     if match is None:
         raise ValueError(f"bad argument {word!r}")
-    length, valid = match["length"], match["valid"]
-    return Arg(
-        name=match["name"],
-        kind=ArgKind(match["kind"]),
-        length=_parse_length(length, names) if length else None,
-        valid=_parse_length(valid, names) if valid else None,
-        decoder=match["decoder"] or "",
-    )
+    arg = Arg(name=match["name"], kind=ArgKind(match["kind"]), decoder=match["decoder"] or "")
+    return arg, match["length"] or "", match["valid"] or ""
 
 
 def _parse_length(text: str, names: list[str]) -> Length:
