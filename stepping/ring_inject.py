@@ -25,6 +25,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from stepping.errors import MemoryFaultError, PtraceRefusedError, SteppingError, TraceeGoneError
+from stepping.first_in_line import first_in_line
 from stepping.maps import read_maps
 from stepping.ptrace_api import explain_refusal
 from stepping.remote_syscall import RemoteSyscallError, RemoteSyscalls, can_call, remote_syscall
@@ -110,11 +111,12 @@ def install(
         group = TraceeGroup.attach(pid)
     memory = _open_memory(pid)
     try:
-        started = time.monotonic()
-        group.stop_all()
-        page, parameters, fd = _install_stopped(pid, site, template, group, memory)
-        group.detach_all()
-        return Installed(pid, site, page, parameters, fd, time.monotonic() - started)
+        with first_in_line():
+            started = time.monotonic()
+            group.stop_all()
+            page, parameters, fd = _install_stopped(pid, site, template, group, memory)
+            group.detach_all()
+            return Installed(pid, site, page, parameters, fd, time.monotonic() - started)
     finally:
         memory.close()
         with contextlib.suppress(SteppingError):
@@ -132,26 +134,27 @@ def remove(pid: int, page: int, parameters: Parameters, group: TraceeGroup | Non
     """
     attached = group or TraceeGroup.attach(pid)
     memory = _open_memory(pid)
-    try:
-        for _ in range(_REMOVE_TRIES):
-            attached.stop_all()
-            if not _is_there(memory, page, parameters):
-                return True  # the process has executed another program
-            _restore_code(memory, page, parameters)
-            _move_out(attached, memory, page, parameters)
-            if not any(_is_inside(tracee, memory, page, parameters) for tracee in attached):
-                with remote_syscall(_any_tracee(attached)) as sys:
-                    sys.call("munmap", parameters.ring, parameters.ring_bytes)
-                    sys.call("munmap", page, parameters.mapped_bytes)
-                return True
-            attached.resume_all()
-            time.sleep(_REMOVE_INTERVAL_S)
-        return False
-    finally:
-        memory.close()
-        if group is None:
-            with contextlib.suppress(TraceeGoneError):
-                attached.detach_all()
+    with first_in_line():
+        try:
+            for _ in range(_REMOVE_TRIES):
+                attached.stop_all()
+                if not _is_there(memory, page, parameters):
+                    return True  # the process has executed another program
+                _restore_code(memory, page, parameters)
+                _move_out(attached, memory, page, parameters)
+                if not any(_is_inside(tracee, memory, page, parameters) for tracee in attached):
+                    with remote_syscall(_any_tracee(attached)) as sys:
+                        sys.call("munmap", parameters.ring, parameters.ring_bytes)
+                        sys.call("munmap", page, parameters.mapped_bytes)
+                    return True
+                attached.resume_all()
+                time.sleep(_REMOVE_INTERVAL_S)
+            return False
+        finally:
+            memory.close()
+            if group is None:
+                with contextlib.suppress(TraceeGoneError):
+                    attached.detach_all()
 
 
 def find_pages(pid: int) -> list[tuple[int, Parameters]]:

@@ -4,8 +4,6 @@ Signals to this process wait during a stop. Should it be killed all the same, th
 """
 
 import contextlib
-import gc
-import os
 import signal
 import time
 from collections.abc import Iterator
@@ -15,10 +13,10 @@ from typing import NamedTuple
 from ptserver.inspection.inspector import InspectError
 from ptserver.inspection.proc_status import find_inside, read_status
 from stepping.errors import PtraceRefusedError
+from stepping.first_in_line import first_in_line
 from stepping.tracee_group import TraceeGroup
 
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP)
-_URGENT_NICE = -15
 
 
 class Found(NamedTuple):
@@ -74,7 +72,7 @@ def stopped(pid: int) -> Iterator[Stop]:
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
     try:
         stop = Stop(TraceeGroup.attach(pid))
-        with _first_in_line():
+        with first_in_line():
             started = time.monotonic()
             try:
                 stop.group.stop_all()
@@ -84,23 +82,6 @@ def stopped(pid: int) -> Iterator[Stop]:
                 stop.seconds = time.monotonic() - started
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-@contextlib.contextmanager
-def _first_in_line() -> Iterator[None]:
-    """Let this thread go before others on a busy machine, where that is allowed, and collect no garbage meanwhile."""
-    nice = os.getpriority(os.PRIO_PROCESS, 0)
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        with contextlib.suppress(PermissionError):
-            os.setpriority(os.PRIO_PROCESS, 0, min(nice, _URGENT_NICE))
-        yield
-    finally:
-        if os.getpriority(os.PRIO_PROCESS, 0) != nice:
-            os.setpriority(os.PRIO_PROCESS, 0, nice)
-        if collecting:
-            gc.enable()
 
 
 def explain_no_stop(pid: int, error: PtraceRefusedError) -> PtraceRefusedError:
