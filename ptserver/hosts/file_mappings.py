@@ -138,6 +138,17 @@ class FileMappings:
                 return True
         return False
 
+    def map_own(self, call: PendingCall, number: int, fd: int) -> None:
+        """Let the thread map a file of this machine, which the host has at *fd* and the program calls *number*."""
+        try:
+            self._install(call, number, fd)
+        except NotificationGoneError:
+            return  # the thread begins anew
+        except OSError as error:
+            self._answer(call, 0, error.errno or errno.ENOMEM, {})
+            return
+        self._proceed(call)
+
     def finish(self) -> None:
         """Begin to write back what the program, which is gone, has changed in memory."""
         if self._has_written:

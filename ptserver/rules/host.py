@@ -26,7 +26,9 @@ class _RulesHost(RemoteHost):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         server = Server(self._ids, self._asked, self._tell, self._answer, super()._forward, say)
-        self._local = LocalResources(self._rules, server, self._loop, self._main, native_arch())
+        self._local = LocalResources(
+            self._rules, server, self._loop, self._main, native_arch(), self._mappings.map_own
+        )
 
     def _forward(self, call: PendingCall) -> None:
         if not self._local.take(call):

@@ -11,7 +11,9 @@ programs know how to do without (`refusal_of_mixture`).
                            ready; the answer has what is ready on both sides
     connect, bind          a socket becomes local by the port, see `ptserver.rules.sockets`
 
-Cannot be had: mappings of local files (ENODEV), passing local descriptors in messages (EINVAL), local Unix sockets,
+    mmap of a local file   the thread makes it here, of the file itself
+
+Cannot be had: passing local descriptors in messages (EINVAL), local Unix sockets,
 and local descriptors in programs that the program executes, which run at the server: they find them closed.
 
 Not trusted: the program, the server. Thread rules: the host's thread; workers only make calls.
@@ -63,7 +65,17 @@ _Serve = Callable[[PendingCall, Syscall, LocalTable], bool]
 class LocalResources:
     """Serves what *rules* say is local of the program whose first process is *main*."""
 
-    def __init__(self, rules: Rules, server: Server, loop: PollLoop, main: Process, arch: Arch) -> None:
+    def __init__(
+        self,
+        rules: Rules,
+        server: Server,
+        loop: PollLoop,
+        main: Process,
+        arch: Arch,
+        map_own: Callable[[PendingCall, int, int], None],
+    ) -> None:
+        """Begin; *map_own* lets a thread map a descriptor of this process, see `FileMappings`."""
+        self._map_own = map_own
         self._rules = rules
         self._server = server
         self._loop = loop
@@ -281,10 +293,10 @@ class LocalResources:
 
     def _map(self, call: PendingCall, row: Syscall, table: LocalTable) -> bool:
         index = next(index for index, arg in enumerate(row.args) if arg.kind is ArgKind.FD)
-        if signed(call.args[index]) not in table.files:
+        number = signed(call.args[index])
+        if number not in table.files:
             return False
-        self._server.warn("a local file cannot be mapped into memory: make it remote, or read it")
-        self._server.answer(call, 0, errno.ENODEV, {})
+        self._map_own(call, number, table.files[number])
         return True
 
     def _execute(self, call: PendingCall, row: Syscall, table: LocalTable) -> bool:

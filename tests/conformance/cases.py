@@ -180,7 +180,7 @@ CASES = (
     Case("c-dynamic", c("syscalls_c"), ("last",)),
     Case("c-static-pie", c("syscalls_c", "-static-pie"), ("last",)),
     Case("children", go("children")),
-    Case("signals-c", c("signals_c", "-static", "-pthread"), remote_only=True),
+    Case("signals-c", c("signals_c", "-static"), remote_only=True),
     Case("processes-c-static", c("processes_c", "-static")),
     Case("processes-c-dynamic", c("processes_c")),
     Case("replaced", c("processes_c", "-static"), ("replace",), stdin=b"input for the other\n"),

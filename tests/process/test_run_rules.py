@@ -140,9 +140,18 @@ def test_what_cannot_be_had_is_refused_and_told(folders: tuple[Path, Path, Path]
         )
         status, out, err = ptserver(*run, build("command"), "/bin/echo", "at the server")
         assert (status, out, err) == (0, "at the server\n<nil>\n", "")
+
+
+@needs_root
+def test_a_local_file_is_mapped_itself(folders: tuple[Path, Path, Path]) -> None:
+    here, _, _ = folders
+    (here / "side").write_text("here")
+    with serving("passthrough", "--listen", "127.0.0.1:0") as server:
+        run = ("run", "--server", server.address, "--local", str(here))
         status, out, err = ptserver(*run, build("mixture"), str(here), "/", "mapping")
-        assert (status, out) == (0, "mapping: no such device\n")
-        assert err == "ptserver: a local file cannot be mapped into memory: make it remote, or read it\n"
+    assert (status, err) == (0, "")
+    assert out == 'mapping: "here", then "Mere" <nil>, then "writ" <nil> <nil>\n'
+    assert (here / "side").read_text() == "written"
 
 
 def test_rules_are_explained() -> None:
