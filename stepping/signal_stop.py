@@ -2,7 +2,8 @@
 
 A call that waits for a listener's answer is interrupted by a signal. A handler without SA_RESTART then makes it fail
 with EINTR, even one that does not wait natively. So the thread is stopped first (seized, just for this); if it stands
-in such a call, it is made to begin that anew when the handler has run.
+in such a call, it is made to begin that anew when the handler has run. A call that may wait is ended first: what it
+has done, and nobody knows of here, would be lost if the handler made another call or the program did not repeat it.
 
 Some calls have a signal mask for as long as they wait (ppoll, pselect6, epoll_pwait), which the kernel here knows
 nothing of. If a handler is to run that this mask lets through, the thread is given the mask, and is followed to its
@@ -45,11 +46,14 @@ class SignalStop:
         begins_anew: Callable[[int], bool],
         deliver: Callable[[], None],
         mask_of: Callable[[int], int | None] = lambda number: None,
+        settle: Callable[[int], tuple[int, int] | bool] = lambda number: False,
     ) -> None:
         """Seize the thread.
 
         begins_anew: whether the interrupted call of that number is to; deliver: called while the thread is stopped.
-        mask_of: the signal mask that the call of that number has while it waits, None if it has none.
+        mask_of: the signal mask that the call of that number has while it waits, None if it has none. settle: ends
+        that call, and returns what it came to (its value and errno); false if nobody is making it, true if it is to
+        be asked again, by `advance`, since it has not ended yet.
 
         Raises:
             PtraceRefusedError: the kernel does not allow it.
@@ -60,6 +64,8 @@ class SignalStop:
         self._begins_anew = begins_anew
         self._deliver = deliver
         self._mask_of = mask_of
+        self._settle = settle
+        self._is_settling = False
         self._returns_to: int | None = None  # the mask, once the thread has another
         self._is_entering = False
         self._thread = Tracee.seize(pid, pid, Option.SYSGOOD | Option.EXITKILL)
@@ -73,6 +79,8 @@ class SignalStop:
         """
         thread = self._thread
         status = None if self.is_over else next_stop(thread)
+        if status is None and self._is_settling:
+            status = thread.status
         if status is None:
             return
         if self._is_entering:
@@ -84,7 +92,8 @@ class SignalStop:
             thread.resume(Resume.STEP if self._is_entering else Resume.FREE)
             return
         elif status.event is Event.STOP and self._stands_in_call():
-            thread.resume()
+            if not self._is_settling:
+                thread.resume()
             return
         else:
             self._deliver_once()
@@ -112,6 +121,14 @@ class SignalStop:
             thread.write_registers(registers)
             return False
         mask = self._mask_of(number)
+        came_to = self._settle(number)
+        self._is_settling = came_to is True
+        if self._is_settling:
+            return True
+        if isinstance(came_to, tuple) and came_to[1] != errno.EINTR:
+            value, failure = came_to
+            self._return(registers, -failure if failure else value)
+            return False
         return mask is not None and self._let_through(mask, registers)
 
     def _let_through(self, mask: int, registers: Registers) -> bool:
@@ -127,12 +144,16 @@ class SignalStop:
             return False
         self._returns_to = ptrace_api.getsigmask(thread.tid)
         ptrace_api.setsigmask(thread.tid, mask)
+        self._return(registers, -errno.EINTR)
+        return True
+
+    def _return(self, registers: Registers, result: int) -> None:
+        """Let the call that was interrupted return *result*."""
         layout = registers.layout
-        registers[layout.result] = -errno.EINTR & _PENDING_NONE
+        registers[layout.result] = result & _PENDING_NONE
         if layout.pending is not None:
             registers[layout.pending] = _PENDING_NONE
-        thread.write_registers(registers)
-        return True
+        self._thread.write_registers(registers)
 
     def _put_right(self) -> None:
         """Have the handler, whose frame is there, return to the mask that the thread had before its call."""

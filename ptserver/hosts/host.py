@@ -250,6 +250,7 @@ class Host:
             self._listener.answer(call.notification_id, value, error)
         except NotificationGoneError:
             call.answer = lambda: self._answer(call, value, error, outs)  # for the repeated call
+            call.result = value, error
             return
         pending = self._pending
         if pending.get(call.tid) is call:

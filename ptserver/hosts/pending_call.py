@@ -64,6 +64,7 @@ class PendingCall:
     """A call that was taken and not yet answered, or whose answer found nobody waiting.
 
     row is None for a hypercall. answer: gives the answer, once it is known; the call waits as long as it is None.
+    result: that answer's value and errno, if its thread was not there to take it; its buffers are filled.
     fd: a descriptor of this process that the answer will give to the program, or -1. started_ns: when it was taken,
     if it is traced, else 0; goid: the goroutine that makes it, if that is wanted and known, else 0; stack: where, as
     `CallStacks` has it, if that is wanted and known, else empty.
@@ -80,6 +81,7 @@ class PendingCall:
         "notification_id",
         "nr",
         "process",
+        "result",
         "row",
         "stack",
         "started_ns",
@@ -96,6 +98,7 @@ class PendingCall:
         self.row = row
         self.gathered = _NOT_GATHERED
         self.answer: Callable[[], None] | None = None
+        self.result: tuple[int, int] | None = None
         self.fd = -1
         self.started_ns = 0
         self.goid = 0

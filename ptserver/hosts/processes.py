@@ -28,7 +28,16 @@ from ptserver.hosts.endings import exit_of
 from ptserver.hosts.own_files import CONTENT, OPENING, host_content
 from ptserver.hosts.pending_call import PendingCall, Process
 from ptserver.hosts.policy import EXECS, FORKS, OPTIONS_OF_PROCESSES
-from ptserver.messages import Message, ProcessExited, ProcessStopped, Signal, SignalState
+from ptserver.hosts.process_signals import (
+    MASK_ARGUMENTS,
+    SI_QUEUE,
+    has_default_action,
+    is_caught,
+    kill_process,
+    mask_of,
+    queue_signal,
+)
+from ptserver.messages import Cancel, Message, ProcessExited, ProcessStopped, Signal, SignalState
 from ptserver.net.poll_loop import PollLoop
 from stepping.clone_flags import CLONE_NEWPID
 from stepping.errors import MemoryFaultError, SteppingError, TraceeGoneError
@@ -55,13 +64,8 @@ _AT_ONCE = frozenset({signal.SIGKILL, signal.SIGCONT, signal.SIGPIPE})
 _OF_LIBRARY = frozenset({32, 33, 34})
 _TERMINAL_STOPS = (signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
 _NR_TGKILL = {"x86_64": 234, "aarch64": 131}[os.uname().machine]
-_NR_PIDFD_SEND_SIGNAL = 424
-_SI_QUEUE = -1
-_QUEUED = struct.Struct("=iii4xIIq")  # si_signo, si_errno, si_code, si_pid, si_uid, si_value
 _MASK32 = 0xFFFFFFFF
-_U32, _U64 = struct.Struct("=I"), struct.Struct("=Q")
-#: Which argument is the signal mask that a call has while it waits.
-_MASK_ARGUMENTS = {"ppoll": 3, "pselect6": 5, "epoll_pwait": 4, "epoll_pwait2": 4}
+_U32 = struct.Struct("=I")
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -86,6 +90,7 @@ class RemoteProcesses:
     pending: the calls that wait for their answers, by thread. rows: of the table, by number.
 
     answer, proceed, forget: of the host, for calls; gone: hears of a process's end. send: to the server.
+    is_at_server: whether the server is making a call.
     first_can_stop: whether a terminal's signals stop the first process as they would natively.
     """
 
@@ -102,6 +107,7 @@ class RemoteProcesses:
         forget: Callable[[PendingCall], None],
         gone: Callable[[Process], None],
         send: Callable[[Message], None],
+        is_at_server: Callable[[PendingCall], bool],
         *,
         first_can_stop: bool,
     ) -> None:
@@ -118,6 +124,7 @@ class RemoteProcesses:
         self._forget = forget
         self._gone = gone
         self._send = send
+        self._is_at_server = is_at_server
         self._forks: dict[int, tuple[ForkCall, PendingCall, int]] = {}
         self._unborn: dict[int, int] = {}  # ids of shadows whose process does not exist yet, by call
         self._told: dict[int, SignalState] = {}
@@ -125,6 +132,7 @@ class RemoteProcesses:
         self._deferred: list[_Deferred] = []
         self._stops: dict[int, _Stop] = {}
         self._sent: dict[int, SentAs] = {}
+        self._cancelled: set[int] = set()
 
     # Calls.
 
@@ -144,7 +152,7 @@ class RemoteProcesses:
             case "tkill":
                 self._signal_thread(call, process.id, args[0] & _MASK32, args[1] & _MASK32)
             case "kill" if args[0] & _MASK32 == process.id:
-                self._signal_own(call, args[1] & _MASK32, lambda: _kill(process, args[1] & _MASK32))
+                self._signal_own(call, args[1] & _MASK32, lambda: kill_process(process, args[1] & _MASK32))
             case "prctl" if args[0] & _MASK32 not in OPTIONS_OF_PROCESSES or self.is_seized(call.tid):
                 self._proceed(call)
             case "unshare" if not has_one_thread(process.pid):  # a thread's own namespace
@@ -152,7 +160,7 @@ class RemoteProcesses:
             case name:
                 if name in FORKS and not self._can_fork(call):
                     return True
-                if name in _MASK_ARGUMENTS:
+                if name in MASK_ARGUMENTS:
                     self._look_at_pending(call)
                 elif name in _DEPEND_ON_SIGNALS:
                     self._tell_signals(call)
@@ -217,7 +225,7 @@ class RemoteProcesses:
         send: sends the signal and returns the errno.
         """
         process = call.process
-        if signo and has_one_thread(process.pid) and _is_caught(process, signo):
+        if signo and has_one_thread(process.pid) and is_caught(process, signo):
             call.answer = lambda: self._answer(
                 call, 0, 0, {}
             )  # when the handler has run, and the call begins anew
@@ -277,6 +285,13 @@ class RemoteProcesses:
             else:
                 if sent.is_over:
                     del self._sent[tid]
+        self._advance_stops()
+        for process in self._by_id.values():
+            if process is not self._main and not self.is_held(process.pid):
+                self._look_for_stop(process)
+        self.deliver_deferred()
+
+    def _advance_stops(self) -> None:
         for pid, (stop, _) in list(self._stops.items()):
             try:
                 stop.advance()
@@ -285,10 +300,6 @@ class RemoteProcesses:
             else:
                 if stop.is_over:
                     del self._stops[pid]
-        for process in self._by_id.values():
-            if process is not self._main and not self.is_held(process.pid):
-                self._look_for_stop(process)
-        self.deliver_deferred()
 
     def _add(self, pid: int, shadow: int, call: PendingCall) -> None:
         process = Process(pid, shadow)
@@ -311,7 +322,7 @@ class RemoteProcesses:
         process = self._by_id.get(process_id)
         if process is not None:
             process.left = True
-            _kill(process, signal.SIGKILL)
+            kill_process(process, signal.SIGKILL)
 
     def first_ended(self) -> None:
         """Take notice that the first process, which is the host's to wait for, is gone."""
@@ -338,7 +349,7 @@ class RemoteProcesses:
         """Kill all processes but the first."""
         for process in self._by_id.values():
             if process is not self._main:
-                _kill(process, signal.SIGKILL)
+                kill_process(process, signal.SIGKILL)
 
     # Signals.
 
@@ -352,7 +363,7 @@ class RemoteProcesses:
         process = self._by_id.get(message.pid or self._main.id)
         if process is None or process.left:
             return
-        if message.signo in _AT_ONCE or _has_default_action(process, message.signo):
+        if message.signo in _AT_ONCE or has_default_action(process, message.signo):
             self._deliver(process, message)
         elif has_one_thread(process.pid) and not self.is_seized(process.pid):
             self._deliver_stopped(process, message)
@@ -365,7 +376,7 @@ class RemoteProcesses:
 
     def _look_at_pending(self, call: PendingCall) -> None:
         """Interrupt a call that lets a signal through, by its mask, that is there already."""
-        mask = _mask_of(call)
+        mask = mask_of(call)
         if mask is None or not has_one_thread(call.process.pid):
             return
         with contextlib.suppress(TraceeGoneError):
@@ -373,10 +384,26 @@ class RemoteProcesses:
             if sets.pending & sets.blocked & ~mask & ~sets.ignored:
                 self._deliver_stopped(call.process)
 
+    def _settle(self, pid: int, number: int) -> tuple[int, int] | bool:
+        """Return what the call of that number, in which *pid* waits, has come to; see `SignalStop`."""
+        call = self._pending.get(pid)
+        if call is None or call.nr != number or call.row is None:
+            return False
+        if call.result is None:
+            if not self._is_at_server(call):
+                return False
+            if call.id not in self._cancelled:
+                self._cancelled.add(call.id)
+                self._send(Cancel(call.id))
+            return True
+        self._cancelled.discard(call.id)
+        self._forget(call)
+        return call.result
+
     def _mask_in(self, pid: int, number: int) -> int | None:
         """Return the signal mask of the call of that number in which process *pid* waits, if it has one."""
         call = self._pending.get(pid)
-        return _mask_of(call) if call is not None and call.nr == number else None
+        return mask_of(call) if call is not None and call.nr == number else None
 
     def _deliver_stopped(self, process: Process, *message: Signal) -> None:
         from stepping.signal_stop import SignalStop
@@ -393,7 +420,11 @@ class RemoteProcesses:
 
         try:
             started = SignalStop(
-                process.pid, self._begins_anew, deliver, lambda number: self._mask_in(process.pid, number)
+                process.pid,
+                self._begins_anew,
+                deliver,
+                lambda number: self._mask_in(process.pid, number),
+                lambda number: self._settle(process.pid, number),
             )
         except SteppingError:
             deliver()
@@ -410,6 +441,8 @@ class RemoteProcesses:
 
     def deliver_deferred(self) -> None:
         """Deliver the signals whose calls have been answered."""
+        if self._stops:
+            self._advance_stops()
         if not self._deferred:
             return
         pending = {call.id for call in self._pending.values()}
@@ -423,15 +456,15 @@ class RemoteProcesses:
     def _deliver(self, process: Process, message: Signal) -> None:
         signo = message.signo
         is_stop = signo in _TERMINAL_STOPS and not (self._first_can_stop and process is self._main)
-        if is_stop and _has_default_action(process, signo):
+        if is_stop and has_default_action(process, signo):
             # The kernel here would not stop it, far from its terminal and its shell.
             if process is not self._main:
                 self._stopping[process.pid] = signo
-                _kill(process, signal.SIGSTOP)
-        elif message.code == _SI_QUEUE:
-            _queue(process, message)
+                kill_process(process, signal.SIGSTOP)
+        elif message.code == SI_QUEUE:
+            queue_signal(process, message)
         else:
-            _kill(process, signo)
+            kill_process(process, signo)
 
     def _look_for_stop(self, process: Process) -> None:
         try:
@@ -443,43 +476,6 @@ class RemoteProcesses:
             self._send(ProcessStopped(process.id, signo))
 
 
-def _mask_of(call: PendingCall) -> int | None:
-    """Return the signal mask that *call* has while it waits, None if it has none."""
-    name = call.row.name if call.row is not None else ""
-    data = call.gathered.ins.get(_MASK_ARGUMENTS.get(name, -1), b"")
-    return _U64.unpack(data)[0] if len(data) == _U64.size else None
-
-
 def _may_wait(call: PendingCall) -> bool:
     """Whether a signal may interrupt *call*: one that natively may wait, or a hypercall, which the stub repeats."""
     return call.row is None or (call.row.may_wait and call.row.name not in FORKS)
-
-
-def _has_default_action(process: Process, signo: int) -> bool:
-    try:
-        sets = read_signal_sets(process.pid, process.pid)
-    except TraceeGoneError:
-        return False
-    return not (sets.ignored | sets.caught | sets.blocked) >> (signo - 1) & 1
-
-
-def _is_caught(process: Process, signo: int) -> bool:
-    try:
-        return bool(read_signal_sets(process.pid, process.pid).caught >> (signo - 1) & 1)
-    except TraceeGoneError:
-        return False
-
-
-def _kill(process: Process, signo: int) -> int:
-    """Signal *process*; return 0 or the errno."""
-    try:
-        signal.pidfd_send_signal(process.pidfd, signo)
-    except OSError as error:
-        return error.errno or errno.ESRCH
-    return 0
-
-
-def _queue(process: Process, message: Signal) -> None:
-    """Signal *process* with what sigqueue(3) has given along."""
-    info = _QUEUED.pack(message.signo, 0, _SI_QUEUE, message.sender, message.uid & _MASK32, message.value)
-    _libc.syscall(_NR_PIDFD_SEND_SIGNAL, process.pidfd, message.signo, info.ljust(128, b"\0"), 0)

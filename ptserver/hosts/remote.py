@@ -123,6 +123,7 @@ class RemoteHost(ConnectedHost):
                 self._forget,
                 self._process_ended,
                 self._tell,
+                lambda call: self._in_flight.get(call.id) is call,
                 first_can_stop=self.stops_like_a_job,
             )
         self._observed = frozenset(
