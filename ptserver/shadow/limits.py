@@ -24,6 +24,19 @@ _CAPABILITY_VERSION = 0x20080522  # _LINUX_CAPABILITY_VERSION_3
 _CAP_SYS_RESOURCE = 24
 
 
+def is_own_program(pid: int) -> bool:
+    """Whether a process is a child of this one that has executed a program, and so is no shadow with its own limits.
+
+    A child's number stays its own until it is waited for.
+    """
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            parent = int(file.read().rpartition(b")")[2].split()[1])
+        return parent == os.getpid() and os.readlink(f"/proc/{pid}/exe") != os.readlink("/proc/self/exe")
+    except (OSError, ValueError):
+        return False
+
+
 class Limits:
     """The limits of one program, at first those of this process."""
 

@@ -38,7 +38,7 @@ from ptserver.shadow.descriptors import Descriptors
 from ptserver.shadow.events import Ask
 from ptserver.shadow.exec import execute_program
 from ptserver.shadow.execute import Executed, execute
-from ptserver.shadow.limits import Limits
+from ptserver.shadow.limits import Limits, is_own_program
 from ptserver.shadow.memory import OPENS, OwnThings
 from ptserver.shadow.signals import ShadowSignals
 from ptserver.shadow.waiting import Args, Waiting
@@ -196,7 +196,7 @@ class Shadow:
                     return answer
         if name in _LIMITS and (name != "prlimit64" or args[0] & 0xFFFFFFFF in (0, pid, self._pid)):
             return self._limits.serve(name, args, ins, outs)
-        if name == "prlimit64" and args[2]:
+        if name == "prlimit64" and args[2] and not is_own_program(args[0] & 0xFFFFFFFF):
             return 0, errno.EPERM, {}  # the server's own processes have numbers and limits, too
         if name in _CHANGES_NUMBERS:
             self._forget(name, args)

@@ -24,7 +24,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ptserver.errors import ConnectionLostError
-from ptserver.hosts.policy import HOST_CALLS, filter_rules
+from ptserver.hosts.policy import HOST_CALLS, OPTIONS_OF_PROCESSES, filter_rules
 from ptserver.keys import make_keys
 from ptserver.messages import Exited, Goodbye, Hello, Result, StreamData, Syscall, ToServer, Welcome
 from ptserver.messages import Signal as SignalMessage
@@ -226,7 +226,7 @@ def test_h5_no_memory_of_any_process_can_be_opened() -> None:
                     assert open_errno(second, f"/proc/{pid}/{name}", flags) in (errno.EACCES, errno.EPERM)
         assert open_errno(second, "/proc/self/mem", os.O_RDWR) == errno.EACCES
         for option in range(80):
-            if option not in (1, 2, 36, 37):  # what a session is told of its processes' ends
+            if option not in OPTIONS_OF_PROCESSES:  # those are about its processes' ends, and its rights
                 assert second.call("prctl", option, 1, 0, 0, 0).errno == errno.EINVAL
         second.exit()
         first.exit()
