@@ -168,7 +168,8 @@ class _RingTrace:
         self._go = go
         self._note = note
         self._lost = 0
-        self._flushed_at = 0.0
+        sink.flush()  # its first line
+        self._unflushed, self._flushed_at = False, 0.0  # so that the first events go out at once
         self._poll = select.poll()
         self._poll.register(signals.fileno(), select.POLLIN)
         self._exe = exe_identity(ring.pid)
@@ -214,9 +215,9 @@ class _RingTrace:
     def _wait(self, poll_ms: int) -> list[tuple[int, bool]]:
         """Wait for a signal, but not for long; return those that came."""
         now = time.monotonic()
-        if poll_ms == _IDLE_POLL_MS or now - self._flushed_at > _MAX_UNFLUSHED_S:
+        if self._unflushed and (poll_ms == _IDLE_POLL_MS or now - self._flushed_at > _MAX_UNFLUSHED_S):
             self._sink.flush()
-            self._flushed_at = now
+            self._unflushed, self._flushed_at = False, now
         if self._poll.poll(poll_ms):
             return self._signals.receive()
         if poll_ms == _IDLE_POLL_MS:
@@ -238,11 +239,13 @@ class _RingTrace:
             batch = self._ring.read_batch(final=final)
             if batch is not None:
                 self._give(batch)
+                self._unflushed = True
             if not (final and batch):
                 break
         if self._ring.lost > self._lost:
             self._sink.event(LossEvent(time.monotonic_ns(), self._ring.lost - self._lost))
             self._lost = self._ring.lost
+            self._unflushed = True
         if batch is None:
             return _IDLE_POLL_MS
         return 0 if batch.size >= BATCH // 2 else _BUSY_POLL_MS
