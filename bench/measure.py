@@ -70,6 +70,15 @@ def peak_memory_bytes(prefix: Sequence[str], calls: int) -> int:
 @contextlib.contextmanager
 def serving(server: str, address: str, *options: str) -> Iterator[str]:
     """Run `ptserver serve` meanwhile; give its address."""
+    with serving_process(server, address, *options) as (at, _):
+        yield at
+
+
+@contextlib.contextmanager
+def serving_process(
+    server: str, address: str, *options: str
+) -> Iterator[tuple[str, "subprocess.Popen[str]"]]:
+    """As `serving`; give its process, too."""
     command = [PTSERVER, "serve", server, "--listen", address, "--json", *options]
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
@@ -83,7 +92,7 @@ def serving(server: str, address: str, *options: str) -> Iterator[str]:
             if not line:
                 log.seek(0)
                 raise BenchError(log.read().decode(errors="replace"))
-            yield str(json.loads(line)["address"])
+            yield str(json.loads(line)["address"]), process
         finally:
             process.send_signal(signal.SIGTERM)
             process.wait()

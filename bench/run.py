@@ -18,6 +18,7 @@ MODULES = {
     "attach": "looking into programs: goroutines and names, beside delve",
     "watched": "servers that are traced, beside strace",
     "latency": "another machine, beside ssh and rsync",
+    "sessions": "what 500 sessions leave of a server",
     "emulation": "emulated programs, beside qemu-user",
     "stepping": "basic blocks and single steps",
     "remote_memory": "remote variables",

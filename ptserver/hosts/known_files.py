@@ -28,6 +28,7 @@ from ptserver.hosts.known_file import FRESH_SECONDS, KnownFile
 from ptserver.hosts.known_streams import KnownStreams
 from ptserver.hosts.pending_call import PendingCall
 from ptserver.messages import Ahead, DescriptorState, Message, Result, Signal, Syscall
+from stepping.syscalls import Arch
 
 Answer = Callable[[PendingCall, int, int, dict[int, bytes]], None]
 
@@ -66,7 +67,7 @@ class KnownFiles:
 
     streams: those of its standard streams that are no files.
     send: queues a message; post: one that nobody waits for; answer: lets a call return; make: sends a call as it is;
-    next_id: gives numbers for calls.
+    next_id: gives numbers for calls. quick: what `serve` does, for some calls, by their arguments alone.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class KnownFiles:
         answer: Answer,
         make: Callable[[PendingCall], None],
         next_id: Callable[[], int],
+        arch: Arch,
     ) -> None:
         self._pid = pid
         self._told_pid = told_pid
@@ -88,7 +90,8 @@ class KnownFiles:
         self._make = make
         self._next_id = next_id
         self._files: dict[int, KnownFile] = {}
-        self._known_streams = KnownStreams(self._post_for, answer)
+        self._known_streams = KnownStreams(self._post_for, answer, arch)
+        self.quick = self._known_streams.quick
         self._streams = set(streams)
         self._moved: set[int] = set()  # descriptors whose offset the session does not know
         self._aheads: dict[int, Ahead] = {}

@@ -25,6 +25,10 @@ from collections.abc import Callable
 from ptserver.hosts.known_file import FRESH_SECONDS
 from ptserver.hosts.pending_call import PendingCall
 from ptserver.messages import DescriptorKind, DescriptorState
+from stepping.errors import MemoryFaultError
+from stepping.listener import Notification
+from stepping.syscalls import SYSCALLS, Arch
+from stepping.tracee_memory import TraceeMemory
 
 Args = tuple[int, int, int, int, int, int]
 Answer = Callable[[PendingCall, int, int, dict[int, bytes]], None]
@@ -52,9 +56,11 @@ class _Stream:
 class KnownStreams:
     """Knows the descriptors of one process, by what `take` is told."""
 
-    def __init__(self, post: Post, answer: Answer) -> None:
+    def __init__(self, post: Post, answer: Answer, arch: Arch) -> None:
         self._post = post
         self._answer = answer
+        self._read_number = SYSCALLS["read"].numbers[arch]
+        self._write_number = SYSCALLS["write"].numbers[arch]
         self._streams: dict[int, _Stream] = {}
         self._own_sockets: dict[int, int] = {}  # how many bytes were taken out of their queues from here
         self._nonblocking: set[int] = set()
@@ -113,24 +119,55 @@ class KnownStreams:
         size = call.gathered.outs.get(1, 0)
         if stream is None or not size:
             return False
-        data = stream.data
-        if not data:
-            return self._read_nothing(call, fd)
-        taken = data[:size]
-        stream.data = data[size:]
-        self._own_sockets[fd] += len(taken)
-        flags = _MSG_TRUNC | _MSG_DONTWAIT
-        self._post(call.tid, "recvfrom", (fd, _SOME_ADDRESS, len(taken), flags, 0, 0), {})
-        self._answer(call, len(taken), 0, {1: taken})
-        return True
+        taken = stream.data[:size]
+        if taken:
+            self._take(call.tid, fd, stream, len(taken))
+            self._answer(call, len(taken), 0, {1: taken})
+            return True
+        if self._has_nothing(fd):
+            self._answer(call, 0, errno.EAGAIN, {})
+            return True
+        return False
 
-    def _read_nothing(self, call: PendingCall, fd: int) -> bool:
-        """Fail with EAGAIN if that is known to be what happens; return whether it is."""
+    def quick(self, notification: Notification, memory: TraceeMemory) -> tuple[int, int] | None:
+        """Return what a read or write of a TCP socket gives, if that is known, as (value, errno), and make it so.
+
+        This is what `read` and `write` do, for the calls that a server of many connections makes most.
+        """
+        number, fd, size = notification.nr, notification.a0, notification.a2
+        if number not in (self._read_number, self._write_number):
+            return None
+        stream = self._streams.get(fd)
+        if stream is None or stream.kind != "tcp":
+            return None
+        try:
+            if number == self._write_number:
+                if not 0 < size <= stream.room:
+                    return None
+                data = memory.read(notification.a1, size)
+                stream.room -= size
+                self._post(notification.tid, "write", (fd, _SOME_ADDRESS, size, 0, 0, 0), {1: data})
+                return size, 0
+            data = stream.data[:size]
+            if data:
+                memory.write(notification.a1, data)
+                self._take(notification.tid, fd, stream, len(data))
+                return len(data), 0
+        except MemoryFaultError:
+            return None
+        return (0, errno.EAGAIN) if size and self._has_nothing(fd) else None
+
+    def _take(self, tid: int, fd: int, stream: _Stream, size: int) -> None:
+        """Take what the program has read out of a socket's queue."""
+        stream.data = stream.data[size:]
+        self._own_sockets[fd] += size
+        flags = _MSG_TRUNC | _MSG_DONTWAIT
+        self._post(tid, "recvfrom", (fd, _SOME_ADDRESS, size, flags, 0, 0), {})
+
+    def _has_nothing(self, fd: int) -> bool:
+        """Whether a read of *fd* is known to fail with EAGAIN."""
         since = self._emptied.get(fd)
-        if since is None or time.monotonic() - since > FRESH_SECONDS:
-            return False
-        self._answer(call, 0, errno.EAGAIN, {})
-        return True
+        return since is not None and time.monotonic() - since <= FRESH_SECONDS
 
     def made(self, call: PendingCall, *, shares: bool) -> None:
         """Hear that the session makes *call*; shares: it may share descriptors, or change what they are."""

@@ -147,7 +147,9 @@ class RemoteHost(ConnectedHost):
                 self._answer,
                 self._make,
                 lambda: next(self._ids),
+                arch,
             )
+            self._quick = self._known.quick
         self._goodbye = False
         self._congested = False
         self._streams = HostStreams(streams, self._loop, connection.send)
@@ -354,6 +356,7 @@ class RemoteHost(ConnectedHost):
         if self._is_waiting:
             self._on_waiting(False)
         self.lost = reason
+        self._quick = None
         self.keepalive.stop()
         self._loop.unwatch(self._connection.fileno())
         self._loop.watch(self._listener.fileno(), self._on_call)

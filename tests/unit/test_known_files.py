@@ -37,6 +37,7 @@ class Host:
             self._answer,
             self._make,
             lambda: next(self._ids),
+            "amd64",
         )
 
     def _answer(self, call: Any, value: int, error: int, outs: dict[int, bytes]) -> None:

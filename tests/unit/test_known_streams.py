@@ -10,6 +10,8 @@ import pytest
 
 from ptserver.hosts.known_streams import KnownStreams
 from ptserver.messages import DescriptorKind, DescriptorState
+from stepping.errors import MemoryFaultError
+from stepping.listener import Notification
 from stepping.syscalls import SYSCALLS
 
 EPOLL, SOCKET = 4, 7
@@ -20,7 +22,7 @@ class Host:
         self.posted: list[tuple[str, int, int, bytes]] = []
         self.answers: list[tuple[int, int, bytes]] = []
         self._ids = itertools.count(1)
-        self.known = KnownStreams(self._post, self._answer)
+        self.known = KnownStreams(self._post, self._answer, "amd64")
 
     def _post(self, tid: int, name: str, args: tuple[int, ...], ins: dict[int, bytes]) -> None:
         self.posted.append((name, args[0], args[2], ins.get(1, b"")))
@@ -205,3 +207,51 @@ def test_what_is_not_watched_any_more_is_asked(host: Host, call: str) -> None:
     host.read()
     host.make(call, *((EPOLL, 2, SOCKET) if call == "epoll_ctl" else (SOCKET,)))
     assert host.read() is None
+
+
+class _Memory:
+    """A program's memory, of which only addresses from 8 on are there."""
+
+    def __init__(self) -> None:
+        self.data = bytearray(100)
+
+    def read(self, address: int, size: int) -> bytes:
+        self._check(address)
+        return bytes(self.data[address : address + size])
+
+    def write(self, address: int, data: bytes) -> None:
+        self._check(address)
+        self.data[address : address + len(data)] = data
+
+    @staticmethod
+    def _check(address: int) -> None:
+        if address < 8:
+            raise MemoryFaultError(address)
+
+
+def test_sockets_are_answered_quickly_and_all_else_as_ever(host: Host) -> None:
+    memory: Any = _Memory()
+
+    def quick(name: str, fd: int, address: int, size: int) -> tuple[int, int] | None:
+        number = SYSCALLS[name].numbers["amd64"]
+        return host.known.quick(Notification(1, 1, 0, number, 0, 0, fd, address, size, 0, 0, 0), memory)
+
+    assert quick("read", SOCKET, 8, 10) is None
+    assert quick("write", SOCKET, 8, 10) is None
+    host.tell(b"request", room=10)
+    assert quick("fsync", SOCKET, 8, 10) is None
+    assert quick("read", SOCKET, 0, 10) is None
+    assert quick("read", SOCKET, 8, 0) is None
+    assert host.posted == []
+    assert quick("read", SOCKET, 8, 3) == (3, 0)
+    assert quick("read", SOCKET, 11, 10) == (4, 0)
+    assert memory.data[8:15] == b"request"
+    assert quick("read", SOCKET, 8, 10) == (0, errno.EAGAIN)
+    assert quick("write", SOCKET, 0, 5) is None
+    assert quick("write", SOCKET, 8, 7) == (7, 0)
+    assert quick("write", SOCKET, 8, 7) is None
+    taken, more, written = host.posted
+    assert (taken, more) == (("recvfrom", SOCKET, 3, b""), ("recvfrom", SOCKET, 4, b""))
+    assert written == ("write", SOCKET, 7, b"request")
+    host.known.take(DescriptorState(9, "pipe", 4096))
+    assert quick("write", 9, 8, 5) is None
