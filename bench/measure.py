@@ -67,6 +67,12 @@ def peak_memory_bytes(prefix: Sequence[str], calls: int) -> int:
     return int(peak) * 1024
 
 
+def processor_seconds(pid: int) -> float:
+    """Return how much processor time a process's threads have used."""
+    spent = (path.read_text().split()[0] for path in Path(f"/proc/{pid}/task").glob("*/schedstat"))
+    return sum(map(int, spent)) / 1e9
+
+
 @contextlib.contextmanager
 def serving(server: str, address: str, *options: str) -> Iterator[str]:
     """Run `ptserver serve` meanwhile; give its address."""

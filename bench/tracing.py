@@ -1,8 +1,9 @@
 """`python -m bench.tracing [--json] [--quick] [--repeat N]`: what tracing costs, and how fast a ring is read.
 
 A call's cost is the wall time of a 16-byte pread from /dev/zero in a program that does nothing else, with the tracer
-attached, against the same program alone in the same round. The reader is timed with a recorded ring and no program,
-in processor time, and with a program that makes calls as fast as it can.
+attached, against the same program alone in the same round; and, as the reader may take a processor from the program,
+what it costs in the program's processor time. The reader is timed with a recorded ring and no program, in processor
+time, and with a program that makes calls as fast as it can.
 """
 
 import contextlib
@@ -19,7 +20,7 @@ from functools import cache
 from pathlib import Path
 
 from bench.figures import Figure, Target, measure, options, show
-from bench.measure import PTSERVER, BenchError, program
+from bench.measure import PTSERVER, BenchError, processor_seconds, program
 from bench.recorded_ring import recorded_ring, rewind
 from goabi.binary import GoBinary
 from ptserver.tracelog.batch import CallBatch
@@ -104,6 +105,21 @@ def seconds_per_call(tracer: Sequence[str] | None, goroutines: int, calls: int) 
         start = time.perf_counter()
         running.ask(f"{max(calls // goroutines, 1)} {goroutines}")
         return (time.perf_counter() - start) / calls
+
+
+def seconds_more_per_call(tracer: Sequence[str], goroutines: int, calls: int) -> float:
+    """Return the processor time that a traced pread costs the program beyond an untraced one."""
+    with answering(str(build("ring_speed"))) as running:
+
+        def seconds() -> float:
+            before = processor_seconds(running.pid)
+            running.ask(f"{max(calls // goroutines, 1)} {goroutines}")
+            return (processor_seconds(running.pid) - before) / calls
+
+        untraced = seconds()
+        with attached(tracer, running.pid):
+            traced = seconds()
+        return traced - min(untraced, seconds())
 
 
 def seconds_per_call_by_delve(goroutines: int, calls: int) -> float:
@@ -239,6 +255,9 @@ def figures(*, scale: float = 1.0) -> list[Figure]:
         number = round(_CALLS[kind] * scale)
         return lambda: seconds_per_call(tracer, goroutines, max(number, 8))
 
+    def more(goroutines: int) -> Callable[[], float]:
+        return lambda: seconds_more_per_call(ring, goroutines, round(2 * _CALLS["ring"] * scale))
+
     def by_delve(goroutines: int) -> Callable[[], float]:
         return lambda: seconds_per_call_by_delve(goroutines, max(round(_CALLS["delve"] * scale), 8))
 
@@ -248,6 +267,7 @@ def figures(*, scale: float = 1.0) -> list[Figure]:
         wanted += [
             Figure(group, "native", "µs", calls(None, goroutines, "native")),
             Figure(group, "ptserver trace -k", "µs", calls(ring, goroutines, "ring")),
+            Figure(group, "its processor time, beyond native", "µs", more(goroutines), Target(0.3)),
             Figure(group, "strace -f -p", "µs", calls(plain, goroutines, "strace")),
             Figure(group, "strace -f -k -p", "µs", calls(stacks, goroutines, "strace")),
             Figure(group, "dlv trace", "µs", by_delve(goroutines) if shutil.which("dlv") else None),

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from bench.figures import Figure, Target, measure, options, show
-from bench.measure import PTSERVER, BenchError
+from bench.measure import PTSERVER, BenchError, processor_seconds
 from tests.nats import CONNECTIONS, DEBIANS, MODERN, NatsClient, nats_server
 
 _FULL = (PTSERVER, "trace", "--json", "-o", os.devnull)
@@ -74,18 +74,12 @@ class Served:
             pid, client = self._running
             sent = max(window, round(count * part))
             with watching([*command, str(pid)]) if command else contextlib.nullcontext():
-                began, spent = time.perf_counter(), _processor_seconds(pid)
+                began, spent = time.perf_counter(), processor_seconds(pid)
                 client.send(sent, window)
-                took, spent = time.perf_counter() - began, _processor_seconds(pid) - spent
+                took, spent = time.perf_counter() - began, processor_seconds(pid) - spent
             return CONNECTIONS * sent / took, spent / (CONNECTIONS * sent)
 
         return rate_and_cost
-
-
-def _processor_seconds(pid: int) -> float:
-    """Return how much processor time a process's threads have used."""
-    spent = (path.read_text().split()[0] for path in Path(f"/proc/{pid}/task").glob("*/schedstat"))
-    return sum(map(int, spent)) / 1e9
 
 
 def main() -> None:
