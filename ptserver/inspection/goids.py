@@ -10,6 +10,7 @@ from typing import Self
 
 from goabi.binary import GoBinary
 from goabi.errors import GoAbiError
+from goabi.goroutine import M
 from goabi.sched import GoRuntime
 from ptserver.inspection.proc_status import inner_number
 from ptserver.inspection.process_memory import ProcessMemory, read_load_bias
@@ -25,6 +26,7 @@ class GoroutineIds:
 
     def __init__(self, binary: GoBinary, pid: int, memory: TraceeMemory) -> None:
         self.runtime = GoRuntime(binary, ProcessMemory(memory), read_load_bias(binary, pid))
+        self._pid = pid
         self._memory = memory
         self._curg = self.runtime.layouts["m"].offset("curg")
         self._goid = self.runtime.layouts["g"].offset("goid")
@@ -47,15 +49,21 @@ class GoroutineIds:
             m, number = self._ms.get(tid, (0, 0))
             if not m or self._word(m + self._procid) != number:
                 number = inner_number(tid)
-                found = self.runtime.find_m(number)
+                found = self.runtime.find_m(number) or self._first_m(tid)
                 if found is None:
                     return 0
                 m = found.addr
-                self._ms[tid] = m, number
+                self._ms[tid] = m, found.procid
             g = self._word(m + self._curg)
             return self._word(g + self._goid) if g else 0
         except (GoAbiError, TraceeFaultError):
             return 0
+
+    def _first_m(self, tid: int) -> M | None:
+        """Return the first thread's M, if *tid* is that: a server may have told it that it is another process."""
+        if tid != self._pid:
+            return None
+        return next((m for m in self.runtime.iter_ms() if m.id == 0), None)
 
     def _word(self, address: int) -> int:
         return int(_U64.unpack(self._memory.read(address, 8))[0])
