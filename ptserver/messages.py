@@ -740,7 +740,9 @@ class Watch(Message, frozen=True):
     id: unique among the sender's watches that have not ended. session: whose, for the server. what:
 
     - ``trace``: the calls that the host takes, `names` of them (none: all that reach outside), in `WatchedCalls`;
-      stacks: with where they were made;
+      stacks: with where they were made; events: kinds of what becomes of goroutines (as of `ptserver trace`'s
+      --events), in `WatchedRows` as docs/trace.schema.json describes its types goroutine, gc and loss; if there are
+      some, no names are no calls;
     - ``goroutines``: the program's goroutines, once, in `WatchedRows` as docs/goroutines.schema.json describes them.
       stacks, labels, system, states, function: as the options of `ptserver goroutines`;
     - ``stack``: the same of goroutine `goid`;
@@ -758,6 +760,9 @@ class Watch(Message, frozen=True):
     system: bool = False
     states: Annotated[tuple[ShortText, ...], Meta(max_length=64)] = ()
     function: ShortText = ""
+    events: Annotated[
+        tuple[Literal["create", "start", "block", "unblock", "exit", "gc"], ...], Meta(max_length=6)
+    ] = ()
 
 
 class Unwatch(Message, frozen=True):

@@ -16,17 +16,22 @@ One thread at a time uses a ring. `attach` and `detach` make ptrace requests and
 same process is traced by another thread.
 """
 
-import mmap
-import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from stepping.errors import TraceeGoneError
 from stepping.ring_batch import CallPlan, RingBatch
 from stepping.ring_clock import TscClock
 from stepping.ring_copies import copies_of
-from stepping.ring_inject import DEFAULT_BUFFER_BYTES, DEFAULT_SLOTS, Installed, install, remove
+from stepping.ring_inject import (
+    DEFAULT_BUFFER_BYTES,
+    DEFAULT_SLOTS,
+    Installed,
+    install,
+    remove,
+    rewrite_transitions,
+)
 from stepping.ring_layout import (
     HEAD_OFFSET,
     LIMIT_OFFSET,
@@ -34,6 +39,7 @@ from stepping.ring_layout import (
     RECORD_BYTES,
     RECORDS_OFFSET,
 )
+from stepping.ring_memory import DistantRing, MappedRing, RingMemory
 from stepping.ring_probes import Probes
 from stepping.ring_site import RingSite, find_site
 from stepping.syscalls.marshal import Args
@@ -45,8 +51,6 @@ from stepping.tracee_group import TraceeGroup
 STUCK_S = 2.0
 #: How many records are taken at most at once.
 BATCH = 2048
-
-_WORDS = RECORD_BYTES // 8
 
 
 class RingCall(NamedTuple):
@@ -83,12 +87,12 @@ class Ring:
         self.lost = 0
         self.clock = TscClock()
         self._installed: Installed | None = installed
-        self._map = mmap.mmap(
-            installed.fd, installed.parameters.ring_bytes, mmap.MAP_SHARED | mmap.MAP_POPULATE
+        parameters = installed.parameters
+        self._memory: RingMemory = (
+            MappedRing(installed.fd, parameters.ring_bytes)
+            if installed.fd >= 0
+            else DistantRing(installed.pid, parameters.ring)
         )
-        os.close(installed.fd)
-        self._bytes = memoryview(self._map)
-        self._words = self._bytes.cast("Q")
         self._slots = installed.parameters.index_mask + 1
         self._mask = installed.parameters.index_mask
         self._tail = 0
@@ -112,8 +116,11 @@ class Ring:
         site: RingSite | None = None,
         group: TraceeGroup | None = None,
         probes: Probes | None = None,
+        mapped: bool = True,
     ) -> "Ring":
         """Install a ring for the calls *rows*, and *probes*, in process *pid*; its tracees in *group* are let go.
+
+        mapped: as `install`.
 
         Raises:
             NoRingError: it is no program for the ring; the message says why.
@@ -122,11 +129,23 @@ class Ring:
         wanted = list(rows)
         found = site or find_site(pid)
         installed = install(
-            pid, found, wanted, slots=slots, buffer_bytes=buffer_bytes, group=group, probes=probes
+            pid,
+            found,
+            wanted,
+            slots=slots,
+            buffer_bytes=buffer_bytes,
+            group=group,
+            probes=probes,
+            mapped=mapped,
         )
         numbers = {place.number for place in probes.raw} if probes is not None else set()
         recorded = [row for row in SYSCALLS.values() if row.numbers.get("amd64") in numbers]
         return cls(installed, [*wanted, *recorded])
+
+    def want(self, transitions: Collection[tuple[int, int]]) -> None:
+        """Have the probes record these changes of a goroutine's status, and no others, from now on."""
+        if self._installed is not None:
+            rewrite_transitions(self._installed, transitions)
 
     def detach(self) -> bool:
         """Take the ring out of the program; what is recorded can still be read.
@@ -146,9 +165,7 @@ class Ring:
 
     def close(self) -> None:
         """Give up the memory; nothing can be read any more."""
-        self._words.release()
-        self._bytes.release()
-        self._map.close()
+        self._memory.close()
         self.clock.close()
 
     def read_batch(self, *, final: bool = False) -> RingBatch | None:
@@ -163,21 +180,25 @@ class Ring:
         base_ns, rate = self.clock.monotonic_ns(0), self.clock.ns_per_count
         return RingBatch(raw, self.pid, self._plans, base_ns, rate)
 
+    def empty_batch(self) -> RingBatch:
+        """Return a batch without records."""
+        return RingBatch(b"", self.pid, self._plans, 0, 1.0)
+
     def read(self, *, final: bool = False) -> list[RingCall]:
         """Return the next calls, at most `BATCH`; empty if there are none now. *final* as in `read_batch`."""
         batch = self.read_batch(final=final)
         return batch.calls().tuples(RingCall, unpack_stack) if batch is not None else []
 
     def _take(self, *, final: bool) -> bytes:
-        words = self._words
-        taken = words[HEAD_OFFSET // 8] - self._tail
-        self.lost = words[LOST_OFFSET // 8] + self._skipped
+        memory = self._memory
+        taken = memory.word(HEAD_OFFSET) - self._tail
+        self.lost = max(self.lost, memory.word(LOST_OFFSET) + self._skipped)
         if not 0 < taken <= self._slots:
             return b""
         slot = self._tail & self._mask
         count = min(taken, BATCH, self._slots - slot)
-        first = RECORDS_OFFSET // 8 + slot * _WORDS
-        sequences = words[first : first + count * _WORDS : _WORDS].tolist()
+        start = RECORDS_OFFSET + slot * RECORD_BYTES
+        sequences = memory.words(start, count, RECORD_BYTES)
         expected = range(self._tail + 1, self._tail + count + 1)
         if sequences != list(expected):
             count = next(
@@ -187,14 +208,13 @@ class Ring:
             self._give_up_stuck(final=final)
             return b""
         self._stuck_since = None
-        start = RECORDS_OFFSET + slot * RECORD_BYTES
-        raw = bytes(self._bytes[start : start + count * RECORD_BYTES])
+        raw = memory.read(start, count * RECORD_BYTES)
         self._advance(count)
         return raw
 
     def _advance(self, count: int) -> None:
         self._tail += count
-        self._words[LIMIT_OFFSET // 8] = self._tail + self._slots
+        self._memory.write_word(LIMIT_OFFSET, self._tail + self._slots)
 
     def _give_up_stuck(self, *, final: bool) -> None:
         now = time.monotonic()

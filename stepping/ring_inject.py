@@ -21,7 +21,7 @@ import os
 import re
 import struct
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
 from stepping.errors import MemoryFaultError, PtraceRefusedError, SteppingError, TraceeGoneError
@@ -41,7 +41,7 @@ from stepping.ring_layout import (
     decode_parameters,
     encode_page,
 )
-from stepping.ring_probes import AREA_BYTES, Patch, Probes, build_area, decode_patches
+from stepping.ring_probes import AREA_BYTES, Patch, Probes, build_area, decode_patches, encode_transitions
 from stepping.ring_site import AFTER_BYTES, AFTER_OFFSET, SIGNATURE, NoRingError, RingSite, read_entry
 from stepping.syscalls.model import Syscall
 from stepping.tracee import Tracee
@@ -73,7 +73,7 @@ _MFD_CLOEXEC = 1
 
 
 class Installed(NamedTuple):
-    """A ring in a program. fd: this process's descriptor of the shared memory; stopped_s: how long it stood."""
+    """A ring in a program. fd: this process's descriptor of its memory, or -1; stopped_s: how long it stood."""
 
     pid: int
     site: RingSite
@@ -92,11 +92,13 @@ def install(
     buffer_bytes: int = DEFAULT_BUFFER_BYTES,
     group: TraceeGroup | None = None,
     probes: Probes | None = None,
+    mapped: bool = True,
 ) -> Installed:
     """Install the ring for the calls *rows* in process *pid*, and let it go on untraced.
 
     slots: a power of two. group: its tracees if it is traced already; otherwise it is attached to.
-    probes: what else is recorded.
+    probes: what else is recorded. mapped: whether this process maps the ring, for which the program is made to create
+    a memfd; otherwise no call is made that would concern descriptors, and it is only mapped if the kernel allows it.
 
     Raises:
         NoRingError: its code or memory do not allow it; it is unchanged.
@@ -114,7 +116,7 @@ def install(
         with first_in_line():
             started = time.monotonic()
             group.stop_all()
-            page, parameters, fd = _install_stopped(pid, site, template, group, memory)
+            page, parameters, fd = _install_stopped(pid, site, template, group, memory, mapped=mapped)
             group.detach_all()
             return Installed(pid, site, page, parameters, fd, time.monotonic() - started)
     finally:
@@ -155,6 +157,21 @@ def remove(pid: int, page: int, parameters: Parameters, group: TraceeGroup | Non
             if group is None:
                 with contextlib.suppress(TraceeGoneError):
                     attached.detach_all()
+
+
+def rewrite_transitions(installed: Installed, transitions: Collection[tuple[int, int]]) -> None:
+    """Change which changes of status the probes of a ring record; the program goes on meanwhile."""
+    at, bits = encode_transitions(transitions)
+    try:
+        memory = _open_memory(installed.pid)
+    except TraceeGoneError:
+        return
+    try:
+        memory.write(installed.page + PAGE_BYTES + at, bits)
+    except MemoryFaultError:
+        return  # it executes another program now
+    finally:
+        memory.close()
 
 
 def find_pages(pid: int) -> list[tuple[int, Parameters]]:
@@ -255,7 +272,13 @@ class _Template:
 
 
 def _install_stopped(
-    pid: int, site: RingSite, template: _Template, group: TraceeGroup, memory: TraceeMemory
+    pid: int,
+    site: RingSite,
+    template: _Template,
+    group: TraceeGroup,
+    memory: TraceeMemory,
+    *,
+    mapped: bool,
 ) -> tuple[int, Parameters, int]:
     try:
         if read_entry(memory, site) != SIGNATURE:
@@ -267,9 +290,9 @@ def _install_stopped(
         raise NoRingError("no free memory is within reach of its code")
     try:
         with remote_syscall(_any_tracee(group), site.call) as sys, contextlib.ExitStack() as undo:
-            page, ring, fd = _map(sys, pid, gap, template, memory, undo)
+            page, ring, fd = _map(sys, pid, gap, template, memory, undo, mapped=mapped)
             parameters, content = template.fill(ring, page)
-            os.pwrite(fd, struct.pack("<Q", template.slots), LIMIT_OFFSET)
+            memory.write(ring + LIMIT_OFFSET, struct.pack("<Q", template.slots))
             memory.write(page, content)
             sys.call("mprotect", page, template.mapped_bytes, _PROT_RX)
             undo.callback(_restore_code, memory, page, parameters)
@@ -287,11 +310,18 @@ def _map(
     template: _Template,
     memory: TraceeMemory,
     undo: contextlib.ExitStack,
+    *,
+    mapped: bool,
 ) -> tuple[int, int, int]:
-    """Map the page and the ring; return their addresses and this process's descriptor of the ring."""
+    """Map the page and the ring; return their addresses and this process's descriptor of the ring, -1 for none."""
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_FIXED_NOREPLACE
     page = sys.call("mmap", gap, template.mapped_bytes, _PROT_RW, flags, -1, 0)
     undo.callback(_try_unmap, sys, page, template.mapped_bytes)
+    if not mapped:
+        flags = mmap.MAP_SHARED | mmap.MAP_ANONYMOUS
+        ring = sys.call("mmap", 0, template.ring_bytes, _PROT_RW, flags, -1, 0)
+        undo.callback(_try_unmap, sys, ring, template.ring_bytes)
+        return page, ring, _open_mapping(pid, ring, template.ring_bytes)
     memory.write(page, _NAME)
     remote_fd = sys.call("memfd_create", page, _MFD_CLOEXEC)
     try:
@@ -303,6 +333,14 @@ def _map(
     finally:
         sys.call("close", remote_fd)
     return page, ring, fd
+
+
+def _open_mapping(pid: int, start: int, size_bytes: int) -> int:
+    """Return a descriptor of the memory that is mapped there, -1 if the kernel gives none (it does to root)."""
+    try:
+        return os.open(f"/proc/{pid}/map_files/{start:x}-{start + size_bytes:x}", os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return -1
 
 
 def _try_unmap(sys: RemoteSyscalls, address: int, size: int) -> None:

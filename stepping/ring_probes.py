@@ -202,8 +202,8 @@ def build_area(probes: Probes, address: int, bias: int) -> tuple[bytes, list[Pat
     *first, last = probes.offsets
     _OFFSETS.pack_into(area, 0, *first)
     struct.pack_into("<Q", area, _LAST_OFFSET, last)
-    bits = sum(1 << (old * 16 + new) for old, new in probes.transitions)
-    area[_TRANSITIONS_OFFSET : _TRANSITIONS_OFFSET + 32] = bits.to_bytes(32, "little")
+    at, bits = encode_transitions(probes.transitions)
+    area[at : at + len(bits)] = bits
     area[_CODE_OFFSET : _CODE_OFFSET + RAW_THUNK] = CODE[:RAW_THUNK]
     at = _CODE_OFFSET + RAW_THUNK
     routines = address + _CODE_OFFSET
@@ -227,6 +227,12 @@ def build_area(probes: Probes, address: int, bias: int) -> tuple[bytes, list[Pat
         at = -(-(at + len(thunk)) // 16) * 16
     struct.pack_into("<I", area, _COUNT_OFFSET, len(patches))
     return bytes(area), patches
+
+
+def encode_transitions(transitions: Collection[tuple[int, int]]) -> tuple[int, bytes]:
+    """Return where in an area the changes of status that are recorded stand, and how."""
+    bits = sum(1 << (old * 16 + new) for old, new in transitions)
+    return _TRANSITIONS_OFFSET, bits.to_bytes(32, "little")
 
 
 def decode_patches(area: bytes) -> list[Patch]:

@@ -68,16 +68,19 @@ def trace_command(
 def _trace_session(connect: Connect, session: str, log: TraceOptions) -> None:
     from ptserver.watching.trace import trace_session
 
-    if log.events or log.runtime().calls:
+    runtime = log.runtime()
+    if runtime.calls:
         raise click.UsageError(
-            "a session's host does not see the runtime: --events and -e runtime need a process"
+            "a session's host does not see the runtime's own calls: -e runtime needs a process"
         )
+    if runtime.waits:
+        raise click.UsageError("waits are measured where the program is: --events with -c needs a process")
     watcher = connect()
     try:
         facts = watcher.find(session)
         sink = log.open([os.fsencode(facts.program)], here=False)
         try:
-            trace_session(watcher, facts.id, log.names(), sink, stacks=log.stacks)
+            trace_session(watcher, facts.id, log.names(), sink, stacks=log.stacks, events=runtime.events)
         finally:
             sink.close()
     finally:

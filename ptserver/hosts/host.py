@@ -106,18 +106,38 @@ class Host:
         if self._goids is None:
             self._goids = GoroutineIds.find(path, self.pid, self._main.memory)
 
-    def start_trace(self, sink: "TraceSink", names: Collection[str], *, stacks: bool = False) -> None:
+    def start_trace(
+        self,
+        sink: "TraceSink",
+        names: Collection[str],
+        *,
+        stacks: bool = False,
+        events: Collection[str] = (),
+    ) -> None:
         """Log the calls of *names* that are taken to *sink*, besides others.
 
-        stacks: with where they were made, if `find_goroutines` found a Go program.
+        stacks: with where they were made, if `find_goroutines` found a Go program. events: the kinds of what becomes
+        of goroutines that are logged, too.
+
+        Raises:
+            NoEventsError: there is none of that to be had.
         """
+        from ptserver.hosts.go_events import NoEventsError
         from ptserver.hosts.trace import HostTrace
 
+        if events and self.tracees is not None:
+            raise NoEventsError(
+                "events of goroutines cannot be had: the program's remote variables are traced"
+            )
         if self.trace is None:
             self.trace = HostTrace(self._loop)
         if stacks and self._goids is not None:
             self.trace.name_stacks(self.pid, self._goids.runtime, self._main.memory)
-        self.trace.add(sink, names, stacks=stacks)
+        if events:
+            since_ns = self.trace.start_events(self.pid, self._main.id)
+            if self._statistics is not None:
+                self._statistics.measure_blocked(since_ns)
+        self.trace.add(sink, names, stacks=stacks, kinds=events)
 
     def stop_trace(self, sink: "TraceSink") -> None:
         """Log no more to *sink*."""

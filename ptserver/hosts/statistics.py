@@ -13,7 +13,7 @@ from ptserver.inspection.goroutine_stats import Account, Totals
 from ptserver.messages import MAX_STATISTICS, GoroutineStatistics, GoroutineUse, Use
 from ptserver.net.poll_loop import PollLoop
 from ptserver.tracelog.batch import CallBatch
-from ptserver.tracelog.events import Event, SyscallEvent
+from ptserver.tracelog.events import Event, LossEvent, SyscallEvent
 
 _SAMPLE_SECONDS = 0.05
 _MAX_SITE = 4096
@@ -40,9 +40,17 @@ class HostStatistics:
             self._meter.accounts.take_call(event)
 
     def calls(self, batch: CallBatch) -> None:
-        """Take many calls; a host answers them one by one, so nobody hands in many."""
-        for event in batch.events():
-            self.event(event)
+        """Take what a ring tells of waits, and of losses; calls a host answers one by one."""
+        blocked = self._meter.blocked
+        if blocked is not None:
+            blocked.take(batch.waits)
+            for _, event in batch.others:
+                if type(event) is LossEvent:
+                    blocked.lose(event.start_ns)
+
+    def measure_blocked(self, since_ns: int) -> None:
+        """Measure how long goroutines are blocked, by the waits that `calls` is told of."""
+        self._meter.measure_blocked(since_ns)
 
     def flush(self) -> None:
         """Nothing waits."""
@@ -60,6 +68,8 @@ class HostStatistics:
     def _tell(self) -> None:
         if self._closed:
             return
+        if self._meter.blocked is not None:
+            self._meter.blocked.settle(time.monotonic_ns())
         accounts = self._meter.accounts.by_goroutine()
         chosen = heapq.nlargest(MAX_STATISTICS, accounts, key=self._used_since)
         self._before = {account.goid: (account.cpu_ns, account.calls) for account in accounts}

@@ -12,9 +12,11 @@ from typing import NamedTuple
 from goabi.errors import GoAbiError
 from goabi.sched import GoRuntime
 from ptserver.hosts.endings import exit_of
+from ptserver.hosts.go_events import HostGoEvents, of_kinds
 from ptserver.hosts.pending_call import PendingCall
 from ptserver.inspection.call_stacks import CallStacks
 from ptserver.net.poll_loop import PollLoop
+from ptserver.tracelog.batch import CallBatch
 from ptserver.tracelog.events import ExitEvent, SyscallEvent, ThreadEvent, TraceSink
 from ptserver.tracelog.frame_names import FrameNames, exe_identity
 from stepping.tracee_memory import TraceeMemory
@@ -24,11 +26,12 @@ _FLUSH_SECONDS = 0.1
 
 
 class _Listener(NamedTuple):
-    """Who is told what: calls of these names, with *stacks* or not."""
+    """Who is told what: calls of these names, with *stacks* or not; events of goroutines, of these kinds."""
 
     sink: TraceSink
     names: Collection[str]
     stacks: bool
+    kinds: Collection[str]
 
 
 class HostTrace:
@@ -43,6 +46,7 @@ class HostTrace:
         self._frames: FrameNames | None = None
         self._loop = loop
         self._flushes = False
+        self._events: HostGoEvents | None = None
 
     def name_stacks(self, pid: int, runtime: GoRuntime, memory: TraceeMemory) -> None:
         """Be able to tell where process *pid* makes calls. memory: its."""
@@ -53,19 +57,38 @@ class HostTrace:
                 self._stacks = CallStacks(runtime, memory)
                 self._pid, self._exe = pid, exe_identity(pid)
 
-    def add(self, sink: TraceSink, names: Collection[str], *, stacks: bool = False) -> None:
-        """Log calls of *names* to *sink*, too. stacks: with where they were made, if that can be told."""
-        self._listeners.append(_Listener(sink, names, stacks))
-        self._note_stacks()
+    def add(
+        self, sink: TraceSink, names: Collection[str], *, stacks: bool = False, kinds: Collection[str] = ()
+    ) -> None:
+        """Log calls of *names* to *sink*, too. stacks: with where they were made, if that can be told.
+
+        kinds: which events of goroutines are logged; `start_events` comes first.
+        """
+        self._listeners.append(_Listener(sink, names, stacks, kinds))
+        self._note_wishes()
+
+    def start_events(self, pid: int, own_id: int) -> int:
+        """Be able to log what becomes of the goroutines of process *pid*; return since when that is known.
+
+        own_id: what the program takes its number for.
+
+        Raises:
+            NoEventsError: it cannot be known.
+        """
+        if self._events is None:
+            self._events = HostGoEvents(pid, own_id, self._loop, self._take_events)
+        return self._events.since_ns
 
     def remove(self, sink: TraceSink) -> bool:
         """Log no more to *sink*; return whether there are others."""
         self._listeners = [listener for listener in self._listeners if listener.sink is not sink]
-        self._note_stacks()
-        return bool(self._listeners)
+        self._note_wishes()
+        return bool(self._listeners) or self._events is not None
 
     def close(self) -> None:
-        """Give up the program's file."""
+        """Read what is left, and give up the program's file."""
+        if self._events is not None:
+            self._events.close()
         if self._frames is not None:
             self._frames.close()
             self._frames = self._stacks = None
@@ -98,7 +121,16 @@ class HostTrace:
         for listener in self._listeners:
             listener.sink.flush()
 
-    def _note_stacks(self) -> None:
+    def _take_events(self, batch: CallBatch) -> None:
+        for listener in self._listeners:
+            others = of_kinds(batch.others, listener.kinds) if listener.kinds else ()
+            if others or batch.waits:
+                listener.sink.calls(batch._replace(others=others))
+        self._flush_soon()
+
+    def _note_wishes(self) -> None:
+        if self._events is not None:
+            self._events.want({kind for listener in self._listeners for kind in listener.kinds})
         wanted = (listener.names for listener in self._listeners if listener.stacks)
         self._with_stack = (
             frozenset(name for names in wanted for name in names) if self._stacks else frozenset()

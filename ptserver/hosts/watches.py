@@ -18,8 +18,8 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol, TypeVar
 
 import msgspec
 
@@ -27,6 +27,7 @@ from ptserver.attach.counts import CallCounts
 from ptserver.attach.snapshot import decode, encoder
 from ptserver.errors import ProtocolError
 from ptserver.hosts.endings import exit_of
+from ptserver.hosts.go_events import NoEventsError
 from ptserver.hosts.host import Host
 from ptserver.messages import (
     MAX_WATCHED_BYTES,
@@ -42,8 +43,9 @@ from ptserver.messages import (
 )
 from ptserver.net.poll_loop import PollLoop
 from ptserver.tracelog.batch import CallBatch
-from ptserver.tracelog.events import Event, Frame, SyscallEvent
+from ptserver.tracelog.events import Event, Frame, GcEvent, GoEvent, LossEvent, SyscallEvent
 from ptserver.tracelog.filters import parse_filters
+from ptserver.tracelog.jsonl import line_of
 from stepping.syscalls import SYSCALLS
 
 _MAX_WATCHES = 64
@@ -54,6 +56,7 @@ _END_SECONDS = 3.0
 _MAX_PROBLEM = 4096
 
 Send = Callable[[Message], None]
+_Kept = TypeVar("_Kept", SyscallEvent, bytes)
 HasRoom = Callable[[], bool]
 
 
@@ -92,6 +95,8 @@ class HostWatches:
                 self._watches[watch.id] = _Helper(
                     self, self._host, self._loop, watch, self._send, self._has_room
                 )
+        except NoEventsError as error:
+            self._send(WatchEnded(watch.id, str(error)))
         except OSError as error:
             self._send(WatchEnded(watch.id, f"cannot look into the program: {error.strerror}"))
 
@@ -154,10 +159,12 @@ class _Trace:
         self._id = watch.id
         self._send = send
         self._has_room = has_room
-        self._calls: deque[SyscallEvent] = deque()
+        #: Calls, and other events as JSON, in their order.
+        self._kept: deque[SyscallEvent | bytes] = deque()
         self._lost = 0
         self._waits = False
-        host.start_trace(self, frozenset(watch.names) or parse_filters(()), stacks=watch.stacks)
+        names = frozenset(watch.names) or (frozenset() if watch.events else parse_filters(()))
+        host.start_trace(self, names, stacks=watch.stacks, events=watch.events)
 
     def stop(self) -> None:
         """Send what is left, as far as there is room."""
@@ -166,36 +173,51 @@ class _Trace:
 
     def event(self, event: Event) -> None:
         """Keep a call for the next `flush`, unless there are too many."""
-        if type(event) is not SyscallEvent:
-            return
-        if len(self._calls) >= _BUFFERED_CALLS:
-            self._lost += 1
-            return
-        self._calls.append(event)
-        if len(self._calls) == MAX_WATCHED_CALLS:
-            self.flush()
+        if type(event) is SyscallEvent:
+            self._keep(event)
 
     def calls(self, batch: CallBatch) -> None:
-        """Take many calls; a host answers them one by one, so nobody hands in many."""
-        for event in batch.events():
-            self.event(event)
+        """Keep events of goroutines; calls a host answers one by one."""
+        for _, event in batch.others:
+            if isinstance(event, GoEvent | GcEvent | LossEvent):
+                self._keep(msgspec.json.encode(line_of(event)))
 
     def flush(self) -> None:
         """Send what was kept, as far as there is room; the rest a little later."""
-        calls = self._calls
-        while (calls or self._lost) and self._has_room():
+        kept = self._kept
+        while (kept or self._lost) and self._has_room():
+            lost, self._lost = self._lost, 0
+            if kept and isinstance(kept[0], bytes):
+                rows = tuple(self._run(bytes))
+                self._send(WatchedRows(self._id, rows, lost))
+                continue
             stacks: dict[tuple[Frame, ...], int] = {}
-            taken = (calls.popleft() for _ in range(min(len(calls), MAX_WATCHED_CALLS)))
-            batch = tuple(_watched(event, stacks) for event in taken)
+            batch = tuple(_watched(event, stacks) for event in self._run(SyscallEvent))
             named = tuple(tuple(map(_watched_frame, stack)) for stack in stacks)
-            self._send(WatchedCalls(self._id, time.monotonic_ns(), time.time_ns(), batch, self._lost, named))
-            self._lost = 0
-        if calls and not self._waits:
+            self._send(WatchedCalls(self._id, time.monotonic_ns(), time.time_ns(), batch, lost, named))
+        if kept and not self._waits:
             self._waits = True
             self._loop.later(_AGAIN_SECONDS, self._flush_again)
 
     def close(self) -> None:
         """Nothing is left to do."""
+
+    def _keep(self, kept: SyscallEvent | bytes) -> None:
+        if len(self._kept) >= _BUFFERED_CALLS:
+            self._lost += 1
+            return
+        self._kept.append(kept)
+        if len(self._kept) == MAX_WATCHED_CALLS:
+            self.flush()
+
+    def _run(self, kind: type[_Kept]) -> Iterator[_Kept]:
+        """Take the first of what was kept, as long as it is of one kind, and as much as a message holds."""
+        for _ in range(MAX_WATCHED_CALLS):
+            first = self._kept[0] if self._kept else None
+            if not isinstance(first, kind):
+                return
+            self._kept.popleft()
+            yield first
 
     def _flush_again(self) -> None:
         self._waits = False

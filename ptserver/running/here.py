@@ -144,8 +144,8 @@ def _emulated_trace(options: RunOptions, path: str) -> "Iterator[EmulatedTrace |
     from goabi.elf_header import read_elf_header
     from ptserver.emulated.host import REPEATABLE_PID
     from ptserver.emulated.trace import EmulatedTrace
+    from ptserver.tracelog.errors import TraceSourceError
     from ptserver.tracelog.events import TraceStart
-    from ptserver.tracelog.tracing import TraceSourceError
     from stepping.emulation.clock import CountingClock
     from stepping.emulation.threads import keep_descriptor
 
@@ -178,7 +178,9 @@ def hosting(options: RunOptions, path: str, host: Host, *, goroutines: bool) -> 
         if options.trace is not None:
             sink = options.trace.open(options.argv, host.pid)
             stack.callback(sink.close)
-            host.start_trace(sink, options.trace.names(), stacks=options.trace.stacks)
+            runtime = options.trace.runtime()
+            events = runtime.events | ({"block"} if runtime.waits else frozenset())
+            host.start_trace(sink, options.trace.names(), stacks=options.trace.stacks, events=events)
         yield
 
 

@@ -76,12 +76,16 @@ class RunOptions:
         return [os.fsencode(word) for word in (self.argv0 or self.program, *self.arguments)]
 
 
-def _refuse_runtime_events(options: RunOptions) -> None:
-    """Raise an error if a trace is to show what only a whole program's trace sees, not that of a host."""
-    if options.trace is not None and (options.trace.events or options.trace.runtime().calls):
-        from ptserver.tracelog.tracing import TraceSourceError
+def _refuse_runtime(options: RunOptions, *, events: bool) -> None:
+    """Raise an error if a trace is to show what a host does not see. events: whether of goroutines' events, too."""
+    if options.trace is None:
+        return
+    from ptserver.tracelog.errors import TraceSourceError
 
-        raise TraceSourceError("--events and -e runtime are for programs that run natively, without a server")
+    if options.trace.runtime().calls:
+        raise TraceSourceError("-e runtime is for programs that run natively, without a server")
+    if events and options.trace.events:
+        raise TraceSourceError("--events is for programs that are executed natively")
 
 
 def run(options: RunOptions) -> int:
@@ -97,7 +101,7 @@ def run(options: RunOptions) -> int:
     if options.emulated or header.arch != native_arch():
         from ptserver.running.here import run_emulated
 
-        _refuse_runtime_events(options)
+        _refuse_runtime(options, events=True)
         return run_emulated(options, path)
     stub = find_stub_marker(path, header)
     if options.on is not None:
@@ -119,7 +123,7 @@ def run(options: RunOptions) -> int:
         from ptserver.running.here import run_traced
 
         return run_traced(options, path)
-    _refuse_runtime_events(options)
+    _refuse_runtime(options, events=False)
     from ptserver.net.transport import is_address
 
     if is_address(options.server):

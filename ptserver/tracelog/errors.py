@@ -19,3 +19,9 @@ class TraceOutputError(PtServerError):
     """The trace cannot be written where it should be."""
 
     exit_status = 73
+
+
+class TraceSourceError(PtServerError):
+    """The source that was asked for cannot trace this program; the message says why."""
+
+    exit_status = 69

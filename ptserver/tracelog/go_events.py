@@ -43,7 +43,7 @@ _PHASES: dict[int, str] = {
     Moment.START_THE_WORLD: "start the world",
 }
 #: The changes between which a goroutine waits for something, and its end.
-_WAIT_CHANGES = frozenset(
+WAIT_CHANGES = frozenset(
     {(_RUNNING, _WAITING), (_WAITING, _RUNNABLE), (_WAITING, _RUNNING), (_RUNNING, _DEAD)}
 )
 _WITH_STACK = frozenset({"create", "block", "unblock"})
@@ -100,7 +100,7 @@ class RuntimeWanted(NamedTuple):
                 return find_probes(
                     binary,
                     numbers=numbers,
-                    transitions=changes | _WAIT_CHANGES if self.waits else changes,
+                    transitions=changes | WAIT_CHANGES if self.waits else changes,
                     moments=wanted_moments(self.events),
                 )
         except (OSError, GoAbiError) as error:
@@ -197,7 +197,7 @@ def read_waits(batch: RingBatch) -> Iterator[Wait]:
     olds, news = batch.args(1), batch.args(2)
     for index in _of_probes(batch):
         change = olds[index], news[index]
-        if numbers[index] == Moment.STATUS and change in _WAIT_CHANGES:
+        if numbers[index] == Moment.STATUS and change in WAIT_CHANGES:
             waits, ended = change == (_RUNNING, _WAITING), change == (_RUNNING, _DEAD)
             yield Wait(goids[index], starts[index], waits, ended)
 

@@ -28,6 +28,7 @@ from ptserver.tracelog.output import LineWriter
 
 GoroutineKey = Literal["goroutine", "site"]
 
+_CREATING = ("runtime.systemstack", "runtime.newproc")
 _NOT_KNOWN = "(not known)"
 _RUNTIME = "(no goroutine: the runtime's own work, C code)"
 _PLAIN = (
@@ -104,8 +105,8 @@ class GoroutineSummarySink:
     def _name_created(self, event: GoEvent) -> None:
         """Note where a goroutine was created."""
         if event.what == "create" and event.goid is not None and event.stack and self._meter is not None:
-            # The runtime's own frames, of newproc, lie above the go statement.
-            frames = (frame for frame in event.stack if not frame.function.startswith("runtime.newproc"))
+            # The runtime's own frames lie above the go statement.
+            frames = (frame for frame in event.stack if not frame.function.startswith(_CREATING))
             frame = next(frames, event.stack[0])
             site = format_site(frame.function, frame.file, frame.line)
             self._meter.accounts.name_site(event.goid, site, event.start_ns)

@@ -283,19 +283,53 @@ class JsonLinesSink:
             case ExitEvent():
                 signal = signal_name(event.signo) if event.status is None else ""
                 return ExitLine(event.start_ns, event.pid, event.tid, event.status, signal, event.core)
-            case GoEvent(start_ns, pid, tid, what, goid, by, reason, channel, function, stack, channels):
-                shown = hex(channel) if channel else ""
-                frames = tuple(map(_frame, stack))
-                return GoroutineLine(
-                    *(start_ns, pid, tid, what, goid, by, reason, shown, _clean(function), frames),
-                    tuple(map(hex, channels)),
-                )
-            case GcEvent(start_ns, pid, tid, phase, by):
-                return GcLine(start_ns, pid, tid, phase, by)
-            case LossEvent():
-                return LossLine(event.start_ns, event.lost)
+            case GoEvent() | GcEvent() | LossEvent():
+                return line_of(event)
             case SyscallEvent():
                 return self._syscall(event)
+
+
+def line_of(event: GoEvent | GcEvent | LossEvent) -> GoroutineLine | GcLine | LossLine:
+    """Return the line of an event that concerns no call and no thread."""
+    match event:
+        case GoEvent(start_ns, pid, tid, what, goid, by, reason, channel, function, stack, channels):
+            shown = hex(channel) if channel else ""
+            frames = tuple(map(_frame, stack))
+            return GoroutineLine(
+                *(start_ns, pid, tid, what, goid, by, reason, shown, _clean(function), frames),
+                tuple(map(hex, channels)),
+            )
+        case GcEvent(start_ns, pid, tid, phase, by):
+            return GcLine(start_ns, pid, tid, phase, by)
+        case LossEvent():
+            return LossLine(event.start_ns, event.lost)
+
+
+def decode_event(text: bytes) -> GoEvent | GcEvent | LossEvent:
+    """Return the event that a line is of: the inverse of `line_of`, encoded.
+
+    Raises:
+        TraceFormatError: it is no such line.
+    """
+    try:
+        line = _decoder.decode(text)
+        match line:
+            case GoroutineLine(
+                start_ns, pid, tid, what, goid, by, reason, channel, function, stack, channels
+            ):
+                frames = tuple(
+                    Frame(one.function, one.file, one.line, int(one.pc or "0", 16)) for one in stack
+                )
+                several = tuple(int(one, 16) for one in channels)
+                shown = int(channel or "0", 16)
+                return GoEvent(start_ns, pid, tid, what, goid, by, reason, shown, function, frames, several)
+            case GcLine(start_ns, pid, tid, phase, by):
+                return GcEvent(start_ns, pid, tid, phase, by)
+            case LossLine(start_ns, lost):
+                return LossEvent(start_ns, lost)
+    except (msgspec.DecodeError, ValueError) as error:
+        raise TraceFormatError(f"this is no line of an event: {error}") from error
+    raise TraceFormatError(f"a line of an event is of type {type(line).__name__}")
 
 
 def _frame(frame: Frame) -> FrameLine:

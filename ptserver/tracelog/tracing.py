@@ -21,10 +21,10 @@ from collections.abc import Collection, Sequence
 from typing import Literal
 
 from goabi.errors import GoAbiError
-from ptserver.errors import PtServerError
 from ptserver.hosts.signals import HostSignals, is_ending, is_passed_on, send_signal
 from ptserver.inspection.proc_status import ThreadNumbers
 from ptserver.tracelog.batch import CallBatch
+from ptserver.tracelog.errors import TraceSourceError
 from ptserver.tracelog.events import ExitEvent, LossEvent, TraceSink
 from ptserver.tracelog.frame_names import FrameNames, exe_identity
 from ptserver.tracelog.go_events import GoEvents, RuntimeWanted
@@ -41,12 +41,6 @@ Source = Literal["auto", "ring", "stops"]
 _BUSY_POLL_MS, _IDLE_POLL_MS = 5, 40
 #: How long events may lie in the sink's buffer while others come in.
 _MAX_UNFLUSHED_S = 0.1
-
-
-class TraceSourceError(PtServerError):
-    """The source that was asked for cannot trace this program; the message says why."""
-
-    exit_status = 69
 
 
 def run_traced(

@@ -9,8 +9,9 @@ import time
 from collections.abc import Sequence
 
 from ptserver.hosts.signals import HostSignals
-from ptserver.messages import Watch, WatchedCall, WatchedCalls, WatchedFrame, WatchEnded
+from ptserver.messages import Watch, WatchedCall, WatchedCalls, WatchedFrame, WatchedRows, WatchEnded
 from ptserver.tracelog.events import ExitEvent, Frame, LossEvent, SyscallEvent, TraceSink
+from ptserver.tracelog.jsonl import decode_event
 from ptserver.watching.watcher import NoSessionError, Watcher
 
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
@@ -20,14 +21,21 @@ _LAST_SECONDS = 3.0
 
 
 def trace_session(
-    watcher: Watcher, session: str, names: frozenset[str], sink: TraceSink, *, stacks: bool = False
+    watcher: Watcher,
+    session: str,
+    names: frozenset[str],
+    sink: TraceSink,
+    *,
+    stacks: bool = False,
+    events: frozenset[str] = frozenset(),
 ) -> None:
     """Give *sink* the calls *names* of a session until its program ends, or a signal says that it is enough.
 
-    stacks: with where they were made, if the host can tell.
+    stacks: with where they were made, if the host can tell. events: kinds of what becomes of goroutines.
 
     Raises:
         NoSessionError: the host cannot tell.
+        TraceFormatError: it is of another version.
         ConnectionLostError, ProtocolError: the server is gone, or sent nonsense.
     """
     signals = HostSignals()
@@ -37,7 +45,8 @@ def trace_session(
     deadline: float | None = None
     pid = 0
     try:
-        number = watcher.begin(Watch(1, "trace", session, tuple(sorted(names)), stacks=stacks))
+        watch = Watch(1, "trace", session, tuple(sorted(names)), stacks=stacks, events=tuple(sorted(events)))  # type: ignore[arg-type]
+        number = watcher.begin(watch)
         while deadline is None or time.monotonic() < deadline:
             ready = {fd for fd, _ in poll.poll(_QUIET_MS)}
             if not ready:
@@ -54,6 +63,11 @@ def trace_session(
                     for call in told.calls:
                         pid = call.pid
                         sink.event(_event(call, named))
+                elif isinstance(told, WatchedRows):
+                    if told.lost:
+                        sink.event(LossEvent(time.monotonic_ns(), told.lost))
+                    for row in told.rows:
+                        sink.event(decode_event(row))
                 elif isinstance(told, WatchEnded):
                     if told.problem:
                         raise NoSessionError(told.problem)

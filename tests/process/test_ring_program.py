@@ -143,6 +143,7 @@ def test_every_call_is_recorded(go: str) -> None:
                 assert "main.worker" in names
                 assert names[-1] == "runtime.goexit"
         assert ring.detach()
+        read_all(ring)
         assert program.ask("work 10").startswith("done ")
         assert read_all(ring) == []
         ring.close()

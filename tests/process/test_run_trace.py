@@ -75,7 +75,7 @@ def test_the_calls_of_a_remote_program_are_logged_here_and_there_with_goroutines
     log, here = folder / "server-log", folder / "host.jsonl"
     env = base_environment() | {"GREETING": "there"}
     with serving("tracelogger", "127.0.0.1:0", cwd=work, env=env, log=log) as (address, _):
-        options = ("--server", address, f"--trace={here}", "--json", "-k", "-q")
+        options = ("--server", address, f"--trace={here}", "--json", "-k", "-q", "--events=create")
         status, out, _ = ptserver("run", *options, build("demo", stub=stub), cwd=folder)
     assert (status, "banana.txt has 7 bytes" in out) == (0, True)
     [opened] = [
@@ -84,6 +84,8 @@ def test_the_calls_of_a_remote_program_are_logged_here_and_there_with_goroutines
         if event["type"] == "syscall" and event["args"].get("path") == "banana.txt"
     ]
     assert opened["goid"] > 1
+    created = [event for event in events(here.read_text()) if event["type"] == "goroutine"]
+    assert any(event["function"].startswith("main.") for event in created)
     assert any(frame["function"].startswith("main.") for frame in opened["stack"])
     there = [json.loads(line)["text"] for line in log.read_text().splitlines()]
     [line] = [line for line in there if 'openat(AT_FDCWD, "banana.txt"' in line]

@@ -175,15 +175,30 @@ def test_attach_shows_goroutines_and_the_hosts_own_counts(
 
 def test_calls_are_traced(served: Served, work: tuple[Worker, SessionFacts]) -> None:
     worker, facts = work
-    command = ["ptserver", "trace", "--json", "-k", "-e", "read", *served.to_watch, facts.id]
+    command = [
+        "ptserver",
+        "trace",
+        "--json",
+        "-k",
+        "-e",
+        "read",
+        "--events=block",
+        *served.to_watch,
+        facts.id,
+    ]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as trace:
         assert trace.stderr is not None
         start = json.loads(trace.stderr.readline())
         assert (start["type"], start["program"]) == ("start", [facts.program])
-        calls = [json.loads(trace.stderr.readline()) for _ in range(20)]
+        calls = [json.loads(trace.stderr.readline()) for _ in range(80)]
         trace.send_signal(signal.SIGINT)
         calls += [json.loads(line) for line in trace.stderr]
         assert trace.wait(30) == 0
+    events = [call for call in calls if call["type"] == "goroutine"]
+    calls = [call for call in calls if call["type"] == "syscall"]
+    sleeps = [event for event in events if event["goid"] == worker.goids["reader"]]
+    assert {(event["event"], event["reason"]) for event in sleeps} >= {("block", "sleep")}
+    assert all("main.read" in [frame["function"] for frame in event["stack"]] for event in sleeps)
     assert {call["name"] for call in calls} == {"read"}
     ours = [call for call in calls if call.get("goid") == worker.goids["reader"]]
     assert len(ours) >= 10

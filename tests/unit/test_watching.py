@@ -15,6 +15,7 @@ from ptserver.messages import (
     Unwatch,
     Watch,
     WatchedCalls,
+    WatchedFrame,
     WatchedRows,
     WatchEnded,
 )
@@ -23,7 +24,11 @@ from ptserver.net.poll_loop import PollLoop
 from ptserver.net.wire import Codec
 from ptserver.sessions.registry import SessionRegistry
 from ptserver.sessions.watches import SessionWatches
-from ptserver.tracelog.events import SyscallEvent, TraceSink
+from ptserver.tracelog.batch import CallBatch
+from ptserver.tracelog.errors import TraceFormatError
+from ptserver.tracelog.events import Frame, GcEvent, GoEvent, SyscallEvent, TraceSink
+from ptserver.tracelog.jsonl import decode_event
+from tests.ringrecords import batch_of
 
 CALL = SyscallEvent(5, 7, 100, 101, "read", (3, 0x1000, 8, 0, 0, 0), {}, {1: b"x" * 9000}, 8, goid=4)
 
@@ -38,7 +43,7 @@ class FakeHost:
     def find_goroutines(self, path: str) -> None:
         assert path == "/proc/100/exe"
 
-    def start_trace(self, sink: TraceSink, names: object, *, stacks: bool) -> None:
+    def start_trace(self, sink: TraceSink, names: object, *, stacks: bool, events: object) -> None:
         self.sinks.append(sink)
 
     def stop_trace(self, sink: TraceSink) -> None:
@@ -73,6 +78,33 @@ def test_calls_are_sent_in_batches() -> None:
     assert told.sent[-1] == WatchEnded(3)
     assert told.host.sinks == []
     told.watches.take_unwatch(Unwatch(3))  # ended already
+
+
+def test_calls_and_what_becomes_of_goroutines_keep_their_order_and_stacks() -> None:
+    told = Told()
+    told.watches.take_watch(Watch(3, "trace", stacks=True, events=("block",)))
+    (sink,) = told.host.sinks
+    stack = (Frame("main.main", "/main.go", 7, 0x1000),)
+    blocks = GoEvent(6, 100, 101, "block", 4, reason="select", channel=1, stack=stack, channels=(1, 2))
+    sink.event(CALL._replace(stack=stack))
+    sink.event(CALL._replace(stack=(Frame("runtime.read", pc=1),)))
+    sink.calls(CallBatch(batch_of(()), None, [(0, blocks), (0, GcEvent(7, 100, 101, "sweep"))]))
+    sink.event(CALL._replace(stack=stack))
+    sink.flush()
+    first, rows, last = told.sent
+    assert isinstance(first, WatchedCalls)
+    assert [call.stack for call in first.calls] == [0, 1]
+    assert first.stacks == (
+        (WatchedFrame("main.main", "/main.go", 7, 0x1000),),
+        (WatchedFrame("runtime.read", pc=1),),
+    )
+    assert isinstance(rows, WatchedRows)
+    assert list(map(decode_event, rows.rows)) == [blocks, GcEvent(7, 100, 101, "sweep")]
+    assert isinstance(last, WatchedCalls)
+    assert [call.stack for call in last.calls] == [0]
+    for nonsense in (b"", b"{", b'{"type":"thread","start_ns":1,"pid":1,"tid":1,"event":"created"}'):
+        with pytest.raises(TraceFormatError):
+            decode_event(nonsense)
 
 
 def test_without_room_calls_are_kept_for_a_while_and_then_counted() -> None:
