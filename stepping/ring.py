@@ -20,7 +20,7 @@ import time
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
-from stepping.errors import TraceeGoneError
+from stepping.errors import MemoryFaultError, TraceeGoneError
 from stepping.ring_batch import CallPlan, RingBatch
 from stepping.ring_clock import TscClock
 from stepping.ring_copies import copies_of
@@ -30,22 +30,23 @@ from stepping.ring_inject import (
     Installed,
     install,
     remove,
-    rewrite_transitions,
 )
 from stepping.ring_layout import (
     HEAD_OFFSET,
     LIMIT_OFFSET,
     LOST_OFFSET,
+    PAGE_BYTES,
     RECORD_BYTES,
     RECORDS_OFFSET,
 )
 from stepping.ring_memory import DistantRing, MappedRing, RingMemory
-from stepping.ring_probes import Probes
+from stepping.ring_probes import Probes, encode_transitions
 from stepping.ring_site import RingSite, find_site
 from stepping.syscalls.marshal import Args
 from stepping.syscalls.model import Syscall
 from stepping.syscalls.table import SYSCALLS
 from stepping.tracee_group import TraceeGroup
+from stepping.tracee_memory import TraceeMemory
 
 #: How long an unfinished record may hold up the others.
 STUCK_S = 2.0
@@ -144,8 +145,19 @@ class Ring:
 
     def want(self, transitions: Collection[tuple[int, int]]) -> None:
         """Have the probes record these changes of a goroutine's status, and no others, from now on."""
-        if self._installed is not None:
-            rewrite_transitions(self._installed, transitions)
+        if self._installed is None:
+            return
+        at, bits = encode_transitions(transitions)
+        try:
+            memory = TraceeMemory(self.pid)
+        except (FileNotFoundError, ProcessLookupError):
+            return  # it has ended
+        try:
+            memory.write(self._installed.page + PAGE_BYTES + at, bits)
+        except MemoryFaultError:
+            return  # it executes another program now
+        finally:
+            memory.close()
 
     def detach(self) -> bool:
         """Take the ring out of the program; what is recorded can still be read.

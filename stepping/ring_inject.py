@@ -21,7 +21,7 @@ import os
 import re
 import struct
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from stepping.errors import MemoryFaultError, PtraceRefusedError, SteppingError, TraceeGoneError
@@ -41,7 +41,7 @@ from stepping.ring_layout import (
     decode_parameters,
     encode_page,
 )
-from stepping.ring_probes import AREA_BYTES, Patch, Probes, build_area, decode_patches, encode_transitions
+from stepping.ring_probes import AREA_BYTES, Patch, Probes, build_area, decode_patches
 from stepping.ring_site import AFTER_BYTES, AFTER_OFFSET, SIGNATURE, NoRingError, RingSite, read_entry
 from stepping.syscalls.model import Syscall
 from stepping.tracee import Tracee
@@ -157,21 +157,6 @@ def remove(pid: int, page: int, parameters: Parameters, group: TraceeGroup | Non
             if group is None:
                 with contextlib.suppress(TraceeGoneError):
                     attached.detach_all()
-
-
-def rewrite_transitions(installed: Installed, transitions: Collection[tuple[int, int]]) -> None:
-    """Change which changes of status the probes of a ring record; the program goes on meanwhile."""
-    at, bits = encode_transitions(transitions)
-    try:
-        memory = _open_memory(installed.pid)
-    except TraceeGoneError:
-        return
-    try:
-        memory.write(installed.page + PAGE_BYTES + at, bits)
-    except MemoryFaultError:
-        return  # it executes another program now
-    finally:
-        memory.close()
 
 
 def find_pages(pid: int) -> list[tuple[int, Parameters]]:
