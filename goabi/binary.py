@@ -14,7 +14,14 @@ from goabi.errors import BuildInfoError, DwarfError, GoVersionError, LayoutError
 from goabi.layouts import Layouts, find_layouts, layouts_from_table
 from goabi.moduledata import Moduledata, find_moduledata
 from goabi.pclntab import Function, FunctionTable
-from goabi.version import BUILDINFO_ALIGN, BUILDINFO_MAGIC, BuildInfo, GoVersion, read_build_info
+from goabi.version import (
+    BUILDINFO_ALIGN,
+    BUILDINFO_MAGIC,
+    OLDEST_SUPPORTED,
+    BuildInfo,
+    GoVersion,
+    read_build_info,
+)
 
 if TYPE_CHECKING:
     from goabi.dwarf import Dwarf
@@ -52,16 +59,33 @@ class GoBinary:
     ) -> "GoBinary":
         """The Go program at `path`; `copied`: keeping no descriptor.
 
-        Raises: `OSError`, `ElfError`, `NotGoError`, `ModuledataError`.
+        Raises: `OSError`, `ElfError`, `NotGoError`, `ModuledataError`; `GoVersionError` if it is so old that not even
+        its functions can be read.
         """
         elf = ElfFile(path, copied=copied)
         try:
             binary = cls(elf, force=force, prefer_table=prefer_table)
-            _ = binary.module  # whether it is Go's at all is to be known at once
+            try:
+                _ = binary.module  # whether it is Go's at all is to be known at once
+            except NotGoError as error:
+                binary._name_old_version(error)
+                raise
         except BaseException:
             elf.close()
             raise
         return binary
+
+    def _name_old_version(self, error: NotGoError) -> None:
+        """Raise a better error than *error*, if the program says which Go built it."""
+        try:
+            version = self.version
+        except (BuildInfoError, GoVersionError):
+            return
+        if version.release < OLDEST_SUPPORTED:
+            raise GoVersionError(
+                f"{self.path}: built by {version}, whose tables of functions are not known; "
+                "Go 1.21 to 1.27 are supported"
+            ) from error
 
     def __enter__(self) -> "GoBinary":
         return self

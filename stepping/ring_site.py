@@ -76,7 +76,7 @@ def find_site(pid: int, *, with_c_code: bool = False) -> RingSite:
     except PermissionError as error:
         raise NoRingError(f"its file cannot be read ({error.strerror})") from error
     except GoAbiError as error:
-        raise NoRingError(str(error)) from error
+        raise NoRingError(str(error).removeprefix(f"/proc/{pid}/exe: ")) from error
 
 
 def check_file(path: str, *, with_c_code: bool = False) -> None:

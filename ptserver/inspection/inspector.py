@@ -15,7 +15,14 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from goabi.binary import GoBinary
-from goabi.errors import BuildInfoError, GoAbiError, GoVersionError, LayoutError, MemoryFaultError
+from goabi.errors import (
+    BuildInfoError,
+    GoAbiError,
+    GoVersionError,
+    LayoutError,
+    MemoryFaultError,
+    NotGoError,
+)
 from goabi.goroutine import Goroutine, GoStatus
 from goabi.memory import MemoryReader
 from goabi.sched import GoRuntime
@@ -138,6 +145,10 @@ def open_binary(path: str | os.PathLike[str], what: str, hint: str, *, force: bo
     """
     try:
         binary = GoBinary.open(path, force=force, prefer_table=True)
+    except GoVersionError as error:
+        raise InspectError(f"{what}: {_reason(error, path)}{hint}") from error
+    except NotGoError as error:
+        raise InspectError(f"{what} is {_reason(error, path)}{hint}") from error
     except GoAbiError as error:
         raise InspectError(
             f"{what} is not a Go program that can be read ({_reason(error, path)}){hint}"

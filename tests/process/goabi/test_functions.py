@@ -287,6 +287,12 @@ def test_too_old_go_is_named(magic: int, words: str, tmp_path: Path) -> None:
     old.write_bytes(image)
     with pytest.raises(NotGoError, match=f"{words} or little later; Go 1.21 or newer is needed"):
         GoBinary.open(old)
+    image = image.replace(b"go1.27.", b"go1.19.")
+    old.write_bytes(image)
+    with pytest.raises(
+        GoVersionError, match=r"built by go1\.19\.\d+, whose tables of functions are not known"
+    ):
+        GoBinary.open(old)
 
 
 def test_untested_go_is_tried_by_its_debugging_information_when_asked(tmp_path: Path) -> None:
