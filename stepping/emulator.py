@@ -231,6 +231,15 @@ class Processor:
         check(error, "map the program's memory")
         self._find_fault_address(host_address)
 
+    def watch(self, address: int, reached: Callable[[], None]) -> None:
+        """Call *reached* before the instruction at *address*, each time. To be called before any code runs."""
+
+        def code_hook(_engine: int, _pc: int, _size: int, _data: int) -> None:
+            with self._failures:
+                reached()
+
+        self._hook(unicorn_const.UC_HOOK_CODE, CODE_HOOK(code_hook), within=(address, address))
+
     def observe(
         self, on_instruction: Callable[[int], None], on_access: Callable[[bool, int, int], None] | None = None
     ) -> None:
@@ -335,7 +344,15 @@ class Processor:
         self._without_checks.value = 1
         return HostCode()
 
-    def _hook(self, kind: int, function: Any, *more: ctypes.c_int, data: Any = None) -> None:
+    def _hook(
+        self,
+        kind: int,
+        function: Any,
+        *more: ctypes.c_int,
+        data: Any = None,
+        within: tuple[int, int] = (1, 0),
+    ) -> None:
+        """Install a hook. within: its first and last address; everywhere, if the last one comes first."""
         handle = ctypes.c_size_t()
         error = LONG_API.uc_hook_add(
             self.engine,
@@ -343,8 +360,7 @@ class Processor:
             kind,
             ctypes.c_void_p(function if isinstance(function, int) else address_of(function)),
             data,
-            ctypes.c_uint64(1),
-            ctypes.c_uint64(0),
+            *map(ctypes.c_uint64, within),
             *more,
         )
         check(error, "install a hook")

@@ -95,7 +95,8 @@ class Moment(IntEnum):
     START_THE_WORLD = 0x205
 
 
-_FUNCTIONS = {
+#: The functions of the runtime that have probes.
+FUNCTIONS = {
     Moment.STATUS: "runtime.casgstatus",
     Moment.GC_START: "runtime.gcResetMarkState",
     Moment.GC_MARK_TERMINATION: "runtime.gcMarkTermination",
@@ -172,7 +173,7 @@ def find_probes(
     for moment in sorted(wanted):
         place = _find_entry(binary, moment)
         if place is None:
-            uncovered.append(_FUNCTIONS[moment])
+            uncovered.append(FUNCTIONS[moment])
         else:
             entries.append(place)
     g, m, sudog = binary.layouts["g"], binary.layouts["m"], binary.layouts["sudog"]
@@ -278,7 +279,7 @@ def _is_assembly(binary: GoBinary, function: Function) -> bool:
 
 
 def _find_entry(binary: GoBinary, moment: Moment) -> Place | None:
-    function = binary.functions.find_function_by_name(_FUNCTIONS[moment])
+    function = binary.functions.find_function_by_name(FUNCTIONS[moment])
     if function is None:
         return None
     code = binary.elf.read(function.entry, min(64, function.end - function.entry))

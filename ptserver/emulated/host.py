@@ -410,6 +410,8 @@ def run_emulated(
     resources = EmulatedResources(arch, path, server, session)
     pid = os.getpid() if seed is None else REPEATABLE_PID
     machine = Machine(path, argv, env, resources, pid=pid, seed=seed, observer=sink)
+    if sink is not None:
+        sink.start(machine)
     relay = SignalRelay(machine)
     try:
         if server is not None and session is not None:

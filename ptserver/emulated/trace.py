@@ -16,7 +16,9 @@ from typing import NamedTuple
 
 from goabi.binary import GoBinary
 from goabi.errors import GoAbiError
+from ptserver.emulated.go_events import EmulatedGoEvents
 from ptserver.hosts.endings import exit_of
+from ptserver.tracelog.errors import TraceSourceError
 from ptserver.tracelog.events import ExitEvent, Frame, SignalEvent, SyscallEvent, TraceSink
 from ptserver.tracelog.frame_names import FrameNames
 from stepping.emulation.address_space import AddressSpace
@@ -54,11 +56,22 @@ class EmulatedTrace:
     """Gives *sink* an event for each call of *names*; see `stepping.emulation.machine.Observer`.
 
     path: the program's file; outside: of calls that may be about the program itself (mmap, clone) only those that are
-    not; stacks: name the functions that led to each call, as far as they are Go's.
+    not; stacks: name the functions that led to each call, as far as they are Go's. events: kinds of what becomes of
+    goroutines.
+
+    Raises:
+        TraceSourceError: there are no such events of this program.
     """
 
     def __init__(
-        self, sink: TraceSink, names: Collection[str], path: str, *, outside: bool, stacks: bool
+        self,
+        sink: TraceSink,
+        names: Collection[str],
+        path: str,
+        *,
+        outside: bool,
+        stacks: bool,
+        events: Collection[str] = (),
     ) -> None:
         self._sink = sink
         self._names = names
@@ -70,6 +83,17 @@ class EmulatedTrace:
             self._goids = _Goids(path)
             if stacks:
                 self._frames = FrameNames(path, copied=True)
+        self._events: EmulatedGoEvents | None = None
+        if events:
+            try:
+                self._events = EmulatedGoEvents(sink, events, path)
+            except (GoAbiError, OSError) as error:
+                raise TraceSourceError(f"events of goroutines cannot be had: {error}") from error
+
+    def start(self, machine: Machine) -> None:
+        """Begin; the program has not run yet."""
+        if self._events is not None:
+            self._events.start(machine)
 
     def begins(self, machine: Machine, thread: Thread, row: Syscall, args: list[int], began: int) -> None:
         """See `Observer`."""
@@ -151,6 +175,8 @@ class EmulatedTrace:
 
     def close(self) -> None:
         """Give up what is known of the program's file; the sink is not closed."""
+        if self._events is not None:
+            self._events.close()
         if self._frames is not None:
             self._frames.close()
 

@@ -158,13 +158,19 @@ def _emulated_trace(options: RunOptions, path: str) -> "Iterator[EmulatedTrace |
     else:
         began = CountingClock.BEGIN
         start = TraceStart(words, arch, began, CountingClock.START + began, REPEATABLE_PID)
-    names = trace.names()
+    names, runtime = trace.names(), trace.runtime()
+    if runtime.waits:
+        raise TraceSourceError(
+            "waits are measured of programs that are executed natively: --events=block with -c"
+        )
     with contextlib.ExitStack() as stack:
         sink = stack.enter_context(
             contextlib.closing(trace.open(options.argv, start=start, keep=keep_descriptor))
         )
         outside = not trace.filters
-        observer = EmulatedTrace(sink, names, path, outside=outside, stacks=trace.stacks)
+        observer = EmulatedTrace(
+            sink, names, path, outside=outside, stacks=trace.stacks, events=runtime.events
+        )
         yield stack.enter_context(contextlib.closing(observer))
 
 

@@ -76,16 +76,12 @@ class RunOptions:
         return [os.fsencode(word) for word in (self.argv0 or self.program, *self.arguments)]
 
 
-def _refuse_runtime(options: RunOptions, *, events: bool) -> None:
-    """Raise an error if a trace is to show what a host does not see. events: whether of goroutines' events, too."""
-    if options.trace is None:
-        return
-    from ptserver.tracelog.errors import TraceSourceError
+def _refuse_runtime(options: RunOptions) -> None:
+    """Raise an error if a trace is to show the runtime's own calls apart from others, which a host cannot tell."""
+    if options.trace is not None and options.trace.runtime().calls:
+        from ptserver.tracelog.errors import TraceSourceError
 
-    if options.trace.runtime().calls:
         raise TraceSourceError("-e runtime is for programs that run natively, without a server")
-    if events and options.trace.events:
-        raise TraceSourceError("--events is for programs that are executed natively")
 
 
 def run(options: RunOptions) -> int:
@@ -101,7 +97,7 @@ def run(options: RunOptions) -> int:
     if options.emulated or header.arch != native_arch():
         from ptserver.running.here import run_emulated
 
-        _refuse_runtime(options, events=True)
+        _refuse_runtime(options)
         return run_emulated(options, path)
     stub = find_stub_marker(path, header)
     if options.on is not None:
@@ -123,7 +119,7 @@ def run(options: RunOptions) -> int:
         from ptserver.running.here import run_traced
 
         return run_traced(options, path)
-    _refuse_runtime(options, events=False)
+    _refuse_runtime(options)
     from ptserver.net.transport import is_address
 
     if is_address(options.server):

@@ -66,6 +66,9 @@ class Resources(Protocol):
 class Observer(Protocol):
     """Whoever wants to see every call and signal of the program. Times are those of the program's clock, ns."""
 
+    def start(self, machine: "Machine") -> None:
+        """The program is loaded and about to run; breakpoints can be set (`Emulator.watch`)."""
+
     def begins(self, machine: "Machine", thread: Thread, row: Syscall, args: list[int], began: int) -> None:
         """*thread* is about to make a call; the processor is in it, and its `context` is not saved."""
 

@@ -14,6 +14,8 @@ class Trace:
     def __init__(self, path: str) -> None:
         self._file = Path(path).open("w")  # noqa: SIM115, it is open until the process ends
 
+    def start(self, machine: Machine) -> None: ...
+
     def begins(self, machine: Machine, thread: Thread, row: Syscall, args: list[int], began: int) -> None:
         print(thread.tid, row.name, *map(hex, args), began, file=self._file)
 

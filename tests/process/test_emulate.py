@@ -26,10 +26,17 @@ every_arch = pytest.mark.parametrize("arch", ARCHES)
 
 
 def run(
-    *command: str | Path, cwd: Path | None = None, seconds: int = 120
+    *command: str | Path, cwd: Path | None = None, seconds: int = 120, lines: str | None = None
 ) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
-        command, env=base_environment(), cwd=cwd, capture_output=True, text=True, check=False, timeout=seconds
+        command,
+        env=base_environment(),
+        cwd=cwd,
+        input=lines,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=seconds,
     )
 
 

@@ -63,6 +63,32 @@ def test_stacks_lead_to_main(arch: str, tmp_path: Path) -> None:
     assert names[-4:] == ["fmt.Println", "main.main", "runtime.main", "runtime.goexit"]
 
 
+@every_arch
+def test_what_becomes_of_goroutines_is_logged(arch: str, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    program = build("go_events", arch=arch)
+    words = ("--engine=emulate", f"--trace={log}", "--json", "-e", "none", "--events=all", "-q")
+    done = run("ptserver", "run", *words, program, lines="work 2\n")
+    assert done.returncode == 0, done.stderr
+    facts = [line.split() for line in done.stdout.splitlines()]
+    (main,) = (int(fact[1]) for fact in facts if fact[0] == "main")
+    of = {(event["goid"], event["event"]): event for event in events(log, "goroutine")}
+    for _, goid, channel in (fact for fact in facts if fact[0] == "worker"):
+        assert of[int(goid), "create"]["by"] == main
+        assert of[int(goid), "create"]["function"].startswith("main.work")
+        blocked = of[int(goid), "block"]
+        assert (blocked["reason"], blocked["channel"]) == ("chan receive", channel)
+        assert "main.worker" in [frame["function"] for frame in blocked["stack"]]
+        assert of[int(goid), "unblock"]["by"] == main
+        assert (int(goid), "start") in of
+        assert (int(goid), "exit") in of
+    (selector,) = (fact for fact in facts if fact[0] == "selector")
+    assert set(of[int(selector[1]), "block"]["channels"]) == set(selector[2:])
+    phases = [event["phase"] for event in events(log, "gc")]
+    (collections,) = (int(fact[1]) for fact in facts if fact[0] == "collections")
+    assert phases.count("start") == phases.count("sweep") == collections
+
+
 def test_a_call_that_waits_is_logged_with_its_result(tmp_path: Path) -> None:
     log = tmp_path / "log"
     command = ("ptserver", "run", "--engine=emulate", f"--trace={log}", "--json", "-e", "wait4,write", "--")
@@ -92,4 +118,4 @@ def test_the_log_takes_no_descriptor_of_the_programs(tmp_path: Path) -> None:
 def test_what_only_native_traces_have_is_refused() -> None:
     program = build("hello", arch="arm64")
     assert run("ptserver", "trace", "--source=ring", program).returncode == 69
-    assert run("ptserver", "run", "--trace", "--events=all", program).returncode == 69
+    assert run("ptserver", "run", "--trace", "-e", "runtime", program).returncode == 69
