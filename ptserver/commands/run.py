@@ -45,6 +45,14 @@ from ptserver.tracelog.options import TraceOptions
     "of them anywhere, for tests; module:Class: as a class of your own says.",
 )
 @click.option(
+    "--cpu",
+    type=click.Choice(["same", "common"]),
+    default="same",
+    show_default=True,
+    help="With --spread: refuse hosts whose processors cannot do all that this one can and Go uses; or have the "
+    "program use only what all can do.",
+)
+@click.option(
     "--check-memory",
     type=click.FloatRange(0, min_open=True),
     metavar="SECONDS",
@@ -155,6 +163,7 @@ def run_command(
     on: str | None,
     spread: str,
     place: str,
+    cpu: str,
     check_memory: float | None,
     token_file: str | None,
     keys: str | None,
@@ -262,6 +271,7 @@ def run_command(
                 tuple(spread.split(",")) if spread else (),
                 place,
                 check_memory or 0.0,
+                cpu == "common",
                 engine,
                 remote,
                 remote_trace,

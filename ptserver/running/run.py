@@ -30,11 +30,12 @@ class RunOptions:
     may be silent, 0 for ever; on_lost: ``panic`` or ``kill``, what becomes of a program whose server is lost;
     wait_seconds: how long another connection is waited for before that;
     spread: the hosts that are to execute it together with this one; place: the name of the policy by which its
-    threads move; check_memory: how often to check that their memory is the same, in seconds, 0 for never. engine:
-    what executes it, unless it is *emulated*: ``native``, ``step``, or ``auto``, which emulates programs of other
-    architectures. remote: the variables that are to be remote; remote_trace: the file for a log of accesses to them,
-    ``-`` for stderr. rules: what is local though the server is at an address. sync: have each call made when the
-    program makes it, and no other. time: ``host`` or ``server``, whose time of day it is told.
+    threads move; check_memory: how often to check that their memory is the same, in seconds, 0 for never;
+    common_cpu: have the program use only what all their processors can do. engine: what executes it, unless it is
+    *emulated*: ``native``, ``step``, or ``auto``, which emulates programs of other architectures. remote: the
+    variables that are to be remote; remote_trace: the file for a log of accesses to them, ``-`` for stderr. rules:
+    what is local though the server is at an address. sync: have each call made when the program makes it, and no
+    other. time: ``host`` or ``server``, whose time of day it is told.
     """
 
     program: str
@@ -54,6 +55,7 @@ class RunOptions:
     spread: tuple[str, ...] = ()
     place: str = "idle"
     check_memory: float = 0.0
+    common_cpu: bool = False
     engine: str = "native"
     remote: Wanted | None = None
     remote_trace: str | None = None

@@ -5,6 +5,7 @@ import os
 import select
 import socket
 import sys
+import time
 import traceback
 
 from ptserver.errors import ConnectionLostError
@@ -13,8 +14,9 @@ from ptserver.net.connection import Connection, Stream
 from ptserver.net.keepalive import KeepAlive
 from ptserver.net.poll_loop import PollLoop
 from ptserver.net.wire import Codec
+from ptserver.spread.clocks import shift_clock
 from ptserver.spread.host import SpreadHost
-from ptserver.spread.messages import Alive, Begin, Ready, ToHost
+from ptserver.spread.messages import Alive, Begin, ClockIs, Ready, TellClock, ToHost
 from ptserver.stub.hypercalls import FIRST_HYPERCALL, LAST_HYPERCALL
 from stepping.errors import SteppingError
 from stepping.instance import Image, Instance, instance_filter
@@ -78,6 +80,8 @@ class _Agent:
             if isinstance(message, Alive):
                 if message.answer:
                     self._connection.send(Alive(answer=False))
+            elif isinstance(message, TellClock):
+                self._connection.send(ClockIs(time.monotonic_ns()))
             elif isinstance(message, Begin):
                 self._begin(message)
             elif self._host is not None:
@@ -113,6 +117,7 @@ class _Agent:
         self._connection.send(Ready())
 
     def _make_host(self, message: Begin) -> SpreadHost:
+        shift_clock(message.clock_offset_ns)
         null = os.open(os.devnull, os.O_RDWR)
         program = Program(
             path=self._path,

@@ -9,12 +9,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from ptserver.errors import PtServerError
+from ptserver.machine import this_machine
 from ptserver.net.connection import Connection, Stream
 from ptserver.net.poll_loop import PollLoop
 from ptserver.net.wire import Codec
 from ptserver.spread.agent import fork_agent, spawn_agent
+from ptserver.spread.clocks import measure_offset_ns
 from ptserver.spread.messages import ToHome
 from ptserver.spread.offer import offer_spread
+from ptserver.spread.processors import lacking
 
 #: The name of a host on this machine that the home starts by itself.
 LOCAL = "local"
@@ -37,10 +40,16 @@ class HostAddress:
 
 @dataclass(slots=True)
 class Agent:
-    """One host. pid: of its agent, if that is a child of this process, else 0."""
+    """One host. lacks: what its processor cannot do of what this machine's can, as `processors.lacking` says.
+
+    clock_offset_ns: by how much this machine's monotonic clock is ahead of its. pid: of its agent, if that is a child
+    of this process, else 0.
+    """
 
     where: HostAddress
     connection: Connection[ToHome]
+    lacks: frozenset[str] = frozenset()
+    clock_offset_ns: int = 0
     pid: int = 0
     read: Callable[[], None] = lambda: None
 
@@ -65,14 +74,13 @@ class Agents:
         Raises:
             PtServerError: as `ptserver.spread.offer.offer_spread`.
         """
-        stream: Stream
         if where.address != LOCAL:
-            pid, stream = 0, offer_spread(self._path, where.address, where.keys, where.token_file)
-        elif anew:
-            pid, stream = spawn_agent(self._path)
-        else:
-            pid, stream = fork_agent(self._path)
-        return Agent(where, Connection(stream, Codec("msgpack"), ToHome), pid)
+            stream, features = offer_spread(self._path, where.address, where.keys, where.token_file)
+            connection = _connection(stream)
+            lacks = lacking(this_machine().cpu_features, features)
+            return Agent(where, connection, lacks, measure_offset_ns(connection))
+        pid, sock = spawn_agent(self._path) if anew else fork_agent(self._path)
+        return Agent(where, _connection(sock), pid=pid)
 
     def reach_meanwhile(
         self, where: HostAddress, loop: PollLoop, then: Callable[[Agent | PtServerError], None]
@@ -138,3 +146,7 @@ def _end(agent: Agent) -> None:
             os.waitpid(agent.pid, 0)
         finally:
             os.close(pidfd)
+
+
+def _connection(stream: Stream) -> Connection[ToHome]:
+    return Connection(stream, Codec("msgpack"), ToHome)

@@ -43,6 +43,7 @@ from ptserver.spread.messages import (
     Quit,
     SetAction,
     SpreadMessage,
+    Strayed,
     ThreadBorn,
     ThreadGone,
     Words,
@@ -108,6 +109,7 @@ class Home:
             Called: self._called,
             Executed: lambda host, message: self.threads.executed(message.tid, message.result),
             Preempted: self._preempted,
+            Strayed: self._strayed,
             Captured: lambda host, message: self.threads.captured(message),
             ThreadBorn: lambda host, message: self.threads.begin(message.tid),
             ThreadGone: self._gone,
@@ -250,6 +252,13 @@ class Home:
             self.threads.move(thread, to, result=None)
 
         self.wishes.decide(thread, go_on)
+
+    def _strayed(self, _host: int, message: Strayed) -> None:
+        """Have a thread touch at host 0 what other hosts have not mapped: a file, or nothing at all."""
+        thread = self.threads.find(message.tid)
+        if thread is not None:
+            thread.where = Where.ASKS
+            self.threads.move(thread, 0, result=None)
 
     def _choose(self, thread: Thread) -> int:
         if thread.pinned:

@@ -36,6 +36,7 @@ from ptserver.spread.messages import (
     SpreadMessage,
     Start,
     Stop,
+    Strayed,
     ThreadBorn,
     ThreadGone,
     ThreadState,
@@ -44,6 +45,7 @@ from stepping import gadget, ptrace_api
 from stepping.errors import SteppingError, TraceeGoneError
 from stepping.gadget import AFTER_SYSCALL, SCRATCH
 from stepping.instance import Instance
+from stepping.maps import USER_START
 from stepping.registers import Registers
 from stepping.stops import SyscallEntry, decode_syscall_info
 from stepping.syscalls import SYSCALLS
@@ -358,12 +360,23 @@ class SpreadHost:
         if thread.denied is not None and status.signo == signal.SIGSEGV:
             ptrace_api.setsiginfo(tracee.tid, _fault_info(thread.denied))
             thread.denied = None
+        elif status.signo == signal.SIGSEGV and self._strays(thread):
+            thread.doing = _Doing.ASKING
+            self._emit(Strayed(thread.tid))
+            return
         elif status.signo == signal.SIGBUS and self._has_failed(tracee):
             return
         elif status.signo == signal.SIGURG and self._computes(thread):
             self._preempted(thread, status.signo)
             return
         tracee.resume()
+
+    def _strays(self, thread: _Thread) -> bool:
+        """Whether a thread has touched what is not mapped here, but may be at host 0, which has the mapped files."""
+        if self.number == 0 or not self._computes(thread):
+            return False
+        _, _, code, address = _SIGINFO.unpack_from(ptrace_api.getsiginfo(thread.tracee.tid))
+        return bool(code == _SEGV_MAPERR and address >= USER_START)
 
     def _has_failed(self, tracee: Tracee) -> bool:
         """Deal with a touch of memory that fails so that calls do; return False if the signal is another's."""

@@ -1,6 +1,5 @@
 """The calls of a spread program on its address space, decided by the home for all hosts alike."""
 
-import errno
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -53,10 +52,7 @@ class MemoryCalls:
     def _mmap(self, host: int, call: Called) -> None:
         address, size, protection, flags = call.args[:4]
         if not flags & MAP_ANONYMOUS:
-            if host:
-                self._return(call, -errno.ENODEV)
-            else:
-                self._make(host, call)
+            self._make(host, call)  # only host 0 has it; who touches it elsewhere goes there
             return
         try:
             mapped = self._space.map(address, size, protection, flags)

@@ -38,12 +38,23 @@ class Begin(SpreadMessage, frozen=True):
     """Home to host, first: be host number *host*, blank. Answer `Ready`.
 
     regions: [start, size) of the memory that host 0 watches. keepalive_seconds: how long either side may say nothing,
-    0 for ever.
+    0 for ever. clock_offset_ns: by how much the program's monotonic clock is ahead of this host's.
     """
 
     host: HostId
     regions: tuple[tuple[U64, U64], ...]
     keepalive_seconds: float = 0.0
+    clock_offset_ns: int = 0
+
+
+class TellClock(SpreadMessage, frozen=True):
+    """Home to host, before `Begin`: answer `ClockIs`, at once."""
+
+
+class ClockIs(SpreadMessage, frozen=True):
+    """Host to home: its monotonic clock."""
+
+    monotonic_ns: int
 
 
 class Ready(SpreadMessage, frozen=True):
@@ -133,6 +144,12 @@ class Preempted(SpreadMessage, frozen=True):
     tid: ThreadId
     signo: int
     goroutine: U64
+
+
+class Strayed(SpreadMessage, frozen=True):
+    """A thread elsewhere than at host 0 has touched what this host has not mapped; it is stopped before that."""
+
+    tid: ThreadId
 
 
 class Captured(SpreadMessage, frozen=True):
@@ -320,6 +337,7 @@ class Quit(SpreadMessage, frozen=True):
 
 ToHome = (
     Ready
+    | ClockIs
     | Alive
     | Fault
     | PageData
@@ -330,6 +348,7 @@ ToHome = (
     | Called
     | Executed
     | Preempted
+    | Strayed
     | Captured
     | ThreadBorn
     | ThreadGone
@@ -337,6 +356,7 @@ ToHome = (
 )
 ToHost = (
     Begin
+    | TellClock
     | Alive
     | SendPage
     | PutPage

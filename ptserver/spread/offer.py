@@ -36,8 +36,12 @@ _HANDSHAKE_SECONDS = 10.0
 _PATIENCE_SECONDS = 30.0
 
 
-def offer_spread(path: str, address: str, keys: str | None, token_file: str | None) -> Stream:
-    """Have the host at *address* ready for an instance of the program *path*; return the connection to it.
+def offer_spread(
+    path: str, address: str, keys: str | None, token_file: str | None
+) -> tuple[Stream, tuple[str, ...]]:
+    """Have the host at *address* ready for an instance of the program *path*.
+
+    Returns the connection to it, and what its processor can do, as in /proc/cpuinfo.
 
     keys: the folder of keys for TLS, if any; token_file: whose first line is the host's token, if any.
 
@@ -71,11 +75,11 @@ def offer_spread(path: str, address: str, keys: str | None, token_file: str | No
     token = read_token(token_file) or token_of_keys
     send_offer(stream, Offer((PROTOCOL_VERSION,), CODECS, software, offered.executable, token, SPREAD))
     try:
-        _, _, connection = server_handshake(stream, _HANDSHAKE_SECONDS, choose)
+        hello, _, connection = server_handshake(stream, _HANDSHAKE_SECONDS, choose)
         _deliver(offered, connection)
     except ConnectionLostError as error:
         raise ConnectionLostError(f"{address} does not take programs, or is gone: {error}") from error
-    return stream
+    return stream, hello.machine.cpu_features
 
 
 def _deliver(offered: OfferedFile, connection: Connection[ToServer]) -> None:

@@ -100,7 +100,7 @@ class Shuffle:
     """Threads go anywhere, as often as they can: for tests. seed: the same choices again."""
 
     brings_back = False
-    look_seconds = 0.005
+    look_seconds = 0.02
 
     def __init__(self, seed: int) -> None:
         self._random = random.Random(seed)

@@ -9,6 +9,7 @@ from ptserver.net.keepalive import DEFAULT_SECONDS
 from ptserver.spread.agents import Agents, HostAddress
 from ptserver.spread.control import Control
 from ptserver.spread.placement import Placement
+from ptserver.spread.processors import check, without
 from ptserver.spread.registry import registered
 from ptserver.spread.session import SpreadSession
 from ptserver.stub.hypercalls import FIRST_HYPERCALL, LAST_HYPERCALL
@@ -25,7 +26,8 @@ _HOME_CALLS = "mmap munmap mprotect madvise brk mremap mincore futex tgkill tkil
 class SpreadOptions:
     """What to run. hosts: the others; keepalive_seconds: how long one may say nothing, 0 for ever.
 
-    check_seconds: how often to check that the hosts' memory is the same, 0 for never.
+    check_seconds: how often to check that the hosts' memory is the same, 0 for never. common_cpu: have the program
+    use only what all hosts' processors can do, instead of refusing a host that cannot do all that this one's can.
     """
 
     path: str
@@ -35,13 +37,14 @@ class SpreadOptions:
     placement: Placement
     keepalive_seconds: float = DEFAULT_SECONDS
     check_seconds: float = 0.0
+    common_cpu: bool = False
 
 
 def run_spread(options: SpreadOptions) -> int:
     """Run the program; return its raw wait status.
 
     Raises:
-        LaunchError: a host cannot execute it.
+        LaunchError, ProcessorError: a host cannot execute it.
         MemoryDiffersError: a check failed; the program has been killed.
         HostLostError: a host was lost; the program has been killed.
         SteppingError: the kernel refuses what is needed.
@@ -51,20 +54,32 @@ def run_spread(options: SpreadOptions) -> int:
         stack.callback(agents.close)
         for where in options.hosts:
             agents.add(agents.reach(where))
+        unused: frozenset[str] = frozenset()
+        for agent in map(agents.__getitem__, agents):
+            if options.common_cpu:
+                unused |= agent.lacks
+            else:
+                check(agent.where.address, agent.lacks)
         signals = HostSignals()
         stack.callback(signals.close)
         instance = Instance(
             Program(
                 path=options.path,
                 argv=options.argv,
-                env=options.env,
+                env=without(options.env, unused),
                 bpf=_filter(),
                 blocked=signals.original_mask,
             )
         )
         stack.callback(instance.close)
         session = SpreadSession(
-            options.placement, instance, signals, agents, options.keepalive_seconds, options.check_seconds
+            options.placement,
+            instance,
+            signals,
+            agents,
+            options.keepalive_seconds,
+            options.check_seconds,
+            unused,
         )
         registry, name = stack.enter_context(registered(options.path))
         control = Control(session, registry.listen(name), options.path)

@@ -20,6 +20,7 @@ from ptserver.spread.home import Home
 from ptserver.spread.host import SpreadHost
 from ptserver.spread.messages import Alive, Begin, Ready, SpreadMessage, ToHome
 from ptserver.spread.placement import Placement
+from ptserver.spread.processors import ProcessorError, check
 from ptserver.spread.requests import HostFailedError
 from stepping.instance import Instance
 
@@ -34,7 +35,10 @@ class HostLostError(PtServerError):
 
 
 class SpreadSession:
-    """Runs the program of *instance*, which is host 0, over that and *agents*. home: decides; loop: waits."""
+    """Runs the program of *instance*, which is host 0, over that and *agents*. home: decides; loop: waits.
+
+    unused: what the program does not use of this machine's processor, so that further hosts may lack it.
+    """
 
     def __init__(
         self,
@@ -44,7 +48,9 @@ class SpreadSession:
         agents: Agents,
         keepalive_seconds: float,
         check_seconds: float,
+        unused: frozenset[str],
     ) -> None:
+        self._unused = unused
         self.loop = PollLoop()
         self.agents = agents
         self.pid = instance.pid
@@ -94,6 +100,12 @@ class SpreadSession:
             if isinstance(found, PtServerError):
                 told(str(found), 0)
                 return
+            try:
+                check(where.address, found.lacks - self._unused)
+            except ProcessorError as error:
+                found.connection.close()
+                told(str(error), 0)
+                return
             number = self.agents.add(found)
             self._begin(number, told)
             self.home.join(number)
@@ -120,7 +132,7 @@ class SpreadSession:
         agent.read = self._reader(number, agent)
         self._joining[number] = told
         regions = tuple(self.home.space.regions)
-        agent.connection.send(Begin(number, regions, self._keepalive_seconds))
+        agent.connection.send(Begin(number, regions, self._keepalive_seconds, agent.clock_offset_ns))
         self._keepalives[number] = KeepAlive(
             agent.connection,
             self.loop.later,

@@ -34,6 +34,7 @@ def start_spread(options: RunOptions, path: str, header: ElfHeader) -> int:
                 placement=load_placement(options.place),
                 keepalive_seconds=options.keepalive_seconds,
                 check_seconds=options.check_memory,
+                common_cpu=options.common_cpu,
             )
         )
     )

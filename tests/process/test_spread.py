@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -37,8 +38,13 @@ _TASKS = {
     "selects": "4950\n",
     "timers": "in time\n",
     "child": '"got\\n" true\n',
+    "mapped": "ELF\n<nil>\n",
     "nohost": "invalid argument 0\n",
 }
+
+
+#: Those whose output says how many hosts there are.
+_BY_HOSTS = ("where", "channels", "shared", "counter", "allocate", "efault")
 
 
 @pytest.mark.parametrize("task", _TASKS)
@@ -70,12 +76,12 @@ def test_three_hosts_are_one_process(task: str, output: str) -> None:
             pytest.param(hosts, task, seed, marks=pytest.mark.slow)
             for hosts in ("local", "local,local")
             for task in _TASKS
-            if task not in ("where", "channels", "shared", "counter", "allocate", "efault")
+            if task not in _BY_HOSTS
             for seed in range(2, 6)
         ),
         *(
             pytest.param("local", task, seed, marks=pytest.mark.slow)
-            for task in ("where", "channels", "shared", "counter", "allocate", "efault")
+            for task in _BY_HOSTS
             for seed in range(2, 12)
         ),
     ],
@@ -136,6 +142,15 @@ def test_a_host_elsewhere_gets_the_program_and_executes_it(tmp_path: Path) -> No
             status, out, err = _spread(address, build("spread_tasks", stub=True), "channels")
             assert (status, out, err) == (0, _TASKS["channels"], "")
         assert len(list((tmp_path / "programs").iterdir())) == 1
+
+
+@pytest.mark.parametrize("ahead_seconds", [5000, pytest.param(-5, marks=pytest.mark.slow)])
+def test_the_clock_of_a_host_elsewhere_is_that_of_the_first(tmp_path: Path, ahead_seconds: int) -> None:
+    def popen(command: list[str], **options: Any) -> "subprocess.Popen[str]":
+        return subprocess.Popen(["unshare", "--time", "--monotonic", str(ahead_seconds), *command], **options)
+
+    with none_left(), waiting("127.0.0.1:0", tmp_path, popen=popen) as (address, _):
+        assert _spread(address, build("spread_tasks", stub=True), "clock") == (0, "in order\n", "")
 
 
 def test_a_lost_host_ends_the_program_with_the_reason() -> None:
