@@ -31,12 +31,14 @@ from ptserver.emulated.readiness import (
     EPOLLS,
     NEVER_REPEATED,
     POLLS,
+    has_waited,
     is_ready,
     mask_while_waiting,
     patience_ns,
     timeout_ns,
     watched_by,
     watched_by_poll,
+    without_waiting,
 )
 from ptserver.errors import PtServerError
 from ptserver.machine import native_arch, this_machine
@@ -355,12 +357,18 @@ class _ServedCall:
         )
 
     def _in_background(self, call: Gathered) -> Result:
+        name = self.row.name
+        at_once = without_waiting(name, call)
+        if at_once is not None:
+            done = self._resources.execute(self.row, at_once.args, at_once.ins, at_once.outs)
+            if not has_waited(name, call, *done[:2]):
+                return self._finish(done)
         return self._resources.background.start(
             self.machine.scheduler,
             self.thread,
             lambda: self._resources.execute(self.row, call.args, call.ins, call.outs),
             lambda wait, done: self._resume(wait, lambda: self._finish(done)),
-            restarts=self.row.name not in NEVER_REPEATED,
+            restarts=name not in NEVER_REPEATED,
         )
 
 

@@ -3,6 +3,9 @@
 Source: signal(7), socket(7), pipe(7), recvmmsg(2).
 """
 
+import errno
+import fcntl
+import os
 import select
 import socket
 import struct
@@ -24,6 +27,8 @@ _MSG_WAITFORONE = 0x10000
 _TIMEVAL = struct.Struct("<qq")
 _SOME_ADDRESS = 8  # where the executor puts its own
 
+#: fcntl's commands that wait for a lock, and those that do not.
+_LOCKS_AT_ONCE = {fcntl.F_SETLKW: fcntl.F_SETLK, 38: 37}  # F_OFD_SETLKW, F_OFD_SETLK
 _PIPE_BUF = 4096
 _SECOND = 1_000_000_000
 
@@ -50,6 +55,24 @@ def watched_by_poll(name: str, call: Gathered) -> list[tuple[int, int]]:
         if fd >= 0:
             events[fd] = events.get(fd, 0) | wanted & 0xFFFF
     return list(events.items())
+
+
+def without_waiting(name: str, call: Gathered) -> Gathered | None:
+    """Return a call that does the same if it can be done at once (see `has_waited`); None if none does."""
+    a0, a1, a2, a3, a4, a5 = call.args
+    if name == "flock":
+        return call._replace(args=(a0, a1 | fcntl.LOCK_NB, a2, a3, a4, a5))
+    if name == "wait4":
+        return call._replace(args=(a0, a1, a2 | os.WNOHANG, a3, a4, a5))
+    command = _LOCKS_AT_ONCE.get(a1 & 0xFFFFFFFF) if name == "fcntl" else None
+    return call._replace(args=(a0, command, a2, a3, a4, a5)) if command is not None else None
+
+
+def has_waited(name: str, call: Gathered, value: int, error: int) -> bool:
+    """Whether the *call* itself would have waited where that of `without_waiting` came to *value* and *error*."""
+    if name == "wait4":
+        return not value and not error and not call.args[2] & os.WNOHANG
+    return error in (errno.EAGAIN, errno.EACCES)
 
 
 def mask_while_waiting(row: Syscall, call: Gathered) -> int | None:
