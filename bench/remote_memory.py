@@ -46,7 +46,7 @@ def split(accesses: int) -> dict[str, float]:
     seen, spent = done.stdout.splitlines()
     parts = {name: ns / (accesses + 1) for name, ns in json.loads(spent).items()}
     known = {title: parts.get(name, 0.0) for name, title in _PARTS.items()}
-    trap = {"trap and switches": int(seen) - parts["take"]}
+    trap = {"trap, switches, waiting": int(seen) - parts["take"]}
     return trap | known | {"decode, decide, execute": parts["take"] - sum(known.values())}
 
 

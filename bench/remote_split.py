@@ -1,7 +1,8 @@
 """`python -m bench.remote_split PROGRAM MODE N`: where the time of a served access goes, as JSON, in nanoseconds.
 
-Runs a program with remote `main.counter` in this process's host, with clocks around what the host does. What the
-program itself sees, minus all of that, is the trap: the fault, the switches to the host and back, and its waking.
+Runs a program with remote `main.counter` in this process's host, with clocks around what the host does, which count
+its processor time. What the program itself sees, minus all of that, is the trap: the fault, the switches to the host
+and back, its waking, and what the two wait for a processor that others use.
 """
 
 import json
@@ -28,11 +29,11 @@ def _clocked(part: str, owner: Any, name: str) -> None:
     original = getattr(owner, name)
 
     def timed(*args: Any, **options: Any) -> Any:
-        start = time.perf_counter_ns()
+        start = time.thread_time_ns()
         try:
             return original(*args, **options)
         finally:
-            _spent[part] += time.perf_counter_ns() - start
+            _spent[part] += time.thread_time_ns() - start
 
     setattr(owner, name, timed)
 
