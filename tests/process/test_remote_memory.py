@@ -186,10 +186,14 @@ def test_a_server_that_answers_nonsense() -> None:
     assert err == "ptserver: Wrong.memory_atomic returned b'12345', which is not 8 bytes\n"
 
 
-def test_what_cannot_be_executed_leaves_the_program_stopped(tmp_path: Path) -> None:
-    program = forms()
-    where = range_of(program, "remote_data", 0, 4096)
-    command = ["ptserver", "run", "--remote-range", where, program, "fxsave"]
+@pytest.mark.parametrize("language", ["C", "Go"])
+def test_what_cannot_be_executed_leaves_the_program_stopped(language: str, tmp_path: Path) -> None:
+    program = forms() if language == "C" else build("remote_unsupported")
+    if language == "C":
+        what = ["--remote-range", range_of(program, "remote_data", 0, 4096), program, "fxsave"]
+    else:
+        what = ["--remote-var", "main.area", program]
+    command = ["ptserver", "run", *what]
     said = tmp_path / "said"  # not a pipe: the stopped program keeps it open
     with said.open("w") as file:
         status = subprocess.run(
@@ -202,6 +206,7 @@ def test_what_cannot_be_executed_leaves_the_program_stopped(tmp_path: Path) -> N
         said.read_text(),
     )
     assert line is not None, said.read_text()
+    assert language == "C" or re.search(r", in main\.save at \S+/save_amd64\.s:6; ", said.read_text())
     pid = int(line[2])
     try:
         fields = Path(f"/proc/{pid}/status").read_text()
