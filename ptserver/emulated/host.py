@@ -13,6 +13,7 @@ Not trusted: the program.
 Thread rules: the machine's thread alone, but for the calls made in the background.
 """
 
+import contextlib
 import errno
 import os
 import resource
@@ -52,7 +53,7 @@ from stepping.emulation.address_space import map_file
 from stepping.emulation.arch_layouts import Translation
 from stepping.emulation.machine import Machine, Observer
 from stepping.emulation.threads import BLOCKED, Result, Thread, Wait
-from stepping.errors import SteppingError
+from stepping.errors import MemoryFaultError, SteppingError
 from stepping.syscalls import SYSCALLS, Syscall, SyscallClass
 from stepping.syscalls.marshal import Args, BadArgumentError, Gathered, gather, scatter
 
@@ -69,6 +70,7 @@ _DESCRIPTORS_CHANGE = frozenset("close dup2 dup3 close_range fcntl".split())
 
 #: What a program whose run shall be repeatable takes for its process id.
 REPEATABLE_PID = 2
+_SHOWN_CODE_BYTES = 16
 _SECOND = 1_000_000_000
 _PROC_EXE = frozenset({b"/proc/self/exe", b"/proc/%d/exe" % os.getpid()})
 
@@ -425,6 +427,8 @@ def run_emulated(
         if server is not None and session is not None:
             server.session_started(session)
         status = machine.run()
+        if machine.unknown_instruction is not None and os.WIFSIGNALED(status):
+            _explain_death(machine, machine.unknown_instruction)
         if machine.is_child:
             end_as(status)
         if server is not None and session is not None:
@@ -437,6 +441,21 @@ def run_emulated(
         machine.close()
         if server is not None and session is not None:
             server.session_ended(session)
+
+
+def _explain_death(machine: Machine, pc: int) -> None:
+    """Say which instruction the emulator lacks, of a program that has died by a signal."""
+    try:
+        code = machine.space.read(pc, _SHOWN_CODE_BYTES).hex(" ")
+    except MemoryFaultError:
+        return
+    from goabi.binary import GoBinary  # of programs that end well nothing is to be known
+
+    where = ""
+    with contextlib.suppress(GoAbiError, OSError), GoBinary.open(machine.path, prefer_table=True) as binary:
+        frames = binary.functions.frames_at(pc - machine.load_bias)
+        where = f" in {frames[0].function} ({frames[0].file}:{frames[0].line})" if frames else ""
+    _log(f"ptserver: the emulator does not know the instruction at {pc:#x}{where}: {code}")
 
 
 def end_as(status: int) -> NoReturn:

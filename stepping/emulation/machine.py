@@ -139,6 +139,8 @@ class Machine:
         #: gone on then.
         self.on_trap: Callable[[Thread, Trap], bool] | None = None
         self.on_call: Callable[[Thread, list[int]], bool] | None = None
+        #: Where the last instruction was that the processor does not know.
+        self.unknown_instruction: int | None = None
         self._paused = False
         self._next_tid = pid
         self._slices = 0
@@ -435,6 +437,7 @@ class Machine:
                     number, code = signal.SIGSEGV, _SEGV_MAPERR if vma is None else _SEGV_ACCERR
                 address = trap.address
             case TrapKind.INSTRUCTION:
+                self.unknown_instruction = thread.context.pc
                 number, code, address = signal.SIGILL, _ILL_ILLOPN, thread.context.pc
             case TrapKind.BREAKPOINT:
                 number, code, address = signal.SIGTRAP, _TRAP_BRKPT, thread.context.pc

@@ -159,6 +159,16 @@ def test_a_program_dies_of_the_signal_that_it_sends_itself(arch: str) -> None:
     assert done.returncode == -signal.SIGTERM
 
 
+def test_an_instruction_that_is_not_known_is_named(tmp_path: Path) -> None:
+    (tmp_path / "main.c").write_text('int main(void) { __asm__("vaddps %ymm0, %ymm1, %ymm2"); return 0; }')
+    subprocess.run(["gcc", "-o", tmp_path / "avx", tmp_path / "main.c"], check=True)
+    done = run("ptserver", "run", "--engine=emulate", tmp_path / "avx")
+    assert done.returncode == -signal.SIGILL
+    assert re.fullmatch(
+        r"ptserver: the emulator does not know the instruction at 0x[0-9a-f]+: c5 f4 58 d0 .*\n", done.stderr
+    )
+
+
 def test_signals_that_are_blocked_wait_for_whoever_takes_them() -> None:
     program = build_c("held_signals_c")
     expected, done = run(program), run(*EMULATED, program)
