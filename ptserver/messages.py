@@ -322,7 +322,7 @@ class Welcome(Message, frozen=True):
 
 
 class Resume(Message, frozen=True):
-    """By whoever connects, first, in JSON: to go on with a session whose connection was lost, by this one.
+    """Either way, by whoever connects, first, in JSON: to go on by this connection with a session that lost its own.
 
     The other side answers with `Resumed`, or with `Refused`. After that the stream of frames goes on where it broke
     off, in both directions: each side first sends again, from the byte that the other is to get next. So each message
@@ -337,7 +337,10 @@ class Resume(Message, frozen=True):
 
 
 class Resumed(Message, frozen=True):
-    """The answer to `Resume`, in JSON: the session goes on. received_bytes: as there, of the other direction."""
+    """Either way: the answer to `Resume`, in JSON: the session goes on.
+
+    received_bytes: as there, of the other direction.
+    """
 
     received_bytes: Count
 

@@ -156,7 +156,7 @@ def test_who_knows_better_needs_no_estimate() -> None:
     accounts = Accounts(estimate_blocked=False)
     accounts.take_listing(0, [Listed(4, True, "x")])
     accounts.take_listing(1000, [Listed(4, True, "x")])
-    accounts.take_blocked(4, 123)
+    accounts.take_blocked(4, 123, end_ns=900)
     account = accounts.get(4)
     assert account is not None
     assert (account.blocked_ns, account.blocked_unsure_ns) == (123, 0)
