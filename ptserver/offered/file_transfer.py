@@ -7,7 +7,6 @@ Not trusted: the peer. A host can have nothing but the one file that was offered
 more than it announced.
 """
 
-import hashlib
 import os
 import signal
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from ptserver.errors import LaunchError, ProtocolError, PtServerError, RefusedEr
 from ptserver.messages import Chunk, Executable, Fetch, Ping, Pong, Refused, Signal, ToHost
 from ptserver.net.connection import Connection
 from ptserver.offered.binary_cache import BinaryCache
+from ptserver.offered.digests import default_folder, sha256_of
 
 _PIECE_BYTES = 1 << 20
 #: Pieces under way: 16 MiB fill a link of 1 GB/s that is 16 ms long.
@@ -54,8 +54,7 @@ class OfferedFile:
         """
         try:
             self._fd = keep(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
-            with open(self._fd, "rb", closefd=False) as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            digest = sha256_of(self._fd, default_folder())
             build_id = read_build_id(path, header)
         except OSError as error:
             raise LaunchError(f"cannot read {path}: {error.strerror}") from error

@@ -43,13 +43,16 @@ def host_here(
 ) -> int:
     """Run under *server_class*; a program that *has_stub* panics with *refusal*, if there is one."""
     from ptserver.hosts.local import LocalHost
-    from ptserver.remote_memory.hosting import plan_remote, start_remote
     from ptserver.remote_memory.shared import SharedVariables
     from ptserver.remote_memory.stores import ServedStore
 
     interest = server_class.declared_interest()
     server = instance(server_class)
-    plan = plan_remote(path, options.remote)
+    plan = None
+    if options.remote:
+        from ptserver.remote_memory.hosting import plan_remote
+
+        plan = plan_remote(path, options.remote)
     arch = native_arch()
     rules = [*filter_rules(interest, "ignore", arch), *hypercall_rules()]
     if server_class.thread_event is not RuntimeServer.thread_event:
@@ -86,6 +89,8 @@ def host_here(
     }
     with hosting(options, path, host, goroutines=server_class.goroutines):
         if plan is not None:
+            from ptserver.remote_memory.hosting import start_remote
+
             store = ServedStore(server, session, SharedVariables())
             start_remote(host, path, plan, store, options.remote_trace)
         status = host.run()

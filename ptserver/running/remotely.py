@@ -25,7 +25,6 @@ from ptserver.messages import Program as ProgramFacts
 from ptserver.net.connection import client_handshake
 from ptserver.net.messenger import Messenger
 from ptserver.net.reach import reach
-from ptserver.remote_memory.hosting import plan_remote, start_remote
 from ptserver.remote_memory.store import RemoteStore
 from ptserver.rules.rules import Rules
 from ptserver.running.here import host_here, hosting
@@ -40,7 +39,11 @@ def run_remotely(
     options: RunOptions, path: str, header: ElfHeader, stub: StubInfo | None, present: tuple[int, ...]
 ) -> int:
     """Run under the server at an address; *present* are the standard streams that this process has."""
-    plan = plan_remote(path, options.remote)
+    plan = None
+    if options.remote:
+        from ptserver.remote_memory.hosting import plan_remote
+
+        plan = plan_remote(path, options.remote)
     streams: tuple[StreamId, ...] = tuple(number for number in (0, 1, 2) if number in present)
     terminal = user_terminal()
     rules = options.rules
@@ -107,6 +110,8 @@ def run_remotely(
         )
     with hosting(options, path, host, goroutines=welcome.goroutines), raw or contextlib.nullcontext():
         if plan is not None:
+            from ptserver.remote_memory.hosting import start_remote
+
             start_remote(host, path, plan, RemoteStore(host.ask), options.remote_trace)
         status = host.run()
     if host.lost is not None and exit_of(status)[1] == signal.SIGKILL:
