@@ -24,6 +24,7 @@ from stepping.wait_status import Event, WaitKind, WaitStatus
 
 #: So many instructions of a thread are executed while others that could run wait.
 _TURN = 500
+_NO_CALL = (1 << 64) - 1
 
 #: Is told of an instruction that was executed (of a syscall: when it is made): the thread, its registers before.
 Observer = Callable[[int, Registers], None]
@@ -92,7 +93,7 @@ class SteppedRun:
     def _go_on(self, tracee: Tracee) -> tuple[Tracee, WaitStatus] | None:
         """Let a thread execute instructions, or one; return what it reports if that is no step's end."""
         registers = tracee.read_registers()
-        if self._observe is None:
+        if self._observe is None and not _may_call_again(registers):
             turn = self._stepper.step_through(tracee, registers.pc, _TURN)
             if turn is not None:
                 self.count += turn[0]
@@ -110,3 +111,9 @@ class SteppedRun:
         else:
             self._stepper.begin(tracee)
         return None
+
+
+def _may_call_again(registers: Registers) -> bool:
+    """Whether the kernel may have the thread, which has just left a call, make that again."""
+    pending = registers.layout.pending
+    return pending is not None and registers[pending] != _NO_CALL

@@ -1,6 +1,6 @@
 """What a stop of a tracee means to whoever runs it: a report of the kernel's as a `RunResult`.
 
-Source: ptrace(2), sigaction(2); arch/x86/kernel/traps.c, arch/arm64/kernel/debug-monitors.c.
+Source: ptrace(2), sigaction(2); arch/x86/kernel/traps.c, ptrace.c, arch/arm64/kernel/debug-monitors.c.
 """
 
 import signal
@@ -31,6 +31,12 @@ MAX_INSTRUCTION_BYTES = 15
 
 #: siginfo's code of a signal that says no more; of a single step's; of one that led into a signal handler.
 _SI_KERNEL, _TRAP_TRACE, _TRAP_HANDLER = 0x80, 2, signal.SIGTRAP
+#: On amd64, of a step that has led into a syscall, at its end: the kernel lets threads make interrupted ones again.
+_TRAP_BRKPT = 1
+_STEP_CODES = {
+    "amd64": (_TRAP_TRACE, _TRAP_HANDLER, _TRAP_BRKPT),
+    "arm64": (_TRAP_TRACE, _TRAP_HANDLER),
+}
 
 
 def result_of_stop(tracee: Tracee, status: WaitStatus, breakpoints: Breakpoints) -> RunResult | None:
@@ -54,10 +60,10 @@ def result_of_stop(tracee: Tracee, status: WaitStatus, breakpoints: Breakpoints)
 
 
 def is_step_trap(tracee: Tracee, status: WaitStatus) -> bool:
-    """Whether a report is just that of a single step: over an instruction, or into a signal handler."""
+    """Whether a report is just that of a single step: over an instruction or a call, or into a signal handler."""
     if status.kind is not WaitKind.SIGNAL_DELIVERY or status.signo != signal.SIGTRAP:
         return False
-    return decode_siginfo(ptrace_api.getsiginfo(tracee.tid)).code in (_TRAP_TRACE, _TRAP_HANDLER)
+    return decode_siginfo(ptrace_api.getsiginfo(tracee.tid)).code in _STEP_CODES[tracee.layout.arch]
 
 
 def _result_of_event(tracee: Tracee, status: WaitStatus) -> RunResult | None:
