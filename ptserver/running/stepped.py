@@ -2,8 +2,11 @@
 
 import os
 import signal
+import threading
+from collections.abc import Collection
 
 from ptserver.hosts.endings import end_as
+from ptserver.hosts.signals import is_passed_on, send_signal
 from ptserver.running.here import environment
 from ptserver.running.run import RunOptions
 from stepping.launch import Program
@@ -20,9 +23,18 @@ def run_stepped(options: RunOptions, path: str, observe: Observer | None = None)
     Raises:
         SteppingError: it cannot be started or traced.
     """
-    # A user's ^C is the program's: this handler is not inherited by it, as ignoring the signal would be.
-    signal.signal(signal.SIGINT, lambda *_: None)
+    passed_on = [signo for signo in signal.Signals if is_passed_on(signo)]
+    original_mask = signal.pthread_sigmask(signal.SIG_BLOCK, passed_on)
     allowed = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(allowed)})
-    group = launch_stopped(Program(path, options.argv, environment()), FOLLOW_ALL)
+    group = launch_stopped(Program(path, options.argv, environment(), blocked=original_mask), FOLLOW_ALL)
+    threading.Thread(target=_pass_on, args=(passed_on, group.pid), daemon=True).start()
     return end_as(SteppedRun(group, observe).run().raw_end)
+
+
+def _pass_on(signals: Collection[signal.Signals], pid: int) -> None:
+    """Give the program the signals that this process is sent; what a terminal's keys send, it gets itself."""
+    while True:
+        received = signal.sigwaitinfo(signals)
+        if received.si_code <= 0:  # another process sent it
+            send_signal(pid, received.si_signo)
