@@ -121,8 +121,8 @@ class Home:
             self.pages,
             self.requests,
             later,
-            lambda call, result: self.threads.answer(self.threads[call.tid], result),
-            lambda host, call: self._make(host, call, self.threads[call.tid]),
+            self._answer,
+            self._make,
         )
         self._calls: dict[int, Callable[[int, Called, Thread], None]] = {
             _NUMBERS["futex"]: self._futex,
@@ -296,13 +296,22 @@ class Home:
         if handler is not None:
             handler(host, call, thread)
         else:
-            self._make(host, call, thread)
+            self._make(host, call)
 
-    def _make(self, _host: int, call: Called, thread: Thread) -> None:
-        self.threads.call(thread, call.registers)
+    def _make(self, _host: int, call: Called) -> None:
+        """Have a call made at host 0, unless the program has ended meanwhile."""
+        thread = self.threads.find(call.tid)
+        if thread is not None:
+            self.threads.call(thread, call.registers)
+
+    def _answer(self, call: Called, result: int) -> None:
+        """Let a call return *result*, unless the program has ended meanwhile."""
+        thread = self.threads.find(call.tid)
+        if thread is not None:
+            self.threads.answer(thread, result)
 
     def _exit(self, host: int, call: Called, thread: Thread) -> None:
-        self._make(host, call, thread)  # its end is reported, and what ran elsewhere is ended then
+        self._make(host, call)  # its end is reported, and what ran elsewhere is ended then
 
     def _migrate(self, _host: int, call: Called, thread: Thread) -> None:
         to = call.args[0]
@@ -326,7 +335,7 @@ class Home:
     def _sigaction(self, host: int, call: Called, thread: Thread) -> None:
         signo, action = call.args[0], call.args[1]
         if not action:
-            self._make(host, call, thread)
+            self._make(host, call)
             return
 
         def spread(data: bytes) -> None:
@@ -334,7 +343,7 @@ class Home:
             self.requests.on_each(
                 self.members.present[1:],
                 lambda request: SetAction(request, signo, data),
-                lambda: self._make(host, call, thread),
+                lambda: self._make(host, call),
             )
 
         self.requests.read(action, _SIGACTION_BYTES, spread)
