@@ -450,7 +450,8 @@ class DescriptorState(Message, frozen=True):
     kind: what it is; room: how many bytes the host may let the program write to it before they are written, with
     calls that are `posted` and that fail later, if at all: in the result of the program's next call on the
     descriptor that can tell of it. 0 after such a failure. Each write to a pipe takes whole pages of 4096 bytes of
-    its room. What has no room after all, because others have filled it meanwhile, is written once there is some.
+    its room, one to a TCP socket 1024 bytes more than its size, one to a Unix socket 1024 more than twice its size.
+    What has no room after all, because others have filled it meanwhile, is written once there is some.
 
     data: of a TCP socket, what the next read will bring, or its beginning; it stays there until a call takes it.
     taken: how many bytes posted calls have taken out of the queue before. watched: if there is nothing after *data*,

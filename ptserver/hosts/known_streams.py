@@ -38,10 +38,21 @@ Post = Callable[[int, str, Args, dict[int, bytes]], None]
 _MAKES_SOCKET = frozenset({"socket", "accept", "accept4"})
 _READS = frozenset({"read", "readv", "recvfrom", "recvmsg", "recvmmsg"})
 _PAGE_BYTES = 4096
+#: What a socket's buffer takes besides its contents, at most; one in a Unix socket is rounded up to a power of two.
+_BUFFER_BYTES = 1024
 _SOME_ADDRESS = 1 << 12
 _MSG_DONTWAIT, _MSG_TRUNC, _MSG_NOSIGNAL = 0x40, 0x20, 0x4000
 _POLLING = frozenset({"epoll_wait", "epoll_pwait", "epoll_pwait2"})
 _LOCAL = frozenset({"pipe", "terminal", "unix"})
+
+
+def room_for(kind: DescriptorKind, size: int) -> int:
+    """Return how much of its room a write of *size* bytes takes: the kernel counts pages and whole buffers."""
+    if kind == "pipe":
+        return size + _PAGE_BYTES - 1 & -_PAGE_BYTES
+    if kind == "unix":
+        return 2 * size + _BUFFER_BYTES
+    return size + _BUFFER_BYTES if kind == "tcp" else size
 
 
 class _Stream:
@@ -98,12 +109,11 @@ class KnownStreams:
         if stream is None or not stream.room:
             return False
         data = call.gathered.ins.get(1, b"")
-        size = taken = len(data)
-        if stream.kind == "pipe":
-            taken = size + _PAGE_BYTES - 1 & -_PAGE_BYTES
+        size = len(data)
+        taken = room_for(stream.kind, size)
         assert call.row is not None
         name = call.row.name
-        if not 0 < taken <= stream.room or (name == "write" and size != call.args[2]):
+        if not size or taken > stream.room or (name == "write" and size != call.args[2]):
             return False
         if name == "sendto" and (call.args[4] or call.args[3] & ~(_MSG_DONTWAIT | _MSG_NOSIGNAL)):
             return False
@@ -142,10 +152,11 @@ class KnownStreams:
             return None
         try:
             if number == self._write_number:
-                if not 0 < size <= stream.room:
+                taken = size + _BUFFER_BYTES
+                if not size or taken > stream.room:
                     return None
                 data = memory.read(notification.a1, size)
-                stream.room -= size
+                stream.room -= taken
                 self._post(notification.tid, "write", (fd, _SOME_ADDRESS, size, 0, 0, 0), {1: data})
                 return size, 0
             data = stream.data[:size]

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from ptserver.errors import ProtocolError
+from ptserver.hosts.known_streams import room_for
 from ptserver.messages import DescriptorState, Message, Syscall
 from ptserver.sessions.behind import WriteBehind
 from ptserver.sessions.descriptor_states import DescriptorStates
@@ -105,6 +106,17 @@ def test_room_is_what_a_pipe_takes(session: Session, pipe: tuple[int, int]) -> N
     session.write(writer, b"x" * session.room())
     assert session.behind.is_quiet
     os.read(reader, 1 << 20)
+
+
+@pytest.mark.parametrize("size", [1, 100, 3000])
+def test_a_socket_takes_what_there_is_room_for(session: Session, size: int) -> None:
+    left, right = socket.socketpair()
+    with left, right:
+        session.states.wrote(left.fileno())
+        room = session.room()
+        while (room := room - room_for("unix", size)) >= 0:
+            session.write(left.fileno(), b"x" * size)
+            assert session.behind.is_quiet
 
 
 def test_the_rest_waits_and_what_could_tell_waits_behind_it(session: Session, pipe: tuple[int, int]) -> None:

@@ -53,7 +53,13 @@ class Host:
         self.make("accept4", 3, 0, 0, flags, value=fd, word=True)
 
     def tell(
-        self, data: bytes = b"", *, fd: int = SOCKET, room: int = 100, taken: int = 0, watched: int = EPOLL
+        self,
+        data: bytes = b"",
+        *,
+        fd: int = SOCKET,
+        room: int = 1 << 16,
+        taken: int = 0,
+        watched: int = EPOLL,
     ) -> None:
         self.known.take(DescriptorState(fd, "tcp", room, data, taken, watched))
 
@@ -73,7 +79,7 @@ def host() -> Host:
 
 def test_writes_use_up_the_room(host: Host) -> None:
     assert not host.write(b"nobody knows whether")
-    host.tell(room=10)
+    host.tell(room=2 * 1024 + 10)
     assert host.write(b"12345678")
     assert host.answers == [(8, 0, b"")]
     assert not host.write(b"901")
@@ -238,7 +244,7 @@ def test_sockets_are_answered_quickly_and_all_else_as_ever(host: Host) -> None:
 
     assert quick("read", SOCKET, 8, 10) is None
     assert quick("write", SOCKET, 8, 10) is None
-    host.tell(b"request", room=10)
+    host.tell(b"request", room=1024 + 10)
     assert quick("fsync", SOCKET, 8, 10) is None
     assert quick("read", SOCKET, 0, 10) is None
     assert quick("read", SOCKET, 8, 0) is None
