@@ -71,7 +71,8 @@ def test_three_hosts_are_one_process(task: str, output: str) -> None:
 @pytest.mark.parametrize(
     ("hosts", "task", "seed"),
     [
-        ("local,local", "shared", 1),
+        ("local,local", "timers", 1),
+        pytest.param("local,local", "shared", 1, marks=pytest.mark.slow),
         *(
             pytest.param(hosts, task, seed, marks=pytest.mark.slow)
             for hosts in ("local", "local,local")
