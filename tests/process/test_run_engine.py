@@ -58,7 +58,7 @@ def test_go_programs_by_single_steps(name: str) -> None:
     [
         (("--seed", "1"), 64, "--seed belongs to --engine=emulate"),
         (("--engine=emulate", "--server", "127.0.0.1:1"), 126, "cannot have a server at an address yet"),
-        (("--engine=emulate", "--trace"), 126, "cannot be traced yet"),
+        (("--engine=emulate", "--trace", "--source=ring"), 69, "is for programs that run natively"),
         (("--engine=step", "--trace"), 64, "--engine=step goes with none of"),
         (("--engine=step", "--server", "127.0.0.1:1"), 64, "--engine=step goes with none of"),
     ],
