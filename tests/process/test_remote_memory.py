@@ -222,7 +222,7 @@ def test_what_cannot_be_executed_leaves_the_program_stopped(language: str, tmp_p
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (("--remote-var", "main.nothing"), "has no variable main.nothing"),
+        (("--remote-var", "main.nowhere"), "has no variable main.nowhere"),
         (("--remote-var", "main.contur"), "did you mean main.counter?"),
         (("--remote-var", "main.main"), "main.main is a function"),
         (

@@ -189,7 +189,7 @@ def test_interrupt_and_detach() -> None:
             peer.socket.sendall(b"\x03")
             assert peer.receive().startswith("T02thread:")
             assert peer.ask(f"qThreadExtraInfo,{child.pid:x}")
-            assert peer.ask("Z2,0,4") == ""
+            assert peer.ask("Z9,0,4") == ""
             assert peer.ask("m0,10").startswith("E")
             assert peer.ask("p999").startswith("E")
             assert peer.ask("yyy") == ""

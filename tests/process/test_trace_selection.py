@@ -77,8 +77,8 @@ def test_what_makes_no_sense_is_refused(words: tuple[str, ...], said: str) -> No
     assert said in message
 
 
-def test_events_of_a_served_program_are_refused() -> None:
-    words = ("run", "--trace", "--events=all", "--server", "tracelogger", build("hello"))
+def test_the_runtime_s_own_calls_of_a_served_program_are_refused() -> None:
+    words = ("run", "--trace", "-e", "runtime", "--server", "tracelogger", build("hello"))
     status, message = refusal(*words)
     assert status == 69
     assert "without a server" in message

@@ -122,7 +122,7 @@ def test_sessions_are_listed(served: Served, work: tuple[Worker, SessionFacts]) 
     with served.working() as (_, other):
         assert [each.id for each in served.sessions()] == [facts.id, other.id]
         watcher = served.watcher()
-        assert watcher.find(other.id.rpartition("-")[2]).id == other.id
+        assert watcher.find(other.id[-3:]).id == other.id
         with pytest.raises(NoSessionError, match="several sessions"):
             watcher.find(facts.id.partition("-")[0])
         watcher.close()
@@ -284,8 +284,9 @@ def test_what_a_host_cannot_tell_is_said(served: Served, work: tuple[Worker, Ses
     with pytest.raises(NoSessionError, match="is no regular expression"):
         list(watcher.rows(Watch(1, "goroutines", facts.id, function="(")))
     watcher.close()
-    status, message = refusal("trace", "-k", *served.to_watch, facts.id)
-    assert (status, "does not know where calls were made" in message) == (64, True)
+    status, message = refusal("trace", "-e", "runtime", *served.to_watch, facts.id)
+    assert status == 64
+    assert "runtime" in message
     status, message = refusal("attach", "--once", *served.to_watch, "nonesuch")
     assert status == 66
     assert facts.id in message
