@@ -98,9 +98,8 @@ def cli(debug: bool) -> None:
 
 def main() -> None:
     """Run the `ptserver` command and exit."""
-    gc.set_threshold(
-        20_000, 20, 20
-    )  # nothing that is made at the start is garbage, and looking takes a tenth of it
+    # Nothing that is made at the start is garbage, and looking for some takes a tenth of it.
+    gc.set_threshold(20_000, 20, 20)
     debug = bool(os.environ.get("PTSERVER_DEBUG")) or "--debug" in sys.argv[1:2]
     try:
         status = cli.main(standalone_mode=False) or 0
