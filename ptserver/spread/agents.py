@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from ptserver.errors import PtServerError
+from ptserver.errors import ConnectError, PtServerError
 from ptserver.machine import this_machine
 from ptserver.net.connection import Connection, Stream
 from ptserver.net.poll_loop import PollLoop
@@ -94,6 +94,8 @@ class Agents:
                 found.append(self.reach(where, anew=True))
             except PtServerError as error:
                 found.append(error)
+            except OSError as error:  # no descriptor or process for it
+                found.append(ConnectError(f"{where.address} cannot be reached: {error.strerror}"))
             finally:
                 os.close(writing)
 
