@@ -82,6 +82,13 @@ class HostGoEvents:
             self._reads = True
             self._loop.later(_BUSY_SECONDS, self._read)
 
+    def finish(self) -> None:
+        """Read what the program, which has ended, has left."""
+        if self._wanted and not self._closed:
+            self._read_all(final=True)
+            rest = [(0, event) for event in self._go.rest()]
+            self._take(CallBatch(self._ring.empty_batch())._replace(others=rest))
+
     def close(self) -> None:
         """Read what is left, and give up the memory; the ring goes with the program."""
         if not self._closed:
@@ -103,11 +110,14 @@ class HostGoEvents:
         """Return a thread's number here."""
         return self._pid if number == self._own_id else number
 
-    def _read_all(self) -> bool:
-        """Hand on what there is, but not for ever; return whether there was anything."""
+    def _read_all(self, *, final: bool = False) -> bool:
+        """Hand on what there is, but not for ever; return whether there was anything.
+
+        final: as in `Ring.read_batch`.
+        """
         found = False
         for _ in range(_SLOTS // BATCH):
-            batch = self._ring.read_batch()
+            batch = self._ring.read_batch(final=final)
             if batch is None:
                 break
             found = True

@@ -116,7 +116,9 @@ class HostTrace:
         self._give(ThreadEvent(time.monotonic_ns(), pid, tid, change))
 
     def exited(self, pid: int, wait_status: int) -> None:
-        """Log the end of the program."""
+        """Log the end of the program, after what its goroutines did last."""
+        if self._events is not None:
+            self._events.finish()
         self._give(ExitEvent(time.monotonic_ns(), pid, pid, *exit_of(wait_status)))
         for listener in self._listeners:
             listener.sink.flush()
