@@ -147,6 +147,7 @@ class RemoteHost(ConnectedHost):
                 self._answer,
                 self._make,
                 lambda: next(self._ids),
+                self._loop.expect,
                 arch,
             )
             self._quick = self._known.quick

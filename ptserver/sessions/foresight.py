@@ -12,6 +12,7 @@ Thread rules: the session's thread.
 
 import collections
 import ctypes
+import itertools
 import os
 import stat
 import struct
@@ -19,7 +20,7 @@ from collections.abc import Callable, Iterator
 
 from ptserver.messages import Ahead, Listed, Message, Named, Syscall
 from ptserver.server import RuntimeServer
-from ptserver.shadow.execute import Executed, execute
+from ptserver.shadow.execute import Executed, attributes, execute
 from stepping.syscalls import SYSCALLS
 
 #: The calls whose answers are given in advance, or which a host makes in the program's stead: a server that wants to
@@ -42,7 +43,6 @@ _REMEMBERED_FOLDERS = 64
 
 _NOT_FORESEEN = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_DIRECT | os.O_PATH
 _F_GETFL = 3
-_AT_SYMLINK_NOFOLLOW = 0x100
 _SOME_ADDRESS = 1 << 12
 #: File systems that hold bytes. Source: statfs(2), <linux/magic.h>.
 _PLAIN = frozenset(
@@ -67,7 +67,7 @@ _PLAIN = frozenset(
 )
 _STATFS_BYTES = 120
 _DIRENT = struct.Struct("=QqHB")
-_FSTAT, _NEWFSTATAT, _GETDENTS = SYSCALLS["fstat"], SYSCALLS["newfstatat"], SYSCALLS["getdents64"]
+_FSTAT, _GETDENTS = SYSCALLS["fstat"], SYSCALLS["getdents64"]
 _STAT_BYTES = 144
 
 
@@ -143,11 +143,7 @@ class Foresight:
     def _attributes(fd: int, listing: tuple[Listed, ...]) -> Iterator[Named]:
         """Yield the attributes of entries. An entry that has gone meanwhile is not told of."""
         names = (name for listed in listing for name in _names(listed.data))
-        for _, name in zip(range(_NAMES), names, strict=False):
-            args = (fd, _SOME_ADDRESS, _SOME_ADDRESS, _AT_SYMLINK_NOFOLLOW, 0, 0)
-            value, failure, outs = execute(_NEWFSTATAT, args, {1: name}, {2: _STAT_BYTES})
-            if not value and not failure:
-                yield Named(name, outs[2])
+        yield from itertools.starmap(Named, attributes(fd, itertools.islice(names, _NAMES)))
 
 
 def _names(dirents: bytes) -> Iterator[bytes]:

@@ -17,11 +17,12 @@ import mmap
 import os
 import struct
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from ptserver.shadow.execute_arena import Arena
 from ptserver.shadow.execute_messages import MESSAGE_KINDS, Messages
+from stepping.syscalls import SYSCALLS
 from stepping.syscalls.model import RESULT, Arch, Arg, ArgKind, Length, Syscall
 from stepping.syscalls.requests import request_argument, request_is_bound
 
@@ -36,6 +37,7 @@ _UNMAPPED = 8
 #: Room that alignment takes, of a buffer and of the iovec or the pointers that lead to it.
 _SLACK_BYTES = 2 * mmap.PAGESIZE
 _SECTOR_BYTES = 512
+_AT_SYMLINK_NOFOLLOW = 0x100
 #: What is left of a negative 32-bit number, sign-extended to 64 bits, above its lowest 31 bits.
 _NEGATIVE = (1 << 33) - 1
 
@@ -95,6 +97,22 @@ def execute(row: Syscall, args: Sequence[int], ins: dict[int, bytes], outs: dict
         value = plan.function(plan.number, *registers)
         return (value, 0, _NO_OUTS) if value != -1 else (0, _get_errno(), _NO_OUTS)
     return 0, failure, _NO_OUTS
+
+
+def attributes(folder: int, names: Iterable[bytes]) -> Iterator[tuple[bytes, bytes]]:
+    """Yield the *names* that stand for something in *folder*, a descriptor, each with its struct stat.
+
+    That is what newfstatat(2) gives when it follows no link, several times as fast as `execute`.
+    """
+    row = SYSCALLS["newfstatat"]
+    length = row.args[2].length
+    assert length is not None
+    buffer = ctypes.create_string_buffer(length.of(arch=ARCH))
+    address = ctypes.addressof(buffer)
+    number = row.numbers[ARCH]
+    for name in names:
+        if syscall6(number, folder, name, address, _AT_SYMLINK_NOFOLLOW, 0, 0) == 0:
+            yield name, buffer.raw
 
 
 class _RefusedError(Exception):

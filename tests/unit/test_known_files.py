@@ -10,6 +10,8 @@ import pytest
 
 from ptserver.hosts.known_files import KnownFiles
 from ptserver.messages import Ahead, Listed, Message, Named, Result, Syscall
+from stepping.errors import MemoryFaultError
+from stepping.listener import Notification
 from stepping.syscalls import SYSCALLS
 
 PID = 100
@@ -37,6 +39,7 @@ class Host:
             self._answer,
             self._make,
             lambda: next(self._ids),
+            lambda: None,
             "amd64",
         )
 
@@ -88,6 +91,24 @@ class Host:
         posted = [(m.name, m.args) for m in self.sent if isinstance(m, Syscall) and m.posted]
         self.sent.clear()
         return posted
+
+
+class Memory:
+    """Stands for the program's: strings, and what is written; there is nothing at 0."""
+
+    def __init__(self, strings: dict[int, bytes]) -> None:
+        self._strings = strings
+        self.written: dict[int, bytes] = {}
+
+    def read_string(self, address: int, limit: int) -> bytes:
+        if address not in self._strings:
+            raise MemoryFaultError(address)
+        return self._strings[address][:-1]
+
+    def write(self, address: int, data: bytes) -> None:
+        if not address:
+            raise MemoryFaultError(address)
+        self.written[address] = data
 
 
 @pytest.fixture
@@ -192,6 +213,14 @@ def test_a_folder_is_listed_and_its_entries_known(host: Host) -> None:
     assert host.call("getdents64", 6, 1, 8192, outs={1: 8192}) == (0, 0, {})
     for dirfd, path in ((AT_FDCWD, b"dir/file"), (6, b"file")):
         assert host.call("newfstatat", dirfd, 1, 1, 0x100, ins={1: path}, outs={2: 144}) == (0, 0, {2: STAT})
+    memory: Any = Memory({8: b"dir/file\0", 24: b"dir/other\0"})
+    number = SYSCALLS["newfstatat"].numbers["amd64"]
+    for path, room, answer in ((8, 64, (0, 0)), (24, 64, None), (8, 0, None), (0, 64, None)):
+        found = host.known.quick(
+            Notification(1, PID, 0, number, 0, 0, AT_FDCWD, path, room, 0x100, 0, 0), memory
+        )
+        assert found == answer
+    assert memory.written == {64: STAT}
     assert host.call("newfstatat", AT_FDCWD, 1, 1, 0x100, ins={1: b"dir/other"}, outs={2: 144}) is None
     assert host.call("newfstatat", AT_FDCWD, 1, 1, 0x100, ins={1: b"file"}, outs={2: 144}) is None
     assert host.call("unlinkat", 9) is None
