@@ -17,9 +17,9 @@ PIP       := $(BIN)/pip install --quiet --disable-pip-version-check --config-set
 demo: $(STAMP)
 	@tools/demo
 
-# Tests of real processes meet whatever else the machine does: one that fails must fail again to count.
+# Tests of real processes meet whatever else the machine does: one that fails must fail again to count. Such are named.
 test: lint
-	$(PYTEST) -n 2 --reruns 2 -m 'not slow and not goversions'
+	$(PYTEST) -n 2 --reruns 2 -r fER -m 'not slow and not goversions'
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
