@@ -425,13 +425,13 @@ class Named(msgspec.Struct, frozen=True):
 
 
 class Ahead(Message, frozen=True):
-    """Server to host, just before the result of the openat *id*: answers to the calls that may follow.
+    """Server to host, just before the result of call *id*, an openat or newfstatat: answers to those that may follow.
 
-    Only if the welcome says so. The call has opened a regular file or a folder for reading, and this is how it was
+    Only if the welcome says so. An openat has opened a regular file or a folder for reading, and this is how it was
     just then. flags: what F_GETFL gives; stat: what fstat fills. Of a file: *data*, its beginning, and *end*, whether
     that is all of it. Of a folder: *listing*, what getdents64 gives, in order, and *names*, attributes of entries.
-    The host may use these answers for a second, until the program makes a call that could change them or that could
-    tell it that they have changed.
+    With a newfstatat come *names* alone, of entries of the folder in which it looks. The host may use these answers
+    for a second, until the program makes a call that could change them or that could tell it that they have changed.
     """
 
     id: RequestId
@@ -442,6 +442,30 @@ class Ahead(Message, frozen=True):
     end: bool = False
     listing: Annotated[tuple[Listed, ...], Meta(max_length=64)] = ()
     names: Annotated[tuple[Named, ...], Meta(max_length=4096)] = ()
+
+
+class Upcoming(Message, frozen=True):
+    """Server to host, at any time if the welcome has `ahead`: a folder that the program may open next.
+
+    The server has opened *path*, relative to the working directory, with the flags *how*; *ahead* is as for an openat
+    with the number *ahead.id*, by which `Taken` calls it. The host may use it as it may use `Ahead`, and only if no
+    posted write to a file was on its way to the server when this was said.
+    """
+
+    path: Annotated[bytes, Meta(min_length=1, max_length=4096)]
+    how: U64
+    ahead: Ahead
+
+
+class Taken(Message, frozen=True):
+    """Host to server: what became of the folder of `Upcoming` *id*.
+
+    The program has opened it, and has been told that it is descriptor *fd*, which must be free; or, for -1, it is not
+    wanted any more. Each `Upcoming` is answered by one, which a host may send when it sends something else.
+    """
+
+    id: RequestId
+    fd: Annotated[int, Meta(ge=-1, le=(1 << 31) - 1)]
 
 
 class DescriptorState(Message, frozen=True):
@@ -832,6 +856,7 @@ ToServer = (
     Hello
     | Syscall
     | Observed
+    | Taken
     | Cancel
     | MemoryDeclare
     | MemoryGet
@@ -866,6 +891,7 @@ ToHost = (
     | Welcome
     | Refused
     | Ahead
+    | Upcoming
     | DescriptorState
     | Result
     | MemoryResult

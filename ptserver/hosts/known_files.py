@@ -1,7 +1,7 @@
 """The host's half of working ahead: answers calls on what is known of files and folders that were opened for reading.
 
 docs/latency.md states the rules. In short: `Ahead` messages and reads ahead say how a file was a moment ago. That is
-used for at most `FRESH_SECONDS`, and only until the program makes a call by which something could change, or learns
+used for at most a second, and only until the program makes a call by which something could change, or learns
 something by which it could know of a change. So a program that compares what it is told, by whatever way through its
 server, finds no contradiction. Four kinds of calls are distinguished:
 
@@ -20,14 +20,15 @@ Thread rules: the host's thread.
 import collections
 import errno
 import os
-import stat
-import time
 from collections.abc import Callable, Collection
 
-from ptserver.hosts.known_file import FRESH_SECONDS, KnownFile
+from ptserver.hosts.known_file import KnownFile
+from ptserver.hosts.known_folders import KnownFolders
+from ptserver.hosts.known_numbers import KnownNumbers
 from ptserver.hosts.known_streams import KnownStreams
+from ptserver.hosts.known_upcoming import KnownUpcoming
 from ptserver.hosts.pending_call import PendingCall
-from ptserver.messages import Ahead, DescriptorState, Message, Result, Signal, Syscall
+from ptserver.messages import Ahead, DescriptorState, Message, Result, Signal, Syscall, Upcoming
 from stepping.errors import MemoryFaultError
 from stepping.listener import Notification
 from stepping.syscalls import SYSCALLS, Arch
@@ -51,6 +52,12 @@ _CHANGING = frozenset(
     " truncate fallocate fsync fdatasync sync setxattr fsetxattr lsetxattr removexattr chdir fchdir mknodat flock"
     " bind sendto inotify_add_watch inotify_rm_watch".split()
 )
+#: Calls of these that take or give numbers of descriptors, or change how many there are.
+_NUMBERING = frozenset(
+    "openat open creat close socket accept accept4 recvmsg recvmmsg epoll_create1 pipe2 eventfd2 timerfd_create"
+    " inotify_init1 prlimit64".split()
+)
+_KEEPS_NUMBERS = (_QUIET | _RECEIVING | _CHANGING) - _NUMBERING
 _REPLACES_DESCRIPTORS = frozenset({"dup2", "dup3", "close_range"})
 #: Calls that return a descriptor of no file, and those that are about no file if they are about such a descriptor.
 _MAKES_STREAM = frozenset({"socket", "accept", "accept4", "eventfd2", "epoll_create1"})
@@ -61,8 +68,6 @@ _F_GETFD, _F_SETFD, _F_GETFL, _F_SETFL = 1, 2, 3, 4
 _QUIET_FCNTL = frozenset({_F_GETFD, _F_SETFD, _F_GETFL})
 _SETTABLE = os.O_APPEND | os.O_NONBLOCK | os.O_ASYNC | os.O_DIRECT | os.O_NOATIME
 _EPOLL_CTL_ADD = 1
-_AT_SYMLINK_NOFOLLOW = 0x100
-_MAX_FOLDERS = 64
 _PATH_MAX = 4096
 
 
@@ -104,9 +109,11 @@ class KnownFiles:
         self._reads: dict[int, int] = {}  # our own calls: id to descriptor
         self._given_up: set[int] = set()  # our own calls whose answers are not wanted any more
         self._waiting: dict[int, collections.deque[tuple[PendingCall, int]]] = {}
-        self._folders: collections.OrderedDict[tuple[int, bytes], tuple[float, dict[bytes, bytes]]]
-        self._folders = collections.OrderedDict()
+        self._folders = KnownFolders()
+        self._numbers = KnownNumbers(_KEEPS_NUMBERS)
+        self._upcoming = KnownUpcoming(post)
         self._handlers: dict[str, Callable[[PendingCall], bool]] = {
+            "openat": self._openat,
             "read": self._read,
             "pread64": self._pread,
             "lseek": self._lseek,
@@ -132,6 +139,7 @@ class KnownFiles:
             if handler is not None and handler(call):
                 return True
             self._tell_positions()
+            self._numbers.asked(call.id, name)
             if self._is_quiet(name, call) or name in _RECEIVING:
                 self._known_streams.made(call, shares=False)
                 return False
@@ -158,6 +166,8 @@ class KnownFiles:
             self._aheads[message.id] = message
         elif type(message) is DescriptorState:
             self._known_streams.take(message)
+        elif type(message) is Upcoming:
+            self._upcoming.take(message)
         else:
             if type(message) is Signal:
                 self._known_streams.heard_word()
@@ -166,6 +176,7 @@ class KnownFiles:
 
     def take_own(self, result: Result) -> bool:
         """Take the result of a call of our own; return whether it is one."""
+        self._upcoming.heard(result.id)
         fd = self._reads.pop(result.id, None)
         if fd is None:
             known = result.id in self._given_up
@@ -193,11 +204,17 @@ class KnownFiles:
         shares = call.process.pid != self._pid or not is_known
         value = -1 if result.errno else result.value
         self._known_streams.heard(call, value, shares=shares, brings_word=brings_word)
+        self._upcoming.heard(result.id)
+        if call.process.pid == self._pid:
+            self._numbers.heard(result.id, name, call.args[0] & 0xFFFFFFFF, value)
         if shares:
             self._forget_all()
         elif self._is_quiet(name, call):
             if ahead is not None and not result.errno:
-                self._open(call, result.value, ahead)
+                if name == "newfstatat":
+                    self._folders.looked_at(call.args[0], call.gathered.ins.get(1, b""), ahead)
+                else:
+                    self._open(call, result.value, ahead)
             elif name == "lseek" and not result.errno:
                 file = self._files.get(call.args[0] & 0xFFFFFFFF)
                 if file is not None:
@@ -212,6 +229,7 @@ class KnownFiles:
         """Consider the result of a call that nobody waits for any more; it may have changed something."""
         self._aheads.pop(result.id, None)
         self._known_streams.heard_late(result.id)
+        self._numbers.heard_late(result.id)
         self.forget()
 
     def abandon(self, call: PendingCall) -> bool:
@@ -226,11 +244,13 @@ class KnownFiles:
     def forget(self) -> None:
         """Know no contents any more: the host itself makes a call."""
         self._tell_positions()
+        self._numbers.forget()
         self._forget_contents()
 
     def _forget_contents(self) -> None:
         """Know only descriptors any more, and their offsets."""
-        self._folders.clear()
+        self._folders.forget()
+        self._upcoming.forget()
         for file in self._files.values():
             file.forget_all()
         for fd in [*self._waiting]:
@@ -241,7 +261,9 @@ class KnownFiles:
     def _forget_all(self) -> None:
         """Know nothing any more; reads that wait are made as they are."""
         self._tell_positions()
-        self._folders.clear()
+        self._folders.forget()
+        self._upcoming.forget()
+        self._numbers.forget()
         for fd in [*self._files]:
             self._untrack(fd)
 
@@ -257,18 +279,13 @@ class KnownFiles:
             file.listing[position] = (listed.size, listed.data, listed.position)
             position = listed.position
         if ahead.names:
-            entries = time.monotonic(), {named.name: named.stat for named in ahead.names}
-            path = call.gathered.ins.get(1, b"")
-            for key in ((call.args[0], b"" if path == b"." else path.rstrip(b"/") + b"/"), (fd, b"")):
-                self._folders[key] = entries
-            while len(self._folders) > _MAX_FOLDERS:
-                self._folders.popitem(last=False)
+            self._folders.opened(call.args[0], call.gathered.ins.get(1, b""), fd, ahead)
 
     def _untrack(self, fd: int) -> None:
         """Know nothing of a descriptor any more."""
         file = self._files.pop(fd)
         self._tell_position(fd, file)
-        self._folders.pop((fd, b""), None)
+        self._folders.closed(fd)
         gone = [call_id for call_id, of in self._reads.items() if of == fd]
         for call_id in gone:
             del self._reads[call_id]
@@ -306,6 +323,16 @@ class KnownFiles:
         self._send_posted(Syscall(self._next_id(), self._pid, self._told_pid, name, args, posted=True))
 
     # The calls that can be answered.
+
+    def _openat(self, call: PendingCall) -> bool:
+        number = self._numbers.next
+        ahead = self._upcoming.open(call, number)
+        if ahead is None or number is None:
+            return False
+        self._numbers.opened_next()
+        self._open(call, number, ahead)
+        self._answer(call, number, 0, {})
+        return True
 
     def _read(self, call: PendingCall) -> bool:
         fd = call.args[0] & 0xFFFFFFFF
@@ -349,6 +376,7 @@ class KnownFiles:
             return False
         if self._known_streams.writes_file(call.args[0] & 0xFFFFFFFF):
             self._forget_contents()
+            self._upcoming.written(self._next_id())
         return True
 
     def _pread(self, call: PendingCall) -> bool:
@@ -386,7 +414,7 @@ class KnownFiles:
 
     def _newfstatat(self, call: PendingCall) -> bool:
         args = call.args
-        found = self._attributes(args[0], call.gathered.ins.get(1, b""), args[3] & 0xFFFFFFFF)
+        found = self._folders.attributes(args[0], call.gathered.ins.get(1, b""), args[3] & 0xFFFFFFFF)
         if found is None or 2 not in call.gathered.outs:
             return False
         self._answer(call, 0, 0, {2: found})
@@ -397,7 +425,7 @@ class KnownFiles:
             return None
         try:
             path = memory.read_string(notification.a1, _PATH_MAX)
-            found = self._attributes(notification.a0, path, notification.a3 & 0xFFFFFFFF)
+            found = self._folders.attributes(notification.a0, path, notification.a3 & 0xFFFFFFFF)
             if found is None:
                 return None
             memory.write(notification.a2, found)
@@ -405,21 +433,6 @@ class KnownFiles:
             return None
         self._expect()
         return 0, 0
-
-    def _attributes(self, folder: int, path: bytes, flags: int) -> bytes | None:
-        """Return what newfstatat gives, if that is known."""
-        name_at = path.rfind(b"/") + 1
-        entries = self._folders.get((folder, path[:name_at]))
-        if entries is None:
-            return None
-        opened, stats = entries
-        found = stats.get(path[name_at:])
-        if found is None or time.monotonic() - opened > FRESH_SECONDS:
-            return None
-        if flags == _AT_SYMLINK_NOFOLLOW:
-            return found
-        is_link = stat.S_ISLNK(int.from_bytes(found[24:28], "little"))
-        return None if flags or is_link else found
 
     def _getdents(self, call: PendingCall) -> bool:
         fd = call.args[0] & 0xFFFFFFFF
@@ -465,6 +478,7 @@ class KnownFiles:
             return False
         self._files[fd].told_position = self._files[fd].position  # nobody will ask
         self._untrack(fd)
+        self._numbers.closed(fd)
         self._post("close", (fd, 0, 0, 0, 0, 0))
         self._answer(call, 0, 0, {})
         return True

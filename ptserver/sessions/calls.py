@@ -13,7 +13,7 @@ from ptserver.call import Call
 from ptserver.confinement.gate import GATED, Gate
 from ptserver.errors import ProtocolError
 from ptserver.hosts.policy import CLOCK_CALLS, EXECS, FORKS, SHADOW_CALLS
-from ptserver.messages import Cancel, Message, Observed, Result, Signal, Syscall
+from ptserver.messages import Cancel, Message, Observed, Result, Signal, Syscall, Taken
 from ptserver.net.poll_loop import PollLoop
 from ptserver.outcomes import Delay, Done, Fail, OpenBytes, Outcome, Proceed, Return
 from ptserver.server import RuntimeServer
@@ -127,12 +127,12 @@ class Calls:
         self._states: DescriptorStates | None = None
         self._behind: WriteBehind | None = None
 
-    def work_ahead(self, first_own: int) -> None:
+    def work_ahead(self, keep: Callable[[int], int], first_own: int) -> None:
         """Tell the host what it may ask next, and take what it has answered itself.
 
-        first_own: the first descriptor that is not the program's.
+        keep: makes a descriptor one of our own; first_own: the first that is not the program's.
         """
-        self.foresight = Foresight(self._send)
+        self.foresight = Foresight(self._send, keep, self._later, first_own)
         self._states = DescriptorStates(self._send, self.foresight.is_plain, first_own)
         self._behind = WriteBehind(self._states, self._workers, self._made, self.take_call)
 
@@ -217,6 +217,12 @@ class Calls:
                 message.goid,
             )
             (entry.method or self._server.observe)(call)
+
+    def take_taken(self, message: Taken) -> None:
+        """Hear what became of a folder that was told of. Raises: ProtocolError: none was."""
+        if self.foresight is None:
+            raise ProtocolError(f"the host took folder {message.id}, of which it was not told")
+        self.foresight.taken(message)
 
     def take_cancel(self, message: Cancel) -> None:
         """Answer a call that waits, soon."""

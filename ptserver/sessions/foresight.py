@@ -11,15 +11,17 @@ Thread rules: the session's thread.
 """
 
 import collections
+import contextlib
 import ctypes
 import itertools
 import os
 import stat
-import struct
+import time
 from collections.abc import Callable, Iterator
 
-from ptserver.messages import Ahead, Listed, Message, Named, Syscall
+from ptserver.messages import Ahead, Listed, Message, Named, Syscall, Taken
 from ptserver.server import RuntimeServer
+from ptserver.sessions.upcoming import UpcomingFolders, entries, prefix_of
 from ptserver.shadow.execute import Executed, attributes, execute
 from stepping.syscalls import SYSCALLS
 
@@ -44,6 +46,10 @@ _REMEMBERED_FOLDERS = 64
 _NOT_FORESEEN = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_DIRECT | os.O_PATH
 _F_GETFL = 3
 _SOME_ADDRESS = 1 << 12
+_INT = 0xFFFFFFFF
+_AT_FDCWD = -100 & _INT
+#: How soon attributes of a folder's entries are told again.
+_AGAIN_SECONDS = 0.9
 #: File systems that hold bytes. Source: statfs(2), <linux/magic.h>.
 _PLAIN = frozenset(
     {
@@ -66,7 +72,6 @@ _PLAIN = frozenset(
     }
 )
 _STATFS_BYTES = 120
-_DIRENT = struct.Struct("=QqHB")
 _FSTAT, _GETDENTS = SYSCALLS["fstat"], SYSCALLS["getdents64"]
 _STAT_BYTES = 144
 
@@ -79,44 +84,94 @@ def may_work_ahead(server: type[RuntimeServer]) -> bool:
 
 
 class Foresight:
-    """Tells by *send* what may be asked next."""
+    """Tells by *send* what may be asked next. keep, later, first_own: as for `UpcomingFolders`."""
 
-    def __init__(self, send: Callable[[Message], None]) -> None:
+    def __init__(
+        self,
+        send: Callable[[Message], None],
+        keep: Callable[[int], int],
+        later: Callable[[float, Callable[[], None]], None],
+        first_own: int,
+    ) -> None:
         self._send = send
         self._plain_devices: dict[int, bool] = {}
         self._listing_bytes = 8192  # what Go asks for; then what this program does
         self._wants_attributes = False
-        self._folders: collections.OrderedDict[tuple[int, bytes], None] = collections.OrderedDict()
+        # Folders that were opened, as paths into them begin; when attributes of their entries were told.
+        self._folders: collections.OrderedDict[tuple[int, bytes], float] = collections.OrderedDict()
+        self._upcoming = UpcomingFolders(send, self._describe, keep, later, first_own)
 
     def look(self, message: Syscall, executed: Executed) -> None:
         """Consider what follows a call that was just made, and whose result has not been sent yet."""
+        if executed[1]:
+            return
         match message.name:
-            case "openat" if not executed[1] and not message.args[2] & _NOT_FORESEEN:
+            case "openat" if not message.args[2] & _NOT_FORESEEN:
                 self._opened(message, executed[0])
             case "getdents64":
                 self._listing_bytes = message.outs.get(1, self._listing_bytes)
-            case "newfstatat" if not self._wants_attributes:
-                folder, _, _ = message.ins.get(1, b"").rpartition(b"/")
-                self._wants_attributes = (message.args[0], folder) in self._folders
+            case "newfstatat":
+                self._looked_at(message, executed[2])
+
+    def taken(self, message: Taken) -> None:
+        """Hear what became of a folder that the program might open. Raises: ProtocolError."""
+        path = self._upcoming.taken(message)
+        if path is not None:
+            self._remember(_AT_FDCWD, path)
 
     def _opened(self, message: Syscall, fd: int) -> None:
+        ahead = self._describe(message.id, fd)
+        if ahead is None:
+            return
+        self._send(ahead)
+        if ahead.folder:
+            folder, path = message.args[0] & _INT, message.ins.get(1, b"")
+            self._remember(folder, path)
+            if folder == _AT_FDCWD or path.startswith(b"/"):
+                self._upcoming.opened(path, message.args[2] & _INT, ahead)
+
+    def _remember(self, folder: int, path: bytes) -> None:
+        for known in ((folder, path[: path.rfind(b"/") + 1]), (folder, prefix_of(path))):
+            if known in self._folders:
+                self._folders.move_to_end(known)
+        self._folders[folder, prefix_of(path)] = time.monotonic() if self._wants_attributes else 0.0
+        if len(self._folders) > _REMEMBERED_FOLDERS:
+            self._folders.popitem(last=False)
+
+    def _looked_at(self, message: Syscall, outs: dict[int, bytes]) -> None:
+        """Tell attributes of all that is in a folder when the program wants those of something in it."""
+        path = message.ins.get(1, b"")
+        folder, prefix = message.args[0] & _INT, path[: path.rfind(b"/") + 1]
+        told = self._folders.get((folder, prefix))
+        now = time.monotonic()
+        if told is None or now - told < _AGAIN_SECONDS or (folder != _AT_FDCWD and path[:1] != b"/"):
+            return
+        self._wants_attributes = True
+        self._folders[folder, prefix] = now
+        with contextlib.suppress(OSError):
+            fd = os.open(prefix or b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                if self.is_plain(fd, os.fstat(fd).st_dev):
+                    names = tuple(self._attributes(fd, tuple(self._listing(fd))))
+                    self._send(Ahead(message.id, 0, outs[2], names=names))
+            finally:
+                os.close(fd)
+
+    def _describe(self, number: int, fd: int) -> Ahead | None:
+        """Return what is to be told of *fd*, which was opened for reading by call *number*; None if nothing is."""
         facts = os.fstat(fd)
         value, failure, outs = execute(_FSTAT, (fd, _SOME_ADDRESS, 0, 0, 0, 0), {}, {1: _STAT_BYTES})
         if value or failure or not self.is_plain(fd, facts.st_dev):
-            return
+            return None
         flags = execute(SYSCALLS["fcntl"], (fd, _F_GETFL, 0, 0, 0, 0), {}, {})[0]
         if stat.S_ISREG(facts.st_mode):
             data = os.pread(fd, _DATA_BYTES, 0) if facts.st_size else b""
-            end = len(data) == facts.st_size
-            self._send(Ahead(message.id, flags, outs[1], data=data, end=end))
-        elif stat.S_ISDIR(facts.st_mode):
-            path = message.ins.get(1, b"").rstrip(b"/")
-            self._folders[message.args[0], path] = None
-            if len(self._folders) > _REMEMBERED_FOLDERS:
-                self._folders.popitem(last=False)
-            listing = tuple(self._listing(fd))
-            names = tuple(self._attributes(fd, listing)) if self._wants_attributes else ()
-            self._send(Ahead(message.id, flags, outs[1], folder=True, listing=listing, names=names))
+            return Ahead(number, flags, outs[1], data=data, end=len(data) == facts.st_size)
+        if not stat.S_ISDIR(facts.st_mode):
+            return None
+        listing = tuple(self._listing(fd))
+        names = tuple(self._attributes(fd, listing)) if self._wants_attributes else ()
+        return Ahead(number, flags, outs[1], folder=True, listing=listing, names=names)
 
     def is_plain(self, fd: int, device: int) -> bool:
         """Whether *fd*, a file or folder on *device*, is on a file system that holds bytes."""
@@ -142,16 +197,5 @@ class Foresight:
     @staticmethod
     def _attributes(fd: int, listing: tuple[Listed, ...]) -> Iterator[Named]:
         """Yield the attributes of entries. An entry that has gone meanwhile is not told of."""
-        names = (name for listed in listing for name in _names(listed.data))
+        names = (name for listed in listing for name, _ in entries(listed.data))
         yield from itertools.starmap(Named, attributes(fd, itertools.islice(names, _NAMES)))
-
-
-def _names(dirents: bytes) -> Iterator[bytes]:
-    """Yield the names in what getdents64 gave, but "." and "..". Source: getdents(2)."""
-    at = 0
-    while at < len(dirents):
-        _, _, size, _ = _DIRENT.unpack_from(dirents, at)
-        name = dirents[at + 19 : at + size].partition(b"\0")[0]
-        at += size
-        if name not in (b".", b".."):
-            yield name

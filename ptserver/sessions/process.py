@@ -48,6 +48,7 @@ from ptserver.messages import (
     StreamData,
     StreamEnd,
     Syscall,
+    Taken,
     ThreadEvent,
     ToServer,
     WatchedCalls,
@@ -181,13 +182,14 @@ class SessionLoop:
         )
         self._children.answer_to(self._calls)
         if ahead:
-            self._calls.work_ahead(descriptors.program_limit)
+            self._calls.work_ahead(descriptors.keep, descriptors.program_limit)
         self._ended = False
         self._connection_events = 0
         self._stdio_changed = True
         self._takers: dict[type, Callable[[Any], None]] = {
             Syscall: self._calls.take_call,
             Observed: self._calls.take_observed,
+            Taken: self._calls.take_taken,
             Cancel: self._calls.take_cancel,
             StreamData: self._take_data,
             StreamCredit: self._take_credit,

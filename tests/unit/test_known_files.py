@@ -3,13 +3,14 @@
 import errno
 import itertools
 import os
+import time
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from ptserver.hosts.known_files import KnownFiles
-from ptserver.messages import Ahead, Listed, Message, Named, Result, Syscall
+from ptserver.messages import Ahead, DescriptorState, Listed, Message, Named, Result, Syscall, Taken, Upcoming
 from stepping.errors import MemoryFaultError
 from stepping.listener import Notification
 from stepping.syscalls import SYSCALLS
@@ -58,26 +59,33 @@ class Host:
         pid: int = PID,
     ) -> tuple[int, int, dict[int, bytes]] | None:
         """Return the answer, or None if the call goes to the session, which then answers 0."""
-        call: Any = SimpleNamespace(
-            id=next(self._ids),
-            row=SYSCALLS[name],
-            process=SimpleNamespace(pid=pid),
-            args=(*args, *(0,) * (6 - len(args))),
-            gathered=SimpleNamespace(ins=ins or {}, outs=outs or {}),
-        )
+        call = self._new(name, args, ins or {}, outs or {}, pid)
         if self.known.serve(call):
             return self.answers.get(call.id, (-1, 0, {}))
         self.known.heard(call, Result(call.id))
         return None
 
-    def open(self, fd: int = 5, path: bytes = b"dir/file", **ahead: Any) -> int:
-        call: Any = SimpleNamespace(
+    def call_sent(self, name: str, *args: int) -> Any:
+        """Return a call that goes to the session, which has not answered."""
+        call = self._new(name, args, {}, {}, PID)
+        assert not self.known.serve(call)
+        return call
+
+    def _new(
+        self, name: str, args: tuple[int, ...], ins: dict[int, bytes], outs: dict[int, int], pid: int
+    ) -> Any:
+        registers = (*args, *(0,) * (6 - len(args)))
+        return SimpleNamespace(
             id=next(self._ids),
-            row=SYSCALLS["openat"],
-            process=SimpleNamespace(pid=PID),
-            args=(AT_FDCWD, 1, os.O_RDONLY, 0, 0, 0),
-            gathered=SimpleNamespace(ins={1: path}, outs={}),
+            tid=pid,
+            row=SYSCALLS[name],
+            process=SimpleNamespace(pid=pid),
+            args=registers,
+            gathered=SimpleNamespace(args=registers, ins=ins, outs=outs),
         )
+
+    def open(self, fd: int = 5, path: bytes = b"dir/file", **ahead: Any) -> int:
+        call = self._new("openat", (AT_FDCWD, 1, os.O_RDONLY), {1: path}, {}, PID)
         assert not self.known.serve(call)
         self.known.take(Ahead(call.id, os.O_RDONLY, STAT, **(ahead or {"data": DATA, "end": True})))
         self.known.heard(call, Result(call.id, fd))
@@ -225,6 +233,72 @@ def test_a_folder_is_listed_and_its_entries_known(host: Host) -> None:
     assert host.call("newfstatat", AT_FDCWD, 1, 1, 0x100, ins={1: b"file"}, outs={2: 144}) is None
     assert host.call("unlinkat", 9) is None
     assert host.call("newfstatat", 6, 1, 1, 0x100, ins={1: b"file"}, outs={2: 144}) is None
+
+
+def tell_of(host: Host, number: int, path: bytes = b"next") -> None:
+    names = (Named(b"file", STAT),)
+    host.known.take(Upcoming(path, os.O_DIRECTORY, Ahead(number, 0, STAT, folder=True, names=names)))
+
+
+def open_folder(host: Host, path: bytes = b"next", how: int = os.O_DIRECTORY) -> int | None:
+    """Return the number that it gets at once, None if the session is asked."""
+    answer = host.call("openat", AT_FDCWD, 1, how, ins={1: path})
+    return None if answer is None else answer[0]
+
+
+def taken(host: Host) -> list[tuple[int, int]]:
+    found = [(m.id, m.fd) for m in host.sent if isinstance(m, Taken)]
+    host.sent.clear()
+    return found
+
+
+def test_a_folder_that_was_told_of_is_opened_as_the_number_that_is_free(host: Host) -> None:
+    host.open(7)
+    tell_of(host, 1)
+    assert open_folder(host) is None  # which number is next was not known
+    assert taken(host) == [(1, -1)]
+    host.open(7)
+    assert host.call("close", 7) == (0, 0, {})
+    tell_of(host, 2)
+    assert open_folder(host) == 7
+    assert taken(host) == [(2, 7)]
+    for dirfd, path in ((AT_FDCWD, b"next/file"), (7, b"file")):
+        assert host.call("newfstatat", dirfd, 1, 1, 0x100, ins={1: path}, outs={2: 144}) == (0, 0, {2: STAT})
+    tell_of(host, 3)
+    assert open_folder(host) is None
+
+
+@pytest.mark.parametrize("name", ["unlinkat", "dup", "epoll_wait"])
+def test_a_folder_that_was_told_of_is_forgotten_like_all_else(host: Host, name: str) -> None:
+    host.open(7)
+    host.call("close", 7)
+    tell_of(host, 1)
+    call: Any = host.call_sent(name, 7)
+    host.known.heard(call, Result(call.id, 1))
+    assert taken(host) == [(1, -1)]
+    assert open_folder(host) is None
+
+
+def test_what_was_told_before_a_posted_write_to_a_file_was_made_is_not_used(host: Host) -> None:
+    host.open(7)
+    host.call("close", 7)
+    host.known.take(DescriptorState(4, "file", 100))
+    assert host.call("write", 4, 1, 5, ins={1: b"12345"}) == (5, 0, {})
+    tell_of(host, 1)
+    assert taken(host) == [(1, -1)]
+    assert host.call("statfs", 1) is None
+    tell_of(host, 2)
+    assert open_folder(host) == 7
+
+
+def test_folders_that_nobody_opens_are_given_back(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    tell_of(host, 1)
+    tell_of(host, 2)
+    assert taken(host) == [(1, -1)]
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now + 2)
+    assert host.call("statfs", 1) is None
+    assert taken(host) == [(2, -1)]
 
 
 def test_a_folder_is_read_on_by_the_session_where_no_more_is_known(host: Host) -> None:
