@@ -104,3 +104,16 @@ class ServerMistakeError(PtServerError):
     def of(cls, server: type, method: str, error: Exception) -> Self:
         """Return the error for what *method* of the class *server* raised."""
         return cls(f"{server.__name__}.{method} raised {type(error).__name__}: {error}")
+
+
+class UnsupportedInstructionError(PtServerError):
+    """An instruction can be executed on remote memory neither by the emulator nor by the processor.
+
+    pid: the program, which, executed natively, is left stopped as it was before that instruction.
+    """
+
+    exit_status = 71
+
+    def __init__(self, pid: int, text: str) -> None:
+        super().__init__(text)
+        self.pid = pid

@@ -143,6 +143,7 @@ class Processor:
         self._budget = ctypes.c_int32(0x7FFFFFFF)
         self._wants_stop = False
         self._in_hook = False
+        self._is_stepping = False
         self._refused = ctypes.c_int32(0)
         self._fault_address: ctypes.c_uint64 | None = None
         self._table = mmap.mmap(-1, ADDRESS_LIMIT >> _PAGE_BITS, flags=_TABLE_FLAGS)
@@ -199,20 +200,42 @@ class Processor:
             return Trap(TrapKind.INSTRUCTION, detail=error)
         raise EmulatorError(f"the emulator cannot run code at {pc:#x}: {reason(error)}")
 
+    def run_watched(self, pc: int, on_access: Callable[[bool, int, int], None]) -> Stop:
+        """Execute one instruction, as `run` does; *on_access* (written, address, size) is called before each access.
+
+        Raises:
+            Whatever *on_access* raised; the instruction may have been executed then.
+        """
+
+        def memory_hook(_e: int, access: int, address: int, size: int, _v: int, _d: int) -> None:
+            with self._failures:
+                on_access(access == unicorn_const.UC_MEM_WRITE, address, size)
+
+        both = unicorn_const.UC_HOOK_MEM_READ | unicorn_const.UC_HOOK_MEM_WRITE
+        handle = self._hook(both, MEMORY_HOOK(memory_hook))
+        try:
+            return self.run(pc, once=True)
+        finally:
+            LONG_API.uc_hook_del(self.engine, handle)
+            self._hooks.pop()
+
     def _run_once(self, pc: int) -> int:
         """Execute one instruction, which is translated anew: with what counts it, and looks whether to stop."""
         self.forget_code(pc, 1)
         checks = self._without_checks.value
+        with self._lock:
+            self._is_stepping = True  # a stop would come after an access, in the middle of the instruction
         self._without_checks.value = 0
         error: int = LONG_API.uc_emu_start(self.engine, pc, 0, 0, 1)
         self._without_checks.value = checks
+        self._is_stepping = False
         self.forget_code(pc, 1)
         return error
 
     def stop(self) -> None:
-        """Make `run` return soon; does nothing if it does not run. Any thread may call it."""
+        """Make `run` return soon; does nothing if it does not run, or returns anyway. Any thread may call it."""
         with self._lock:
-            if self._closed:
+            if self._closed or self._is_stepping:
                 return
             if self._host_code is not None or self._in_hook:
                 API.uc_emu_stop(self.engine)
@@ -292,6 +315,12 @@ class Processor:
         """
         control(self.engine, unicorn_const.UC_CTL_TLB_FLUSH)
 
+    @property
+    def pc(self) -> int:
+        """Where the processor is: in a syscall, behind it."""
+        API.uc_reg_read(self.engine, self.ids.pc, self._result_pointer)
+        return self._result.value + self.pc_lags_bytes
+
     def read_call(self) -> list[int]:
         """Return the registers of the syscall that is being made: its number, then six arguments."""
         return self.call_registers.read(self.engine)
@@ -351,8 +380,11 @@ class Processor:
         *more: ctypes.c_int,
         data: Any = None,
         within: tuple[int, int] = (1, 0),
-    ) -> None:
-        """Install a hook. within: its first and last address; everywhere, if the last one comes first."""
+    ) -> ctypes.c_size_t:
+        """Install a hook; return Unicorn's name for it.
+
+        within: its first and last address; everywhere, if the last one comes first.
+        """
         handle = ctypes.c_size_t()
         error = LONG_API.uc_hook_add(
             self.engine,
@@ -365,6 +397,7 @@ class Processor:
         )
         check(error, "install a hook")
         self._hooks.append(function)
+        return handle
 
     def _add_hooks(self, budgeted: bool) -> None:
         code = self._host_code

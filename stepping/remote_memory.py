@@ -14,7 +14,6 @@ from typing import Literal, Protocol
 
 from stepping.errors import SteppingError
 from stepping.maps import PAGE_BYTES
-from stepping.tracee_memory import TraceeMemory
 
 #: What `RemoteStore.atomic` can do: all in one, and the old value comes back.
 AtomicOperation = Literal["add", "and", "or", "xor", "exchange", "compare_exchange"]
@@ -57,10 +56,20 @@ class RemoteStore(Protocol):
         """
 
 
+class LocalMemory(Protocol):
+    """The memory of a process itself. Both raise MemoryFaultError where there is none."""
+
+    def read(self, address: int, size: int, /) -> bytes:
+        """Return *size* bytes."""
+
+    def write(self, address: int, data: bytes, /) -> object:
+        """Put *data* there."""
+
+
 class RemoteMap:
     """The remote *variables* of one process, whose *pages* are inaccessible to it, and its *memory*."""
 
-    def __init__(self, variables: Iterable[RemoteVariable], memory: TraceeMemory, store: RemoteStore) -> None:
+    def __init__(self, variables: Iterable[RemoteVariable], memory: LocalMemory, store: RemoteStore) -> None:
         self.variables = sorted(variables)
         self.pages = frozenset(
             page

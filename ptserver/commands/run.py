@@ -244,9 +244,9 @@ def run_command(
         raise click.UsageError("--on goes with neither --engine=emulate nor --trace")
     if on is not None and on.startswith("listen:") and on_lost[1]:
         raise click.UsageError("--on-lost=wait needs a host to connect to, not --on listen:ADDR")
-    if remote and (on is not None or engine in ("emulate", "step") or spread):
-        raise click.UsageError("remote variables go with neither --on, --spread nor another engine")
-    if remote and trace is not None and server == "passthrough":
+    if remote and (on is not None or engine == "step" or spread):
+        raise click.UsageError("remote variables go with neither --on, --spread nor --engine=step")
+    if remote and trace is not None and server == "passthrough" and engine != "emulate":
         raise click.UsageError(
             "--trace with remote variables needs a --server; --remote-trace logs the accesses"
         )

@@ -41,7 +41,7 @@ from ptserver.emulated.readiness import (
     watched_by_poll,
     without_waiting,
 )
-from ptserver.errors import PtServerError
+from ptserver.errors import PtServerError, UnsupportedInstructionError
 from ptserver.machine import native_arch, this_machine
 from ptserver.messages import Program
 from ptserver.outcomes import Delay, Done, Fail, OpenBytes, Outcome, Proceed, Return
@@ -51,6 +51,7 @@ from ptserver.shadow.execute import execute
 from ptserver.shadow.waiting import Waiting
 from stepping.emulation.address_space import map_file
 from stepping.emulation.arch_layouts import Translation
+from stepping.emulation.elsewhere import UnsupportedRemoteAccessError
 from stepping.emulation.machine import Machine, Observer
 from stepping.emulation.threads import BLOCKED, Result, Thread, Wait
 from stepping.errors import MemoryFaultError, SteppingError
@@ -58,6 +59,7 @@ from stepping.syscalls import SYSCALLS, Syscall, SyscallClass
 from stepping.syscalls.marshal import Args, BadArgumentError, Gathered, gather, scatter
 
 if TYPE_CHECKING:
+    from ptserver.emulated.remote_variables import RemoteVariables
     from stepping.syscalls import Arch
 
 #: What a call came to: its value or 0, its errno or 0, and what it filled by argument index, as the program has it.
@@ -81,9 +83,7 @@ class EmulatedResources:
     server: asked first for the calls that it declares an interest in.
     """
 
-    def __init__(
-        self, arch: "Arch", path: str, server: RuntimeServer | None, session: Session | None
-    ) -> None:
+    def __init__(self, arch: "Arch", path: str, server: RuntimeServer | None, session: Session) -> None:
         self._arch: Arch = arch
         self._exe = os.fsencode(os.path.realpath(path))
         self._translation = Translation(arch, native_arch())
@@ -145,7 +145,6 @@ class EmulatedResources:
         return _ServedCall(self, machine, thread, row, call)
 
     def _ask(self, served: "_ServedCall", method: Callable[[Call], Outcome | None]) -> Result:
-        assert self._session is not None
         self._next_id += 1
         call, row = served.call, served.row
         seen = Call(
@@ -391,12 +390,14 @@ def run_emulated(
     server: RuntimeServer | None = None,
     seed: int | None = None,
     sink: Observer | None = None,
+    remote: "RemoteVariables | None" = None,
 ) -> int:
     """Run the program at *path* on the emulator until it is gone; return its wait status, as waitpid(2) gives it.
 
     server: answers the calls that it has methods for; all else is this machine's. seed: makes the run repeatable:
     times, randomness, schedule and process id come from this number, so that the same program with the same
-    arguments, environment and files does the same, call by call. sink: sees every call.
+    arguments, environment and files does the same, call by call. sink: sees every call. remote: what of the program's
+    memory lives elsewhere.
 
     The program shares this process's descriptors, working directory and id.
 
@@ -405,33 +406,39 @@ def run_emulated(
         EmulatorError: the emulator failed.
     """
     arch = read_elf_header(path).arch
-    session = None
     machine: Machine | None = None
-    if server is not None:
-        session = Session(
-            "emulated",
-            Program.shown(path, argv),
-            this_machine(),
-            "server",
-            log=_log,
-            send_signal=lambda number: machine.raise_signal(number) if machine is not None else None,
-            keep_descriptor=lambda fd: fd,
-        )
+    session = Session(
+        "emulated",
+        Program.shown(path, argv),
+        this_machine(),
+        "server",
+        log=_log,
+        send_signal=lambda number: machine.raise_signal(number) if machine is not None else None,
+        keep_descriptor=lambda fd: fd,
+    )
     resources = EmulatedResources(arch, path, server, session)
     pid = os.getpid() if seed is None else REPEATABLE_PID
     machine = Machine(path, argv, env, resources, pid=pid, seed=seed, observer=sink)
+    if remote is not None:
+        remote.make(machine, server, session)
     if sink is not None:
         sink.start(machine)
     relay = SignalRelay(machine)
     try:
-        if server is not None and session is not None:
+        if server is not None:
             server.session_started(session)
-        status = machine.run()
+        try:
+            status = machine.run()
+        except UnsupportedRemoteAccessError as error:
+            where = _place_of(machine, error.pc)
+            raise UnsupportedInstructionError(
+                machine.pid, f"{error}{where}; the program was ended"
+            ) from error
         if machine.unknown_instruction is not None and os.WIFSIGNALED(status):
             _explain_death(machine, machine.unknown_instruction)
         if machine.is_child:
             end_as(status)
-        if server is not None and session is not None:
+        if server is not None:
             code = os.waitstatus_to_exitcode(status)
             server.exited(session, code if code >= 0 else None, max(-code, 0))
         return status
@@ -439,7 +446,7 @@ def run_emulated(
         relay.close()
         resources.background.close()
         machine.close()
-        if server is not None and session is not None:
+        if server is not None:
             server.session_ended(session)
 
 
@@ -449,13 +456,19 @@ def _explain_death(machine: Machine, pc: int) -> None:
         code = machine.space.read(pc, _SHOWN_CODE_BYTES).hex(" ")
     except MemoryFaultError:
         return
+    where = _place_of(machine, pc)
+    _log(f"ptserver: the emulator does not know the instruction at {pc:#x}{where}: {code}")
+
+
+def _place_of(machine: Machine, pc: int) -> str:
+    """Return function and line of an instruction, as far as the program says, for a message; empty if it does not."""
     from goabi.binary import GoBinary  # of programs that end well nothing is to be known
 
-    where = ""
     with contextlib.suppress(GoAbiError, OSError), GoBinary.open(machine.path, prefer_table=True) as binary:
         frames = binary.functions.frames_at(pc - machine.load_bias)
-        where = f" in {frames[0].function} ({frames[0].file}:{frames[0].line})" if frames else ""
-    _log(f"ptserver: the emulator does not know the instruction at {pc:#x}{where}: {code}")
+        if frames:
+            return f" in {frames[0].function} ({frames[0].file}:{frames[0].line})"
+    return ""
 
 
 def end_as(status: int) -> NoReturn:

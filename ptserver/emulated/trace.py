@@ -14,9 +14,9 @@ import time
 from collections.abc import Collection
 from typing import NamedTuple
 
-from goabi.binary import GoBinary
 from goabi.errors import GoAbiError
 from ptserver.emulated.go_events import EmulatedGoEvents
+from ptserver.emulated.goids import EmulatedGoids
 from ptserver.hosts.endings import exit_of
 from ptserver.tracelog.errors import TraceSourceError
 from ptserver.tracelog.events import ExitEvent, Frame, SignalEvent, SyscallEvent, TraceSink
@@ -37,8 +37,8 @@ _FLUSH_SECONDS = 0.1
 _U64 = struct.Struct("<Q")
 _PAIR = struct.Struct("<QQ")
 
-#: Of `Context.read_general`: arm64's g, frame pointer and link register; amd64's frame pointer.
-_ARM64_G, _ARM64_FP, _ARM64_LR = 28, 29, 30
+#: Of `Context.read_general`: arm64's frame pointer and link register; amd64's frame pointer.
+_ARM64_FP, _ARM64_LR = 29, 30
 _AMD64_FP = 10
 
 
@@ -80,7 +80,7 @@ class EmulatedTrace:
         self._flushed = time.monotonic()
         self._goids = self._frames = None
         with contextlib.suppress(GoAbiError, OSError):  # it is no program of Go's
-            self._goids = _Goids(path)
+            self._goids = EmulatedGoids(path)
             if stacks:
                 self._frames = FrameNames(path, copied=True)
         self._events: EmulatedGoEvents | None = None
@@ -179,36 +179,6 @@ class EmulatedTrace:
             self._events.close()
         if self._frames is not None:
             self._frames.close()
-
-
-class _Goids:
-    """Reads goroutine numbers: the register that holds `g`, its M, and that one's current goroutine."""
-
-    def __init__(self, path: str) -> None:
-        """Look at the program's file.
-
-        Raises:
-            OSError, GoAbiError: it is none of Go's, or of an unknown version.
-        """
-        with GoBinary.open(path, prefer_table=True) as binary:
-            layouts = binary.layouts
-        self._m = layouts["g"].offset("m")
-        self._goid = layouts["g"].offset("goid")
-        self._curg = layouts["m"].offset("curg")
-
-    def of(self, context: Context, machine: Machine) -> int:
-        """Return the number of the goroutine that the thread runs, 0 if it runs none."""
-        space = machine.space
-        try:
-            if machine.abi.arch == "arm64":
-                g = context.read_general()[_ARM64_G]
-            else:
-                g = _word(space, context.get_tls() - 8)
-            m = _word(space, g + self._m)
-            current = _word(space, m + self._curg)
-            return _word(space, current + self._goid)
-        except MemoryFaultError:
-            return 0
 
 
 def _word(space: AddressSpace, address: int) -> int:

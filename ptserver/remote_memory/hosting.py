@@ -15,7 +15,7 @@ from ptserver.remote_memory.variables import plan as make_plan
 from ptserver.tracelog.errors import TraceOutputError
 
 
-def plan_remote(path: str, wanted: Wanted | None) -> Plan | None:
+def plan_remote(path: str, wanted: Wanted | None, *, emulated: bool = False) -> Plan | None:
     """Return the plan for the program at *path*, and say what will be slow; None if nothing is wanted.
 
     Raises:
@@ -23,7 +23,7 @@ def plan_remote(path: str, wanted: Wanted | None) -> Plan | None:
     """
     if not wanted:
         return None
-    plan = make_plan(path, wanted)
+    plan = make_plan(path, wanted, emulated=emulated)
     for variable, why in plan.in_place.items():
         if variable.name in wanted.variables or wanted.types:
             print(
@@ -51,16 +51,21 @@ def start_remote(
     taken = [name for name in ("mmap", "mprotect") if host.takes(name)]
     if taken:
         raise RemoteVariableError(f"the server serves {taken[0]}, which remote variables need for themselves")
-    try:
-        binary = GoBinary.open(path)
-    except GoAbiError:
-        binary = None
+    binary = open_binary(path)
     if trace is not None:
-        store = TracingStore(store, _open(trace), binary)
+        store = TracingStore(store, open_log(trace), binary)
     host.start_tracer(RemoteTracer(host.tracees, plan, store, binary))
 
 
-def _open(path: str) -> int:
+def open_binary(path: str) -> GoBinary | None:
+    """Return the program at *path*; None if it is none of Go's."""
+    try:
+        return GoBinary.open(path)
+    except GoAbiError:
+        return None
+
+
+def open_log(path: str) -> int:
     """Return a descriptor for a log that ends with this process."""
     if path == "-":
         return 2

@@ -18,7 +18,7 @@ from collections.abc import Callable
 
 from goabi.binary import GoBinary
 from goabi.errors import GoAbiError
-from ptserver.errors import PtServerError
+from ptserver.errors import UnsupportedInstructionError
 from ptserver.inspection.goids import GoroutineIds
 from ptserver.inspection.process_memory import read_entry
 from ptserver.remote_memory.stores import StoreLostError, VariableStore
@@ -40,19 +40,6 @@ _SIGACTION_BYTES = 32
 _STOP_SECONDS = 2.0
 #: After which time a thread that waits on a remote futex looks again.
 _FUTEX_SECONDS = 0.001
-
-
-class UnsupportedInstructionError(PtServerError):
-    """An instruction can be executed on remote memory neither by the emulator nor by the processor.
-
-    pid: the program, which is left stopped, as it was before that instruction.
-    """
-
-    exit_status = 71
-
-    def __init__(self, pid: int, text: str) -> None:
-        super().__init__(text)
-        self.pid = pid
 
 
 class RemoteTracer:

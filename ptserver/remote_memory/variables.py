@@ -23,6 +23,7 @@ from ptserver.remote_memory.options import Wanted
 from ptserver.remote_memory.shared import MAX_NAME_BYTES, MAX_VARIABLE_BYTES
 from stepping.remote_memory import RemoteVariable
 from stepping.static_references import Reference, UnclearReferenceError, find_references
+from stepping.static_references_arm64 import find_page_references
 
 _RANGE = re.compile(r"(?:(?P<name>[^=]+)=)?(?:0x)?(?P<start>[0-9a-fA-F]+)-(?:0x)?(?P<end>[0-9a-fA-F]+)")
 _WORD = 8
@@ -67,8 +68,8 @@ class Plan:
         )
 
 
-def plan(path: str, wanted: Wanted) -> Plan:
-    """Return the plan for the program at *path*.
+def plan(path: str, wanted: Wanted, *, emulated: bool = False) -> Plan:
+    """Return the plan for the program at *path*, which will be executed natively, or *emulated*.
 
     Raises:
         RemoteVariableError: something that is wanted cannot be.
@@ -76,17 +77,17 @@ def plan(path: str, wanted: Wanted) -> Plan:
     """
     try:
         with GoBinary.open(path) as binary:
-            return _Planner(binary.elf, binary).plan(wanted)
+            return _Planner(binary.elf, binary, emulated).plan(wanted)
     except GoAbiError:
         with ElfFile(path) as elf:  # not Go's
-            return _Planner(elf, None).plan(wanted)
+            return _Planner(elf, None, emulated).plan(wanted)
 
 
 class _Planner:
-    def __init__(self, elf: ElfFile, binary: GoBinary | None) -> None:
+    def __init__(self, elf: ElfFile, binary: GoBinary | None, emulated: bool) -> None:
         self._elf = elf
         self._binary = binary
-        if elf.header.arch != "amd64":
+        if elf.header.arch != "amd64" and not emulated:
             raise RemoteVariableError("remote variables need a program for amd64, or --engine=emulate")
 
     def plan(self, wanted: Wanted) -> Plan:
@@ -283,9 +284,11 @@ class _Planner:
         clear = [variable for variable, references in found.items() if references == []]
         spans = [(variable.address, variable.end) for variable in clear]
         for address, code in self._code() if clear else ():
-            for variable, more in zip(
-                clear, find_references(code, address, spans, self._function_of), strict=True
-            ):
+            if self._elf.header.arch == "arm64":
+                references_of_all = find_page_references(code, address, spans)
+            else:
+                references_of_all = find_references(code, address, spans, self._function_of)
+            for variable, more in zip(clear, references_of_all, strict=True):
                 known = found[variable]
                 if isinstance(more, UnclearReferenceError):
                     found[variable] = more

@@ -132,9 +132,17 @@ def run_emulated(options: RunOptions, path: str) -> int:
         )
     server_class = load(options.server)
     server = None if options.server == "passthrough" else instance(server_class)
+    remote = None
+    if options.remote:
+        from ptserver.emulated.remote_variables import RemoteVariables
+        from ptserver.remote_memory.hosting import plan_remote
+
+        plan = plan_remote(path, options.remote, emulated=True)
+        assert plan is not None
+        remote = RemoteVariables(path, plan, options.remote_trace)
     with _emulated_trace(options, path) as sink:
         status = emulated_host.run_emulated(
-            path, options.argv, environment(), server=server, seed=options.seed, sink=sink
+            path, options.argv, environment(), server=server, seed=options.seed, sink=sink, remote=remote
         )
     return end_as(status)
 

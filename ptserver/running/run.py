@@ -66,7 +66,7 @@ class RunOptions:
     @property
     def may_be_emulated(self) -> bool:
         """Whether a program of another architecture can be executed as is wanted."""
-        if self.engine != "auto" or self.remote or self.spread or self.on is not None:
+        if self.engine != "auto" or self.spread or self.on is not None:
             return self.emulated
         from ptserver.net.transport import is_address
 

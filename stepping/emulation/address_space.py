@@ -79,6 +79,19 @@ class Vma(NamedTuple):
     limit: int = PROT_READ | PROT_WRITE | PROT_EXEC
 
 
+class ElsewhereMemory(Protocol):
+    """Whoever has a part of the program's memory; see `stepping.emulation.elsewhere`."""
+
+    def touches(self, address: int, size: int) -> bool:
+        """Whether any of *size* bytes at *address* may be its."""
+
+    def read(self, address: int, size: int) -> bytes:
+        """Return *size* bytes that may be read."""
+
+    def write(self, address: int, data: bytes) -> None:
+        """Put *data* where that may be written."""
+
+
 #: Called to map a file: (address in this process, size) -> errno or 0, and `Vma.limit`.
 FileMapper = Callable[[int, int], tuple[int, int]]
 
@@ -91,6 +104,8 @@ class AddressSpace:
         self._starts: list[int] = []
         self._vmas: list[Vma] = []
         self._last = Vma(0, 0, 0)
+        #: Whoever has a part of what is read and written.
+        self.elsewhere: ElsewhereMemory | None = None
         flags = _MAP_PRIVATE | _MAP_ANONYMOUS | _MAP_NORESERVE
         base = _mmap(None, ADDRESS_LIMIT, PROT_READ | PROT_WRITE, flags, -1, 0)
         if base == _FAILED:
@@ -138,6 +153,8 @@ class AddressSpace:
         """Return exactly *size* bytes; MemoryFaultError if they are not all there."""
         if not self.allows(address, size, PROT_READ):
             raise MemoryFaultError(address)
+        if self.elsewhere is not None and self.elsewhere.touches(address, size):
+            return self.elsewhere.read(address, size)
         return self._bytes[address : address + size].tobytes()
 
     def read_string(self, address: int, limit: int) -> bytes:
@@ -158,6 +175,9 @@ class AddressSpace:
         size = len(data)
         if not self.allows(address, size, PROT_WRITE):
             raise MemoryFaultError(address)
+        if self.elsewhere is not None and self.elsewhere.touches(address, size):
+            self.elsewhere.write(address, data)
+            return
         self._bytes[address : address + size] = data
 
     # The mappings.

@@ -16,6 +16,8 @@ from stepping.emulation.threads import Result, Scheduler, Thread, Wait
 FUTEX_WAIT, FUTEX_WAKE, FUTEX_REQUEUE, FUTEX_CMP_REQUEUE = 0, 1, 3, 4
 FUTEX_WAIT_BITSET, FUTEX_WAKE_BITSET = 9, 10
 _ANY = 0xFFFFFFFF
+#: After which time a thread that waits on a word that is elsewhere looks again.
+_LOOKS_AGAIN_NS = 1_000_000
 
 _U32 = struct.Struct("<I")
 
@@ -36,12 +38,22 @@ class Futexes:
             return -errno.EINVAL
         if not self._space.allows(address, 4, PROT_READ):
             return -errno.EFAULT
+        elsewhere = self._space.elsewhere
+        if elsewhere is not None and elsewhere.touches(address, 4):
+            return self._wait_elsewhere(thread, elsewhere.read(address, 4), expected)
         if _U32.unpack_from(self._space.view, address)[0] != expected & _ANY:
             return -errno.EAGAIN
         wait = Wait(restarts=deadline is None)
         wait.cancel = lambda: self._forget(address, wait)
         self._waiting.setdefault(address, collections.deque()).append((thread, wait, bits))
         return self._scheduler.block(thread, wait, deadline)
+
+    def _wait_elsewhere(self, thread: Thread, word: bytes, expected: int) -> Result:
+        """Return as if woken in a moment: whoever changes a *word* that other programs have, too, wakes nobody here."""
+        if _U32.unpack(word)[0] != expected & _ANY:
+            return -errno.EAGAIN
+        deadline = self._scheduler.now() + _LOOKS_AGAIN_NS
+        return self._scheduler.block(thread, Wait(timeout_result=0), deadline)
 
     def wake(self, address: int, count: int, bits: int = _ANY) -> int:
         """Wake at most *count* of those who wait on *address*; return how many."""

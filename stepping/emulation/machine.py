@@ -17,7 +17,7 @@ import random
 import signal
 import threading
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from goabi.elf_header import read_elf_header
 from stepping.emulation.abi import abi_of
@@ -31,6 +31,9 @@ from stepping.emulation.threads import BLOCKED, RELOAD, Result, Scheduler, Threa
 from stepping.emulator import ADDRESS_LIMIT, Processor, Stopped, Trap, TrapKind
 from stepping.syscalls import Syscall, SyscallClass, Sysno, by_number
 from stepping.unicorn_api import EmulatorError
+
+if TYPE_CHECKING:
+    from stepping.emulation.elsewhere import Elsewhere
 
 SLICE_SECONDS = 0.002
 SLICE_BYTES = 400_000
@@ -141,6 +144,7 @@ class Machine:
         self.on_call: Callable[[Thread, list[int]], bool] | None = None
         #: Where the last instruction was that the processor does not know.
         self.unknown_instruction: int | None = None
+        self._elsewhere: Elsewhere | None = None
         self._paused = False
         self._next_tid = pid
         self._slices = 0
@@ -226,6 +230,10 @@ class Machine:
         self.space.close()
         self.scheduler.close()
 
+    def keep_elsewhere(self, elsewhere: "Elsewhere | None") -> None:
+        """Have a part of the program's memory elsewhere. To be called before it runs."""
+        self._elsewhere = self.space.elsewhere = elsewhere
+
     def own_handler(self, row: Syscall) -> "Handler | None":
         """Return the machine's own implementation of the call *row*, if it is about the program itself."""
         return self._own_handlers.get(row.numbers[self.abi.arch])
@@ -243,6 +251,7 @@ class Machine:
         self.scheduler.after_fork()
         self.is_child = True
         self.observer = None
+        self.keep_elsewhere(None)
         self.pid = thread.tid = pid
         self.threads = {pid: thread}
         self._next_tid = pid + 1
@@ -363,10 +372,7 @@ class Machine:
             self._take_back(thread)
             return
         if self.observer is None:
-            handler = self._handlers.get(number)
-            result = (
-                handler(thread, args) if handler is not None else self._call_outside(thread, number, args)
-            )
+            result = self._make_call(thread, number, args)
         else:
             result = self._observed(thread, number, args)
         if isinstance(result, int):
@@ -392,14 +398,22 @@ class Machine:
         self.current = None
         self.processor.stop()
 
+    def _make_call(self, thread: Thread, number: int, args: list[int]) -> Result:
+        handler = self._handlers.get(number)
+        if self._elsewhere is not None:
+            self._elsewhere.calls(thread)
+            if handler is not None:
+                with self._elsewhere.lent(args):
+                    return handler(thread, args)
+        return handler(thread, args) if handler is not None else self._call_outside(thread, number, args)
+
     def _observed(self, thread: Thread, number: int, args: list[int]) -> Result:
         assert self.observer is not None
         row = self._rows.get(Sysno(number))
         if row is not None:
             self.observer.begins(self, thread, row, args, self.clock.now())
             thread.is_observed = True
-        handler = self._handlers.get(number)
-        result = handler(thread, args) if handler is not None else self._call_outside(thread, number, args)
+        result = self._make_call(thread, number, args)
         if thread.is_observed:
             if isinstance(result, int):
                 self._observe_end(thread, result)
@@ -422,6 +436,12 @@ class Machine:
 
     def _on_trap(self, thread: Thread, trap: Trap) -> None:
         """Turn what the processor could not do into the signal that a kernel would send."""
+        if trap.kind is TrapKind.MEMORY and self._elsewhere is not None:
+            found = self._elsewhere.execute(thread, trap)
+            if found is None:
+                self.scheduler.ready.appendleft(thread)
+                return
+            trap = found
         if self.on_trap is not None and self.on_trap(thread, trap):
             self.scheduler.ready.appendleft(thread)
             return
