@@ -331,6 +331,41 @@ class Dwarf:
                     waiting.append(child)
         return False
 
+    def find_line(self, addr: int) -> tuple[str, int] | None:
+        """The source file and line of the instruction at *addr*, of any compiler: all line tables are read for it.
+
+        Raises:
+            DwarfError: they are damaged.
+        """
+        from elftools.common.exceptions import DWARFError, ELFParseError
+        from elftools.construct.core import ConstructError
+
+        try:
+            for unit in self._dwarf.iter_CUs():
+                found = self._line_in(unit, addr)
+                if found is not None:
+                    return found
+        except _damage(DWARFError, ELFParseError, ConstructError) as error:
+            raise DwarfError(f"the table of source lines is damaged: {error!r:.80}") from error
+        return None
+
+    def _line_in(self, unit: Any, addr: int) -> tuple[str, int] | None:
+        unit.get_top_DIE()
+        program = self._dwarf.line_program_for_CU(unit)
+        if program is None:
+            return None
+        before = None
+        for state in (entry.state for entry in program.get_entries()):
+            if state is None:
+                continue
+            if before is not None and not before.end_sequence and before.address <= addr < state.address:
+                # Files are numbered from 1 up to DWARF 4, from 0 since.
+                first = 0 if program.header.version >= 5 else 1
+                name = program.header.file_entry[before.file - first].name
+                return name.decode("utf-8", "replace"), before.line
+            before = state
+        return None
+
     def _iter_parameters(self, die: "DIE") -> Iterator[Parameter]:
         for child in self._iter_children(die):
             if child.tag == "DW_TAG_formal_parameter":

@@ -353,6 +353,10 @@ class ElfFile:
                 text = strings[name : strings.find(b"\0", name)].decode("utf-8", "replace")
                 yield Symbol(text, addr, size, info & 0xF)
 
+    def find_symbol_over(self, addr: int) -> Symbol | None:
+        """The symbol of a function or variable that *addr* lies in, of those with a size."""
+        return next((one for one in self.iter_symbols() if one.addr <= addr < one.addr + one.size), None)
+
     def iter_notes(self) -> Iterator[Note]:
         """The notes of all segments and sections; some come twice. Raises: `TruncatedElfError`."""
         for segment in self.header.program_headers:

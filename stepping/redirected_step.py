@@ -16,10 +16,10 @@ import signal
 from stepping import ptrace_api
 from stepping.errors import SteppingError, TraceeGoneError
 from stepping.registers import Registers
+from stepping.remote_memory import LocalMemory
 from stepping.stop_results import is_step_trap
 from stepping.tracee import Resume, Tracee
 from stepping.tracee_engine import EngineMemory
-from stepping.tracee_memory import TraceeMemory
 from stepping.wait_status import WaitKind
 from stepping.x86_instructions import Instruction, Unit
 
@@ -45,7 +45,7 @@ class RedirectedStep:
     scratch: where `SCRATCH_BYTES` of its *memory* are at its disposal: a page of code, and one that can be written.
     """
 
-    def __init__(self, memory: TraceeMemory, scratch: int) -> None:
+    def __init__(self, memory: LocalMemory, scratch: int) -> None:
         self._memory = memory
         self._code = scratch
         self._buffer = scratch + _PAGE

@@ -13,11 +13,8 @@ Not trusted: the program.
 Thread rules: the machine's thread alone, but for the calls made in the background.
 """
 
-import contextlib
 import errno
 import os
-import resource
-import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -26,25 +23,16 @@ from typing import TYPE_CHECKING, NoReturn
 from goabi.elf_header import read_elf_header
 from goabi.errors import GoAbiError
 from ptserver.call import Call
+from ptserver.code_place import place_in
+from ptserver.emulated.away_calls import Away, asks_only, map_from_away
 from ptserver.emulated.background import Background
-from ptserver.emulated.processes import SignalRelay, exec_program, fork
-from ptserver.emulated.readiness import (
-    EPOLLS,
-    NEVER_REPEATED,
-    POLLS,
-    has_waited,
-    is_ready,
-    mask_while_waiting,
-    patience_ns,
-    timeout_ns,
-    watched_by,
-    watched_by_poll,
-    without_waiting,
-)
+from ptserver.emulated.processes import SignalRelay, fork, own_pid
+from ptserver.emulated.served_call import PATH_CALLS, PROC_EXE, ServedCall
 from ptserver.errors import PtServerError, UnsupportedInstructionError
+from ptserver.hosts import endings
 from ptserver.machine import native_arch, this_machine
 from ptserver.messages import Program
-from ptserver.outcomes import Delay, Done, Fail, OpenBytes, Outcome, Proceed, Return
+from ptserver.outcomes import Done, Fail, Outcome
 from ptserver.server import RuntimeServer
 from ptserver.session import Session
 from ptserver.shadow.execute import execute
@@ -53,10 +41,10 @@ from stepping.emulation.address_space import map_file
 from stepping.emulation.arch_layouts import Translation
 from stepping.emulation.elsewhere import UnsupportedRemoteAccessError
 from stepping.emulation.machine import Machine, Observer
-from stepping.emulation.threads import BLOCKED, Result, Thread, Wait
+from stepping.emulation.threads import Result, Thread
 from stepping.errors import MemoryFaultError, SteppingError
 from stepping.syscalls import SYSCALLS, Syscall, SyscallClass
-from stepping.syscalls.marshal import Args, BadArgumentError, Gathered, gather, scatter
+from stepping.syscalls.marshal import Args, BadArgumentError, gather
 
 if TYPE_CHECKING:
     from ptserver.emulated.remote_variables import RemoteVariables
@@ -66,15 +54,11 @@ if TYPE_CHECKING:
 _Executed = tuple[int, int, dict[int, bytes]]
 
 _ALL_DESCRIPTORS = 1 << 31
-#: What may make a file shorter.
-_FILES_CHANGE = frozenset("truncate ftruncate open openat openat2 creat fallocate".split())
 _DESCRIPTORS_CHANGE = frozenset("close dup2 dup3 close_range fcntl".split())
 
 #: What a program whose run shall be repeatable takes for its process id.
 REPEATABLE_PID = 2
 _SHOWN_CODE_BYTES = 16
-_SECOND = 1_000_000_000
-_PROC_EXE = frozenset({b"/proc/self/exe", b"/proc/%d/exe" % os.getpid()})
 
 
 class EmulatedResources:
@@ -83,11 +67,19 @@ class EmulatedResources:
     server: asked first for the calls that it declares an interest in.
     """
 
-    def __init__(self, arch: "Arch", path: str, server: RuntimeServer | None, session: Session) -> None:
+    def __init__(
+        self,
+        arch: "Arch",
+        path: str,
+        server: RuntimeServer | None,
+        session: Session | None,
+        away: Away | None = None,
+    ) -> None:
         self._arch: Arch = arch
         self._exe = os.fsencode(os.path.realpath(path))
         self._translation = Translation(arch, native_arch())
         self._waiting = Waiting()
+        self._away = away
         self.background = Background()
         self._server = server
         self._session = session
@@ -104,7 +96,11 @@ class EmulatedResources:
     @property
     def claimed(self) -> frozenset[str]:
         """The calls, whatever they are about, that come here before the machine answers them itself."""
-        return frozenset(self._methods)
+        return frozenset(self._methods) if self._away is None else self._away.claimed
+
+    def is_away(self, row: Syscall) -> bool:
+        """Whether a server at an address makes such calls."""
+        return self._away is not None and (self._away.everything or row.name in self._away.claimed)
 
     def fork(self, machine: Machine, thread: Thread, args: list[int]) -> Result:
         """See `stepping.emulation.machine.Resources`."""
@@ -116,6 +112,8 @@ class EmulatedResources:
 
     def map_file(self, fd: int, offset: int, address: int, size: int, shared: bool) -> tuple[int, int]:
         """See `stepping.emulation.machine.Resources`."""
+        if self.is_away(SYSCALLS["mmap"]):
+            return map_from_away(fd, offset, address, size, shared)
         return map_file(address, size, fd, offset, shared)
 
     def process_control(self, machine: Machine, thread: Thread, args: list[int]) -> Result:
@@ -135,16 +133,17 @@ class EmulatedResources:
 
     def _gathered(
         self, machine: Machine, thread: Thread, row: Syscall, args: list[int]
-    ) -> "_ServedCall | int":
+    ) -> "ServedCall | int":
         """Return the call with all that it reads, or a negative errno."""
         a0, a1, a2, a3, a4, a5 = args
         try:
             call = gather(row, (a0, a1, a2, a3, a4, a5), machine.space, self._arch)
         except BadArgumentError as error:
             return -error.errno
-        return _ServedCall(self, machine, thread, row, call)
+        return ServedCall(self, machine, thread, row, call)
 
-    def _ask(self, served: "_ServedCall", method: Callable[[Call], Outcome | None]) -> Result:
+    def _ask(self, served: "ServedCall", method: Callable[[Call], Outcome | None]) -> Result:
+        assert self._session is not None
         self._next_id += 1
         call, row = served.call, served.row
         seen = Call(
@@ -172,7 +171,7 @@ class EmulatedResources:
 
     def execute(self, row: Syscall, args: Args, ins: dict[int, bytes], outs: dict[int, int]) -> _Executed:
         """Make a call on this machine, in this thread."""
-        if row.name in _PATH_CALLS:
+        if row.name in PATH_CALLS:
             ins = self._own_path(row, ins)
         translated = self._translation.is_needed(row)
         if translated:
@@ -187,7 +186,9 @@ class EmulatedResources:
         return value, error, filled
 
     def may_wait(self, row: Syscall, args: Args, ins: dict[int, bytes]) -> bool:
-        """Whether the call may sleep without bound."""
+        """Whether the call may sleep without bound; nobody here knows that of one that is made elsewhere."""
+        if self.is_away(row):
+            return not asks_only(row, args)
         return self._waiting.may_wait(row, args, ins)
 
     def finished(self, seen: Call | None, done: _Executed) -> None:
@@ -198,8 +199,8 @@ class EmulatedResources:
 
     def _own_path(self, row: Syscall, ins: dict[int, bytes]) -> dict[int, bytes]:
         """Let /proc/self/exe lead to the program and not to this process's interpreter."""
-        index = _PATH_CALLS[row.name]
-        if ins.get(index) in _PROC_EXE and row.name != "readlinkat" and row.name != "readlink":
+        index = PATH_CALLS[row.name]
+        if ins.get(index) in PROC_EXE and row.name != "readlinkat" and row.name != "readlink":
             return {**ins, index: self._exe}
         return ins
 
@@ -207,175 +208,6 @@ class EmulatedResources:
     def exe(self) -> bytes:
         """The program's file."""
         return self._exe
-
-
-_PATH_CALLS = {"openat": 1, "open": 0, "newfstatat": 1, "stat": 0, "statx": 1, "readlinkat": 1, "readlink": 0}
-
-
-class _ServedCall:
-    """One call on its way to an answer."""
-
-    __slots__ = ("_resources", "call", "machine", "row", "seen", "then", "thread")
-
-    def __init__(
-        self, resources: EmulatedResources, machine: Machine, thread: Thread, row: Syscall, call: Gathered
-    ) -> None:
-        self._resources = resources
-        self.machine = machine
-        self.thread = thread
-        self.row = row
-        self.call = call
-        self.seen: Call | None = None
-        self.then: Callable[[Done], Outcome | None] | None = None
-
-    def apply(self, outcome: Outcome | None) -> Result:
-        """Do what a server's method returned."""
-        seen = self.seen
-        assert seen is not None
-        match outcome:
-            case None:
-                return self.proceed(self.call)
-            case Return():
-                return self._finish((outcome.value, 0, seen.outs_by_index(outcome.outs)))
-            case Fail():
-                return self._finish((0, outcome.errno, {}))
-            case Proceed():
-                self.then = outcome.then
-                if not outcome.changes:
-                    return self.proceed(self.call)
-                args, ins = seen.changed(outcome.changes)
-                return self.proceed(self.call._replace(args=args, ins=ins))
-            case Delay():
-                later = outcome.outcome
-                wait = Wait()
-                deadline = self.machine.clock.now() + int(outcome.seconds * _SECOND)
-                self.machine.scheduler.block(self.thread, wait)
-                self.machine.scheduler.call_at(
-                    deadline, lambda: self._resume(wait, lambda: self.apply(later))
-                )
-                return BLOCKED
-            case OpenBytes():
-                fd = os.memfd_create("ptserver", os.MFD_CLOEXEC)
-                with os.fdopen(fd, "wb") as file:
-                    file.write(outcome.data)
-                    file.flush()
-                    close_on_exec = outcome.flags & os.O_CLOEXEC
-                    number = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
-                os.set_inheritable(number, not close_on_exec)
-                return self._finish((number, 0, {}))
-        raise PtServerError(f"{seen.name} returned {outcome!r}, which is no outcome")
-
-    def _resume(self, wait: Wait, go_on: Callable[[], Result]) -> None:
-        if self.thread.wait is wait:
-            result = go_on()
-            if isinstance(result, int):
-                self.machine.scheduler.wake(self.thread, result)
-
-    def proceed(self, call: Gathered) -> Result:
-        """Make the call, now or when it does not sleep any more."""
-        row = self.row
-        own = self.machine.own_handler(row)
-        if own is not None:
-            return own(self.thread, list(call.args))
-        if row.name == "execve":
-            return exec_program(self.machine, self.thread, call)
-        if row.name in ("readlinkat", "readlink"):
-            index = _PATH_CALLS[row.name]
-            if call.ins.get(index) in _PROC_EXE and call.outs.get(index + 1):
-                target = self._resources.exe[: call.outs[index + 1]]
-                return self._finish((len(target), 0, {index + 1: target}))
-        if not row.may_wait or not self._resources.may_wait(row, call.args, call.ins):
-            return self.make(call)
-        return self._when_ready(call)
-
-    def make(self, call: Gathered) -> Result:
-        """Make the call now."""
-        done = self._resources.execute(self.row, call.args, call.ins, call.outs)
-        if self.row.name in _FILES_CHANGE:
-            self.machine.space.files_changed()
-        return self._finish(done)
-
-    def _finish(self, done: _Executed) -> Result:
-        """Put what was filled into the program's memory, and return what the call returns."""
-        value, error, outs = done
-        if self.then is not None and self.seen is not None:
-            then, self.then = self.then, None
-            replaced = then(Done(value, error, self.seen.outs_by_name(outs)))
-            if replaced is not None:
-                return self.apply(replaced)
-        if outs:
-            try:
-                scatter(self.call, outs, self.machine.space)
-            except BadArgumentError as fault:
-                value, error = 0, fault.errno
-        self._resources.finished(self.seen, (value, error, outs))
-        return -error if error else value
-
-    def _when_ready(self, call: Gathered) -> Result:
-        """Make a call that may sleep, once it does not."""
-        name = self.row.name
-        if name in EPOLLS or name in POLLS:
-            return self._when_event(call)
-        found = watched_by(name, call)
-        if found is None:
-            return self._in_background(call)
-        watched, option = found
-        if is_ready(watched):
-            return self.make(call)
-        patience = patience_ns(watched[0], option)
-        deadline = None if patience is None else self.machine.clock.now() + patience
-        wait = Wait(restarts=patience is None, timeout_result=-errno.EAGAIN)
-        return self.machine.scheduler.watch(self.thread, [watched], lambda: self.make(call), wait, deadline)
-
-    def _when_event(self, call: Gathered) -> Result:
-        """Make a call that waits for events with a time limit: without one as often as there may be some."""
-        name, ins = self.row.name, call.ins
-        index = next(i for i, arg in enumerate(self.row.args) if arg.name == "timeout")
-        limit_ns = timeout_ns(call, index, name)
-        if name in ("ppoll", "epoll_pwait2"):
-            at_once = call._replace(ins={**ins, index: bytes(16)}, args=_with(call.args, index, 8))
-        else:
-            at_once = call._replace(args=_with(call.args, index, 0))
-
-        def attempt() -> Result:
-            done = self._resources.execute(self.row, at_once.args, at_once.ins, at_once.outs)
-            value, error, outs = done
-            if not value and not error:
-                return BLOCKED
-            outs.pop(index, None)
-            return self._finish((value, error, outs))
-
-        result = attempt()
-        if isinstance(result, int):
-            return result
-        mask = mask_while_waiting(self.row, call)
-        if mask is not None and not self.machine.wait_with_mask(self.thread, mask):
-            return -errno.EINTR
-        clock = self.machine.clock
-        deadline = None if limit_ns is None else clock.now() + limit_ns
-        return self.machine.scheduler.watch(
-            self.thread, watched_by_poll(name, call), attempt, Wait(timeout_result=0), deadline
-        )
-
-    def _in_background(self, call: Gathered) -> Result:
-        name = self.row.name
-        at_once = without_waiting(name, call)
-        if at_once is not None:
-            done = self._resources.execute(self.row, at_once.args, at_once.ins, at_once.outs)
-            if not has_waited(name, call, *done[:2]):
-                return self._finish(done)
-        return self._resources.background.start(
-            self.machine.scheduler,
-            self.thread,
-            lambda: self._resources.execute(self.row, call.args, call.ins, call.outs),
-            lambda wait, done: self._resume(wait, lambda: self._finish(done)),
-            restarts=name not in NEVER_REPEATED,
-        )
-
-
-def _with(args: Args, index: int, value: int) -> Args:
-    a0, a1, a2, a3, a4, a5 = (value if i == index else arg for i, arg in enumerate(args))
-    return a0, a1, a2, a3, a4, a5
 
 
 def _log(text: str) -> None:
@@ -391,13 +223,14 @@ def run_emulated(
     seed: int | None = None,
     sink: Observer | None = None,
     remote: "RemoteVariables | None" = None,
+    away: Away | None = None,
 ) -> int:
     """Run the program at *path* on the emulator until it is gone; return its wait status, as waitpid(2) gives it.
 
     server: answers the calls that it has methods for; all else is this machine's. seed: makes the run repeatable:
     times, randomness, schedule and process id come from this number, so that the same program with the same
     arguments, environment and files does the same, call by call. sink: sees every call. remote: what of the program's
-    memory lives elsewhere.
+    memory lives elsewhere. away: what is a server's at an address.
 
     The program shares this process's descriptors, working directory and id.
 
@@ -416,8 +249,8 @@ def run_emulated(
         send_signal=lambda number: machine.raise_signal(number) if machine is not None else None,
         keep_descriptor=lambda fd: fd,
     )
-    resources = EmulatedResources(arch, path, server, session)
-    pid = os.getpid() if seed is None else REPEATABLE_PID
+    resources = EmulatedResources(arch, path, server, session, away)
+    pid = own_pid() if seed is None else REPEATABLE_PID
     machine = Machine(path, argv, env, resources, pid=pid, seed=seed, observer=sink)
     if remote is not None:
         remote.make(machine, server, session)
@@ -430,12 +263,12 @@ def run_emulated(
         try:
             status = machine.run()
         except UnsupportedRemoteAccessError as error:
-            where = _place_of(machine, error.pc)
+            where = place_in(path, error.pc - machine.load_bias)
             raise UnsupportedInstructionError(
                 machine.pid, f"{error}{where}; the program was ended"
             ) from error
         if machine.unknown_instruction is not None and os.WIFSIGNALED(status):
-            _explain_death(machine, machine.unknown_instruction)
+            _explain_death(machine, machine.unknown_instruction, 2 if away is None else away.stderr)
         if machine.is_child:
             end_as(status)
         if server is not None:
@@ -450,37 +283,20 @@ def run_emulated(
             server.session_ended(session)
 
 
-def _explain_death(machine: Machine, pc: int) -> None:
+def _explain_death(machine: Machine, pc: int, stderr: int) -> None:
     """Say which instruction the emulator lacks, of a program that has died by a signal."""
     try:
         code = machine.space.read(pc, _SHOWN_CODE_BYTES).hex(" ")
     except MemoryFaultError:
         return
-    where = _place_of(machine, pc)
-    _log(f"ptserver: the emulator does not know the instruction at {pc:#x}{where}: {code}")
-
-
-def _place_of(machine: Machine, pc: int) -> str:
-    """Return function and line of an instruction, as far as the program says, for a message; empty if it does not."""
-    from goabi.binary import GoBinary  # of programs that end well nothing is to be known
-
-    with contextlib.suppress(GoAbiError, OSError), GoBinary.open(machine.path, prefer_table=True) as binary:
-        frames = binary.functions.frames_at(pc - machine.load_bias)
-        if frames:
-            return f" in {frames[0].function} ({frames[0].file}:{frames[0].line})"
-    return ""
+    where = place_in(machine.path, pc - machine.load_bias)
+    text = f"ptserver: the emulator does not know the instruction at {pc:#x}{where}: {code}\n"
+    os.write(stderr, os.fsencode(text))
 
 
 def end_as(status: int) -> NoReturn:
     """End this process with wait status *status*: by its exit status, or by the signal."""
-    code = os.waitstatus_to_exitcode(status)
-    if code < 0:
-        limit = resource.getrlimit(resource.RLIMIT_CORE)[1]
-        resource.setrlimit(resource.RLIMIT_CORE, (0, limit))
-        if -code not in (signal.SIGKILL, signal.SIGSTOP):
-            signal.signal(-code, signal.SIG_DFL)
-        os.kill(os.getpid(), -code)
-    os._exit(code)
+    os._exit(endings.end_as(status))
 
 
 def main(arguments: Sequence[str], argv0: str | None = None, seed: int | None = None) -> NoReturn:

@@ -24,10 +24,12 @@ from pathlib import Path
 from goabi.elf_header import read_elf_header
 from goabi.errors import GoAbiError
 from ptserver.machine import native_arch
+from ptserver.shadow.execute import execute, raw_call
 from ptserver.shadow.workers import WORKER_SIGNAL
 from stepping.emulation.machine import Machine
 from stepping.emulation.signals import SIG_DFL, SIG_IGN, make_info
 from stepping.emulation.threads import Result, Thread, keep_descriptor
+from stepping.syscalls import SYSCALLS
 from stepping.syscalls.marshal import Gathered
 
 _CLONE_PIDFD, _CLONE_PARENT_SETTID = 0x1000, 0x100000
@@ -160,7 +162,7 @@ def fork(machine: Machine, thread: Thread, args: list[int]) -> Result:
     if machine.observer is not None:
         machine.observer.flush()  # what it has is the parent's
     try:
-        pid = os.fork()
+        pid = os.fork()  # with a server at an address, what the parent sees is the id of the child's shadow
     except OSError as error:
         return -(error.errno or errno.EAGAIN)
     child_tid = args[abi.child_tid_argument]
@@ -168,10 +170,10 @@ def fork(machine: Machine, thread: Thread, args: list[int]) -> Result:
         if flags & _CLONE_PARENT_SETTID:
             _U32.pack_into(space.view, parent_tid, pid)
         if flags & _CLONE_PIDFD:
-            descriptor = os.pidfd_open(pid)
+            descriptor = execute(SYSCALLS["pidfd_open"], (pid, 0), {}, {})[0]
             _U32.pack_into(space.view, parent_tid, descriptor)
         return pid
-    machine.become_child(thread, os.getpid())
+    machine.become_child(thread, own_pid())
     if flags & _CLONE_CHILD_SETTID and space.allows(child_tid, 4, 2):
         _U32.pack_into(space.view, child_tid, machine.pid)
     if flags & _CLONE_CHILD_CLEARTID:
@@ -179,6 +181,22 @@ def fork(machine: Machine, thread: Thread, args: list[int]) -> Result:
     return machine.continue_with(
         thread, 0, sp=stack or None, tls=args[abi.tls_argument] if flags & _CLONE_SETTLS else None
     )
+
+
+def own_pid() -> int:
+    """Return this process's id, as whoever makes the program's calls knows it."""
+    return execute(SYSCALLS["getpid"], (), {}, {})[0]
+
+
+def exec_away(call: Gathered) -> int:
+    """Carry out execve(2) where the program's resources are; return a negative errno if it fails."""
+    path = call.ins.get(0)
+    if path is None:
+        return -errno.EFAULT
+    both = (_strings(call.ins.get(1, b"")), _strings(call.ins.get(2, b"")))
+    tables = [(ctypes.c_char_p * (len(strings) + 1))(*strings) for strings in both]
+    number = SYSCALLS["execve"].numbers[native_arch()]
+    return raw_call(number, path, *map(ctypes.addressof, tables))
 
 
 def exec_program(machine: Machine, thread: Thread, call: Gathered) -> int:

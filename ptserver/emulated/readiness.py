@@ -64,6 +64,8 @@ def without_waiting(name: str, call: Gathered) -> Gathered | None:
         return call._replace(args=(a0, a1 | fcntl.LOCK_NB, a2, a3, a4, a5))
     if name == "wait4":
         return call._replace(args=(a0, a1, a2 | os.WNOHANG, a3, a4, a5))
+    if name == "pselect6":
+        return call._replace(args=(a0, a1, a2, a3, _SOME_ADDRESS, a5), ins={**call.ins, 4: bytes(16)})
     command = _LOCKS_AT_ONCE.get(a1 & 0xFFFFFFFF) if name == "fcntl" else None
     return call._replace(args=(a0, command, a2, a3, a4, a5)) if command is not None else None
 
@@ -72,6 +74,8 @@ def has_waited(name: str, call: Gathered, value: int, error: int) -> bool:
     """Whether the *call* itself would have waited where that of `without_waiting` came to *value* and *error*."""
     if name == "wait4":
         return not value and not error and not call.args[2] & os.WNOHANG
+    if name == "pselect6":
+        return not value and not error and any(call.ins.get(4, b"\1"))
     return error in (errno.EAGAIN, errno.EACCES)
 
 

@@ -39,14 +39,17 @@ _DISTANCE, _REACH = 0x3000_0000, 0x2000_0000
 class RemoteVariables:
     """What of the program at *path* is remote, by *plan*. trace: the file for a log of accesses, ``-`` for stderr.
 
-    store: where the variables live; if None, the server of this process decides.
+    store: where the variables live; if None, the server of this process decides. stderr: its descriptor.
     """
 
-    def __init__(self, path: str, plan: Plan, trace: str | None, store: VariableStore | None = None) -> None:
+    def __init__(
+        self, path: str, plan: Plan, trace: str | None, store: VariableStore | None = None, *, stderr: int = 2
+    ) -> None:
         self._path = path
         self._plan = plan
         self._trace = trace
         self._store = store
+        self._stderr = stderr
 
     def make(self, machine: Machine, server: RuntimeServer | None, session: Session) -> None:
         """Make the variables remote, before the program of *machine* runs.
@@ -56,7 +59,7 @@ class RemoteVariables:
         """
         store = self._store or ServedStore(server or PassThrough(), session, SharedVariables())
         if self._trace is not None:
-            store = TracingStore(store, open_log(self._trace), open_binary(self._path))
+            store = TracingStore(store, open_log(self._trace, self._stderr), open_binary(self._path))
         plan = self._plan.biased(machine.load_bias)
         variables = [*plan.in_place, *_move(machine, plan)]
         for variable in variables:

@@ -1,10 +1,12 @@
 """Starts a program whose server is behind a connection, on either side of which the connection began."""
 
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import TypeVar
 
 from goabi.elf_header import ElfHeader
+from ptserver.emulated.guest import Guest, guest_command, own_environment
 from ptserver.hosts.interpreter import with_interpreter_of_server
 from ptserver.hosts.policy import filter_rules, hypercall_rules, serves_time, thread_rules
 from ptserver.hosts.remote import RemoteHost
@@ -13,11 +15,36 @@ from ptserver.machine import native_arch
 from ptserver.messages import StreamId, ToHost, Welcome
 from ptserver.net.connection import Connection
 from ptserver.net.keepalive import DEFAULT_SECONDS
+from ptserver.remote_memory.options import Wanted
 from ptserver.running.here import environment
+from stepping.door import at_door, check_has_door
 from stepping.launch import Program, launch
 from stepping.seccomp import assemble
 
 _Host = TypeVar("_Host", bound=RemoteHost)
+
+
+@dataclass(frozen=True)
+class Emulation:
+    """How a program is executed by an emulator. seed, remote, remote_trace: see `ptserver.emulated.guest.Guest`."""
+
+    seed: int | None
+    remote: Wanted | None
+    remote_trace: str | None
+
+    def command(
+        self, path: str, argv: list[bytes], env: Sequence[bytes], welcome: Welcome, carried: bool
+    ) -> tuple[str, list[bytes], list[int]]:
+        """Return what to execute, its arguments, and descriptors that it inherits, which are to be closed here."""
+        claimed = frozenset(name for name, wanted in welcome.interest.items() if wanted != "ignore")
+        stderr = os.dup(2)
+        guest = Guest(
+            *(os.path.abspath(path), tuple(argv), tuple(env), self.seed, claimed, carried, stderr),
+            self.remote,
+            self.remote_trace,
+        )
+        command, arguments, fd = guest_command(guest)
+        return command, arguments, [fd, stderr]
 
 
 def launch_host(
@@ -33,11 +60,13 @@ def launch_host(
     stoppable: bool = False,
     keepalive_seconds: float = DEFAULT_SECONDS,
     traced: bool = False,
+    emulation: Emulation | None = None,
 ) -> _Host:
     """Start the program as *welcome* wants it; return its host, which has not yet answered anything.
 
     streams: those that are carried; stoppable: stop signals stop the program, though no shell of this machine
-    knows it; keepalive_seconds: how long the server may be silent, 0 for ever; traced: trace its threads.
+    knows it; keepalive_seconds: how long the server may be silent, 0 for ever; traced: trace its threads; emulation:
+    how to execute it, if by an emulator.
 
     Raises:
         SteppingError: the kernel refuses.
@@ -47,18 +76,27 @@ def launch_host(
     rules = filter_rules(welcome.interest, welcome.default_interest, arch, has_pid=bool(welcome.pid))
     signals = HostSignals()
     carried = welcome.resources == "server"
-    file, needed = with_interpreter_of_server(path, header, connection) if carried else (path, [])
+    env: Sequence[bytes] = welcome.environment or environment()
+    bpf = assemble([*rules, *hypercall_rules(), *thread_rules(arch)], arch)
+    if emulation is not None:
+        check_has_door()
+        file, argv, inherited = emulation.command(path, argv, env, welcome, carried)
+        env, bpf, needed = own_environment(), at_door(bpf), inherited
+    elif carried:
+        file, needed = with_interpreter_of_server(path, header, connection)
+    else:
+        file, needed = path, []
     null = os.open(os.devnull, os.O_RDWR)
     launched = launch(
         Program(
             path=file,
             argv=argv,
-            env=welcome.environment or environment(),
-            bpf=assemble([*rules, *hypercall_rules(), *thread_rules(arch)], arch),
+            env=env,
+            bpf=bpf,
             stdio=(null, null, null) if carried else (0, 1, 2),
             new_session=carried and not stoppable,
             new_group=stoppable,
-            without_vdso=serves_time(welcome.interest),
+            without_vdso=serves_time(welcome.interest) and emulation is None,
             blocked=signals.original_mask,
             traced=traced,
         )
@@ -75,6 +113,7 @@ def launch_host(
         has_stub=has_stub,
         keepalive_seconds=keepalive_seconds,
     )
+    host.has_emulator = emulation is not None
     host.stub.info = {
         "name": welcome.server,
         "version": welcome.software,

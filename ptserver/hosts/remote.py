@@ -33,6 +33,7 @@ from ptserver.hosts.postponed import Postponed
 from ptserver.hosts.processes import RemoteProcesses
 from ptserver.hosts.signals import HostSignals
 from ptserver.hosts.streams import HostStreams
+from ptserver.hosts.stub_calls import answer_memory
 from ptserver.hosts.telling import HostTelling
 from ptserver.hosts.to_user import say
 from ptserver.messages import (
@@ -63,6 +64,7 @@ from ptserver.messages import (
 )
 from ptserver.net.connection import Connection
 from ptserver.net.keepalive import DEFAULT_SECONDS
+from ptserver.stub.hypercalls import Hypercall
 from ptserver.terminal import user_terminal
 from stepping.launch import Launched
 from stepping.syscalls import Arch
@@ -85,7 +87,8 @@ class RemoteHost(ConnectedHost):
     streams: the numbers of the standard streams that are carried. keepalive_seconds: how long the server may be
     silent, 0 for ever. lost: why the connection was lost, or None. kills_when_lost: kill a program then, even one
     that has the stub and would panic. server_time: whether the time of day is the server's; what other clocks measure
-    is not. stops_like_a_job: whether a terminal's signals stop the program as they would natively.
+    is not. has_emulator: whether the process here is an emulator of ours, with the program in it.
+    stops_like_a_job: whether a terminal's signals stop the program as they would natively.
     """
 
     stops_like_a_job: ClassVar[bool] = False
@@ -104,6 +107,7 @@ class RemoteHost(ConnectedHost):
     ) -> None:
         super().__init__(launched, signals, arch, welcome.interest, connection, keepalive_seconds)
         self.kills_when_lost = False
+        self.has_emulator = False
         self.server_time = False
         self._welcome = welcome
         self._has_stub = has_stub
@@ -196,6 +200,13 @@ class RemoteHost(ConnectedHost):
                     self._wait_status = status
 
     # Calls of the program.
+
+    def _take_unknown(self, call: PendingCall) -> None:
+        if call.nr == Hypercall.MEMORY and self.has_emulator:
+            value, error = answer_memory(call, self.ask)
+            self._answer(call, value, error, {})
+        else:
+            super()._take_unknown(call)
 
     def _serve(self, call: PendingCall) -> None:
         row = call.row

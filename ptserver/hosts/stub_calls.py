@@ -2,10 +2,16 @@
 
 import contextlib
 import errno
+from collections.abc import Callable
 from typing import NamedTuple
 
+import msgspec
+
 from ptserver.hosts.pending_call import PendingCall
+from ptserver.messages import MemoryAtomic, MemoryDeclare, MemoryGet, MemoryResult, MemorySet, Message
+from ptserver.remote_memory.stores import StoreLostError
 from ptserver.stub.hypercalls import (
+    MEMORY_BYTES,
     MESSAGE_BYTES,
     REQUEST_MAX_BYTES,
     STUB_ABI,
@@ -66,6 +72,28 @@ class StubCalls:
             return HypercallAnswer()
         _put(call, message, encode_message(text, message_bytes))
         return HypercallAnswer(0, errno.ECONNREFUSED)
+
+
+def answer_memory(call: PendingCall, ask: Callable[[Message], MemoryResult]) -> tuple[int, int]:
+    """Pass on the memory message of an emulator; return the value and the errno for its *call*."""
+    request, size, answer, room = call.args[:4]
+    memory = call.process.memory
+    try:
+        message = _MEMORY.decode(memory.read(request, min(size, MEMORY_BYTES)))
+        data = msgspec.msgpack.encode(ask(message))
+        if len(data) > room:
+            return 0, errno.ENOBUFS
+        memory.write(answer, data)
+    except MemoryFaultError:
+        return 0, errno.EFAULT
+    except StoreLostError:
+        return 0, errno.EIO
+    return len(data), 0
+
+
+_MEMORY: msgspec.msgpack.Decoder[MemoryDeclare | MemoryGet | MemorySet | MemoryAtomic] = (
+    msgspec.msgpack.Decoder(MemoryDeclare | MemoryGet | MemorySet | MemoryAtomic)
+)
 
 
 def _check_marker(call: PendingCall, address: int, size: int) -> str:

@@ -15,8 +15,12 @@ from ptserver.remote_memory.variables import plan as make_plan
 from ptserver.tracelog.errors import TraceOutputError
 
 
-def plan_remote(path: str, wanted: Wanted | None, *, emulated: bool = False) -> Plan | None:
+def plan_remote(
+    path: str, wanted: Wanted | None, *, emulated: bool = False, quiet: bool = False
+) -> Plan | None:
     """Return the plan for the program at *path*, and say what will be slow; None if nothing is wanted.
+
+    emulated: how it will be executed; quiet: say nothing.
 
     Raises:
         RemoteVariableError: something that is wanted cannot be.
@@ -25,7 +29,7 @@ def plan_remote(path: str, wanted: Wanted | None, *, emulated: bool = False) -> 
         return None
     plan = make_plan(path, wanted, emulated=emulated)
     for variable, why in plan.in_place.items():
-        if variable.name in wanted.variables or wanted.types:
+        if not quiet and (variable.name in wanted.variables or wanted.types):
             print(
                 f"ptserver: note: {variable.name} stays where it is, because {why}: what else is on its page is slow",
                 file=sys.stderr,
@@ -51,10 +55,9 @@ def start_remote(
     taken = [name for name in ("mmap", "mprotect") if host.takes(name)]
     if taken:
         raise RemoteVariableError(f"the server serves {taken[0]}, which remote variables need for themselves")
-    binary = open_binary(path)
     if trace is not None:
-        store = TracingStore(store, open_log(trace), binary)
-    host.start_tracer(RemoteTracer(host.tracees, plan, store, binary))
+        store = TracingStore(store, open_log(trace), open_binary(path))
+    host.start_tracer(RemoteTracer(host.tracees, plan, store))
 
 
 def open_binary(path: str) -> GoBinary | None:
@@ -65,10 +68,10 @@ def open_binary(path: str) -> GoBinary | None:
         return None
 
 
-def open_log(path: str) -> int:
-    """Return a descriptor for a log that ends with this process."""
+def open_log(path: str, stderr: int = 2) -> int:
+    """Return a descriptor for a log that ends with this process; *stderr* is that for ``-``."""
     if path == "-":
-        return 2
+        return stderr
     try:
         return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
     except OSError as error:

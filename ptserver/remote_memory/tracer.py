@@ -16,8 +16,7 @@ import os
 import signal
 from collections.abc import Callable
 
-from goabi.binary import GoBinary
-from goabi.errors import GoAbiError
+from ptserver.code_place import place_in
 from ptserver.errors import UnsupportedInstructionError
 from ptserver.inspection.goids import GoroutineIds
 from ptserver.inspection.process_memory import read_entry
@@ -45,7 +44,7 @@ _FUTEX_SECONDS = 0.001
 class RemoteTracer:
     """Serves *tracees*, the one thread of a program that has run nothing yet, from *store*.
 
-    binary: the program, if it is Go's. exit: how the program ended; left_stopped: whether it was given up, stopped.
+    exit: how the program ended; left_stopped: whether it was given up, stopped.
     on_group_stop: is called with the signal that has stopped the program; later: calls a function after so many
     seconds.
 
@@ -58,7 +57,6 @@ class RemoteTracer:
         tracees: TraceeGroup,
         plan: Plan,
         store: VariableStore,
-        binary: GoBinary | None,
     ) -> None:
         leader = tracees.leader
         assert leader is not None
@@ -66,7 +64,6 @@ class RemoteTracer:
         self.exit: WaitStatus | None = None
         self._group = tracees
         self._store = store
-        self._binary = binary
         self.later: Callable[[float, Callable[[], None]], None] = lambda seconds, handler: handler()
         self.on_group_stop: Callable[[int], None] = lambda signo: None
         self._goids: GoroutineIds | None = None
@@ -201,7 +198,7 @@ class RemoteTracer:
     def _leave_stopped(self, tracee: Tracee, error: SteppingError) -> UnsupportedInstructionError:
         """Leave the program untraced and stopped as by SIGSTOP; return the error that says so."""
         registers = tracee.read_registers()
-        where = self._where(registers.pc)
+        where = place_in(f"/proc/{self.pid}/exe", registers.pc - self._bias)
         tracee.drop_signal()
         with contextlib.suppress(SteppingError):
             self._group.stop_all(_STOP_SECONDS)
@@ -213,15 +210,6 @@ class RemoteTracer:
             f"{error}{where}; process {self.pid} is left stopped before it: inspect it (`ptserver goroutines "
             f"{self.pid}`), then kill it",
         )
-
-    def _where(self, pc: int) -> str:
-        if self._binary is None:
-            return ""
-        try:
-            frames = self._binary.functions.frames_at(pc - self._bias)
-        except GoAbiError:
-            return ""
-        return f", in {frames[0].function} at {frames[0].file}:{frames[0].line}" if frames else ""
 
 
 def _catches_segv(tid: int) -> bool:

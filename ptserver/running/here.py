@@ -6,14 +6,13 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from ptserver.errors import LaunchError, ServerMistakeError
+from ptserver.errors import ServerMistakeError
 from ptserver.hosts.endings import end_as
 from ptserver.hosts.host import Host
 from ptserver.hosts.policy import filter_rules, hypercall_rules, serves_time, thread_rules
 from ptserver.hosts.signals import HostSignals
 from ptserver.machine import native_arch, this_machine, version
 from ptserver.messages import Program as ProgramFacts
-from ptserver.net.transport import is_address
 from ptserver.running.run import RunOptions
 from ptserver.server import RuntimeServer
 from ptserver.servers import load
@@ -126,10 +125,6 @@ def run_emulated(options: RunOptions, path: str) -> int:
     """Run on an emulated processor, with this machine's resources or a server's of this process."""
     from ptserver.emulated import host as emulated_host
 
-    if is_address(options.server):
-        raise LaunchError(
-            "an emulated program cannot have a server at an address yet; name a server of this process"
-        )
     server_class = load(options.server)
     server = None if options.server == "passthrough" else instance(server_class)
     remote = None

@@ -11,15 +11,16 @@ from ptserver.errors import (
     ConnectError,
     ConnectionLostError,
     KeysError,
+    LaunchError,
     ProtocolError,
     RefusedError,
     TokenError,
 )
 from ptserver.hosts.endings import end_as, exit_of
-from ptserver.hosts.launch import launch_host
+from ptserver.hosts.launch import Emulation, launch_host
 from ptserver.hosts.remote import RemoteHost
 from ptserver.hosts.to_user import say
-from ptserver.machine import this_machine, version
+from ptserver.machine import native_arch, this_machine, version
 from ptserver.messages import CODECS, PROTOCOL_VERSION, Hello, StreamId
 from ptserver.messages import Program as ProgramFacts
 from ptserver.net.connection import client_handshake
@@ -39,11 +40,16 @@ def run_remotely(
     options: RunOptions, path: str, header: ElfHeader, stub: StubInfo | None, present: tuple[int, ...]
 ) -> int:
     """Run under the server at an address; *present* are the standard streams that this process has."""
+    emulation = None
+    if options.emulated or header.arch != native_arch():
+        if options.trace is not None:
+            raise LaunchError("--trace of an emulated program needs a server of this process")
+        emulation = Emulation(options.seed, options.remote or None, options.remote_trace)
     plan = None
     if options.remote:
         from ptserver.remote_memory.hosting import plan_remote
 
-        plan = plan_remote(path, options.remote)
+        plan = plan_remote(path, options.remote, emulated=emulation is not None)
     streams: tuple[StreamId, ...] = tuple(number for number in (0, 1, 2) if number in present)
     terminal = user_terminal()
     rules = options.rules
@@ -99,7 +105,8 @@ def run_remotely(
         streams if carried else (),
         stub is not None,
         keepalive_seconds=options.keepalive_seconds,
-        traced=plan is not None,
+        traced=plan is not None and emulation is None,
+        emulation=emulation,
     )
     host.server_time = options.time == "server"
     host.kills_when_lost = options.on_lost == "kill"
@@ -108,8 +115,14 @@ def run_remotely(
         host.survive_losses(
             messenger, welcome.wait_seconds, say, raw.suspend if raw is not None else _do_nothing
         )
-    with hosting(options, path, host, goroutines=welcome.goroutines), raw or contextlib.nullcontext():
-        if plan is not None:
+    # Of an emulator's process there is no goroutine to be known.
+    hosted = (
+        contextlib.closing(host)
+        if emulation is not None
+        else hosting(options, path, host, goroutines=welcome.goroutines)
+    )
+    with hosted, raw or contextlib.nullcontext():
+        if plan is not None and emulation is None:
             from ptserver.remote_memory.hosting import start_remote
 
             start_remote(host, path, plan, RemoteStore(host.ask), options.remote_trace)

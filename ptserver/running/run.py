@@ -66,11 +66,7 @@ class RunOptions:
     @property
     def may_be_emulated(self) -> bool:
         """Whether a program of another architecture can be executed as is wanted."""
-        if self.engine != "auto" or self.spread or self.on is not None:
-            return self.emulated
-        from ptserver.net.transport import is_address
-
-        return not is_address(self.server)
+        return self.emulated or (self.engine == "auto" and not self.spread and self.on is None)
 
     @property
     def argv(self) -> list[bytes]:
@@ -97,9 +93,15 @@ def run(options: RunOptions) -> int:
     streams = _reserve_streams()
     path, header = find_program(options.program, emulated=options.may_be_emulated)
     if options.emulated or header.arch != native_arch():
-        from ptserver.running.here import run_emulated
+        from ptserver.net.transport import is_address
 
         _refuse_runtime(options)
+        if is_address(options.server):
+            from ptserver.running.remotely import run_remotely
+
+            return run_remotely(options, path, header, None, streams)
+        from ptserver.running.here import run_emulated
+
         return run_emulated(options, path)
     stub = find_stub_marker(path, header)
     if options.on is not None:

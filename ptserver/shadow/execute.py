@@ -174,6 +174,20 @@ _functions = [_prototype(arity) for arity in range(7)]
 syscall6 = _functions[6]
 
 
+def call_by(entry: int) -> None:
+    """Make all calls from now on by the function at address *entry*, which is like syscall(2)."""
+    for arity in range(7):
+        types = [ctypes.c_long] + [ctypes.c_void_p] * arity
+        _functions[arity] = ctypes.CFUNCTYPE(ctypes.c_long, *types, use_errno=True)(entry)
+    _plans.clear()
+
+
+def raw_call(number: int, *args: "int | bytes") -> int:
+    """Make a call that no table knows; return its value, or a negative errno."""
+    value = _functions[len(args)](number, *args)
+    return value if value != -1 else -_get_errno()
+
+
 def _no_such_call(*_args: object) -> int:
     ctypes.set_errno(errnos.ENOSYS)
     return -1

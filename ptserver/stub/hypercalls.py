@@ -23,6 +23,10 @@ Go side repeats the numbers (`runtime_stub.go`, `remote.go`); a test compares th
     MIGRATE(host)
         Returns 0 at that host, or EINVAL if there is none with this number.
 
+    MEMORY(request, request_bytes, answer, answer_bytes)
+        For emulators alone, whose program has no way to it (`ptserver.emulated.away`). The request is a memory
+        message in MessagePack. Returns the size of the answer, a `MemoryResult`; EIO if the server is lost.
+
     request  = marker
     marker   = FE*32 "ptserver-stub/" abi " GOOSREMOTE=" name 00
     abi      = decimal number
@@ -55,6 +59,7 @@ class Hypercall(enum.IntEnum):
     HOSTS = 0xFFF3
     HERE = 0xFFF4
     MIGRATE = 0xFFF5
+    MEMORY = 0xFFF6
 
 
 REQUEST_MAX_BYTES = 256
@@ -62,6 +67,9 @@ REQUEST_MAX_BYTES = 256
 
 MESSAGE_BYTES = 1024
 """The size of the buffer for a message that the stub offers with HELLO and WATCH."""
+
+MEMORY_BYTES = (1 << 20) + 4096
+"""No request and no answer of MEMORY is longer."""
 
 INFO_KEYS = ("name", "version", "session", "host", "goosremote")
 """The keys of INFO's text, each a field of Go's `remote.ServerInfo`."""

@@ -1,14 +1,14 @@
 """Memory of an emulated program that lives elsewhere: its remote variables, as `stepping.remote_memory` has them.
 
-The processor must not touch the pages that remote variables are on, so an access is a trap of the machine, with nothing
-of the instruction done. The instruction is executed then: on amd64 the plainest ones and string copies as natively
-(`remote_plans`, `remote_strings`); all others by the processor itself, alone, while the page is open. A hook sees each
-access of it first, and brings what is read from the store; what was written is brought to the store when the
-instruction is complete.
+The processor must not touch the pages that remote variables are on, so an access is a trap of the machine, with
+nothing of the instruction done. The instruction is executed then: on amd64 the plainest ones and string copies as
+natively (`remote_plans`, `remote_strings`); all others by the processor itself, alone, while the page is open. A
+hook sees each access of it first, and brings what is read from the store; what was written is brought to the store
+when the instruction is complete.
 
-An atomic instruction (amd64: a lock or xchg; arm64: whichever reads and writes the same bytes, as LSE's and the second
-of an exclusive pair do) is one operation of the store: the one that does the same to memory, if there is one, or a
-compare-and-exchange of what the instruction makes of the old value, again if another program was faster.
+An atomic instruction (amd64: a lock or xchg; arm64: whichever reads and writes the same bytes, as LSE's and the
+second of an exclusive pair do) is one operation of the store: the one that does the same to memory, if there is one,
+or a compare-and-exchange of what the instruction makes of the old value, again if another program was faster.
 
 What else lies on those pages stays in the program, and its accesses come here, too.
 
@@ -41,7 +41,7 @@ _NAMES = [name.lower() for name in MAKES["amd64"].general.split()[:-1]] + ["efla
 
 
 class UnsupportedRemoteAccessError(SteppingError):
-    """An instruction touches remote memory in a way that cannot be done there. pc: its address; nothing has happened."""
+    """An instruction at *pc* touches remote memory in a way that cannot be done there; nothing has happened."""
 
     def __init__(self, pc: int, code: bytes, why: str) -> None:
         super().__init__(
@@ -206,7 +206,7 @@ class Elsewhere:
         return new == old or self.remote.atomic(start, "compare_exchange", new, old) == old
 
     def _step(self, thread: "Thread", pc: int, accesses: "_Accesses", *, keeps: bool = True) -> Trap | None:
-        """Execute the instruction while its pages are open; the thread is as before unless it *keeps* what is made."""
+        """Execute the instruction while its pages are open; the thread is as before unless it *keeps* the result."""
         processor, spans = self._processor, self._spans
         for start, end in spans:
             processor.allow(start, end - start, _READ_WRITE)

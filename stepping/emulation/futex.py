@@ -49,7 +49,7 @@ class Futexes:
         return self._scheduler.block(thread, wait, deadline)
 
     def _wait_elsewhere(self, thread: Thread, word: bytes, expected: int) -> Result:
-        """Return as if woken in a moment: whoever changes a *word* that other programs have, too, wakes nobody here."""
+        """Return as if woken in a moment: whoever changes a *word* that other programs have wakes nobody here."""
         if _U32.unpack(word)[0] != expected & _ANY:
             return -errno.EAGAIN
         deadline = self._scheduler.now() + _LOOKS_AGAIN_NS

@@ -206,7 +206,8 @@ def test_what_cannot_be_executed_leaves_the_program_stopped(language: str, tmp_p
         said.read_text(),
     )
     assert line is not None, said.read_text()
-    assert language == "C" or re.search(r", in main\.save at \S+/save_amd64\.s:6; ", said.read_text())
+    where = r"form_\w+|main" if language == "C" else r"main\.save \(\S+/save_amd64\.s:6\)"
+    assert re.search(rf" in ({where}); process", said.read_text())
     pid = int(line[2])
     try:
         fields = Path(f"/proc/{pid}/status").read_text()
@@ -243,8 +244,8 @@ def test_what_cannot_be_executed_leaves_the_program_stopped(language: str, tmp_p
         (("--remote-range", "600000-800000"), "has more than 1048576 bytes"),
         (("--remote-range", "what"), "'what' is not a range"),
         (
-            ("--remote-var", "main.counter", "--engine=emulate"),
-            "remote variables go with neither --on, --spread nor another engine",
+            ("--remote-var", "main.counter", "--engine=step"),
+            "remote variables go with neither --on, --spread nor --engine=step",
         ),
         (("--remote-var", "main.counter", "--trace"), "--remote-trace logs the accesses"),
         (("--remote-trace", "x"), "--remote-trace belongs to"),

@@ -1,0 +1,50 @@
+"""What a stub host tells the emulator's process that it starts for a program; see `ptserver.emulated.away`."""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from ptserver.remote_memory.options import Wanted
+
+_BOOT = "import sys; sys.path.insert(0, {root!r}); from ptserver.emulated.away import main; main(int(sys.argv[1]))"
+
+
+class Guest(msgspec.Struct, frozen=True):
+    """What the emulator's process is told.
+
+    path, argv, env: the program; seed: see `run_emulated`; claimed: the calls that the server names; everything:
+    whether the program's resources are the server's; stderr: a descriptor for what is said to the user; remote: what
+    of its memory is the server's, with the file for a log of accesses.
+    """
+
+    path: str
+    argv: tuple[bytes, ...]
+    env: tuple[bytes, ...]
+    seed: int | None
+    claimed: frozenset[str]
+    everything: bool
+    stderr: int
+    remote: Wanted | None = None
+    remote_trace: str | None = None
+
+
+def guest_command(guest: Guest) -> tuple[str, list[bytes], int]:
+    """Return what to execute for *guest*, with its arguments, and a descriptor that is to be inherited."""
+    fd = os.memfd_create("ptserver-guest", 0)
+    os.write(fd, msgspec.msgpack.encode(guest))
+    os.set_inheritable(guest.stderr, True)
+    root = str(Path(__file__).resolve().parent.parent.parent)
+    code = _BOOT.format(root=root).encode()
+    return sys.executable, [os.fsencode(sys.executable), b"-c", code, b"%d" % fd], fd
+
+
+def own_environment() -> Sequence[bytes]:
+    """Return what the emulator itself needs of this process's environment."""
+    return [
+        name + b"=" + value
+        for name, value in os.environb.items()
+        if name.startswith((b"PYTHON", b"PATH", b"LD_", b"VIRTUAL_ENV"))
+    ]
