@@ -26,7 +26,7 @@ from ptserver.emulated.host import end_as, run_emulated
 from ptserver.errors import PtServerError
 from ptserver.messages import MemoryResult, Message
 from ptserver.remote_memory.stores import StoreLostError
-from ptserver.shadow.execute import call_by, raw_call
+from ptserver.shadow.raw_calls import call_by, raw_call
 from ptserver.stub.hypercalls import MEMORY_BYTES, Hypercall
 from stepping.door import install_door
 from stepping.errors import SteppingError

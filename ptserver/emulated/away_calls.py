@@ -5,7 +5,7 @@ import mmap
 from typing import NamedTuple
 
 from ptserver.machine import native_arch
-from ptserver.shadow.execute import raw_call
+from ptserver.shadow.raw_calls import raw_call
 from stepping.syscalls import SYSCALLS, Syscall
 from stepping.syscalls.marshal import Args
 

@@ -24,7 +24,8 @@ from pathlib import Path
 from goabi.elf_header import read_elf_header
 from goabi.errors import GoAbiError
 from ptserver.machine import native_arch
-from ptserver.shadow.execute import execute, raw_call
+from ptserver.shadow.execute import execute
+from ptserver.shadow.raw_calls import raw_call
 from ptserver.shadow.workers import WORKER_SIGNAL
 from stepping.emulation.machine import Machine
 from stepping.emulation.signals import SIG_DFL, SIG_IGN, make_info

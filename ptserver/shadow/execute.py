@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 from ptserver.shadow.execute_arena import Arena
 from ptserver.shadow.execute_messages import MESSAGE_KINDS, Messages
+from ptserver.shadow.raw_calls import CALLS
 from stepping.syscalls import SYSCALLS
 from stepping.syscalls.model import RESULT, Arch, Arg, ArgKind, Length, Syscall
 from stepping.syscalls.requests import request_argument, request_is_bound
@@ -160,32 +161,6 @@ class _Buffer(NamedTuple):
 _plans: dict[str, _Plan] = {}
 _arenas = threading.local()
 _get_errno = ctypes.get_errno
-_libc = ctypes.CDLL(None, use_errno=True)
-
-
-def _prototype(arity: int) -> Callable[..., int]:
-    """Return libc's syscall(2) for a number and *arity* arguments, each an int or the address of bytes."""
-    # c_void_p takes any int, masked to 64 bits, and bytes, as the address of their NUL-terminated content.
-    factory = ctypes.CFUNCTYPE(ctypes.c_long, ctypes.c_long, *[ctypes.c_void_p] * arity, use_errno=True)
-    return factory(("syscall", _libc))
-
-
-_functions = [_prototype(arity) for arity in range(7)]
-syscall6 = _functions[6]
-
-
-def call_by(entry: int) -> None:
-    """Make all calls from now on by the function at address *entry*, which is like syscall(2)."""
-    for arity in range(7):
-        types = [ctypes.c_long] + [ctypes.c_void_p] * arity
-        _functions[arity] = ctypes.CFUNCTYPE(ctypes.c_long, *types, use_errno=True)(entry)
-    _plans.clear()
-
-
-def raw_call(number: int, *args: "int | bytes") -> int:
-    """Make a call that no table knows; return its value, or a negative errno."""
-    value = _functions[len(args)](number, *args)
-    return value if value != -1 else -_get_errno()
 
 
 def _no_such_call(*_args: object) -> int:
@@ -211,7 +186,7 @@ def _make_plan(row: Syscall) -> _Plan:
         lengths = (in_arena[0][1].length, in_arena[0][1].valid)
         if not any(length is not None and length.indirect for length in lengths):
             filled = in_arena[0][0]
-    return _Plan(row, number, arity, _functions[arity], pointers, not in_arena, filled, _plain(row, pointers))
+    return _Plan(row, number, arity, CALLS[arity], pointers, not in_arena, filled, _plain(row, pointers))
 
 
 def _plain(row: Syscall, pointers: tuple[tuple[int, Arg], ...]) -> tuple[int, int] | None:

@@ -6,7 +6,8 @@ Thread rules: as `ptserver.shadow.execute`.
 import ctypes
 import socket
 
-from ptserver.shadow.execute import ARCH, Executed, syscall6
+from ptserver.shadow.execute import ARCH, Executed
+from ptserver.shadow.raw_calls import CALLS
 from stepping.syscalls import SYSCALLS
 
 _RECVFROM = SYSCALLS["recvfrom"].numbers.get(ARCH, -1)
@@ -20,16 +21,16 @@ def peek(fd: int, size: int) -> bytes:
     """
     buffer = bytearray(size)
     address = ctypes.addressof(ctypes.c_char.from_buffer(buffer))
-    count = syscall6(_RECVFROM, fd, address, size, socket.MSG_PEEK | socket.MSG_DONTWAIT, 0, 0)
+    count = CALLS[6](_RECVFROM, fd, address, size, socket.MSG_PEEK | socket.MSG_DONTWAIT, 0, 0)
     return bytes(buffer[:count]) if count > 0 else b""
 
 
 def take(fd: int, size: int) -> None:
     """Take *size* bytes that are there out of the queue of the TCP socket *fd*. Source: tcp(7), MSG_TRUNC."""
-    syscall6(_RECVFROM, fd, 0, size, socket.MSG_TRUNC | socket.MSG_DONTWAIT, 0, 0)
+    CALLS[6](_RECVFROM, fd, 0, size, socket.MSG_TRUNC | socket.MSG_DONTWAIT, 0, 0)
 
 
 def send(fd: int, data: bytes, flags: int) -> Executed:
     """Write *data* to a connected socket, with flags of sendto(2)."""
-    value = syscall6(_SENDTO, fd, data, len(data), flags, 0, 0)
+    value = CALLS[6](_SENDTO, fd, data, len(data), flags, 0, 0)
     return (value, 0, {}) if value != -1 else (0, ctypes.get_errno(), {})
