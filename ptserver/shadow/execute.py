@@ -112,7 +112,7 @@ def attributes(folder: int, names: Iterable[bytes]) -> Iterator[tuple[bytes, byt
     address = ctypes.addressof(buffer)
     number = row.numbers[ARCH]
     for name in names:
-        if syscall6(number, folder, name, address, _AT_SYMLINK_NOFOLLOW, 0, 0) == 0:
+        if CALLS[6](number, folder, name, address, _AT_SYMLINK_NOFOLLOW, 0, 0) == 0:
             yield name, buffer.raw
 
 

@@ -14,7 +14,7 @@ def _prototype(arity: int) -> Callable[..., Callable[..., int]]:
     return ctypes.CFUNCTYPE(ctypes.c_long, ctypes.c_long, *[ctypes.c_void_p] * arity, use_errno=True)
 
 
-#: By arity: makes the call of a number with so many arguments, each an int or the address of bytes. Returns its value,
+#: By arity: makes the call of a number with so many arguments, each an int or the address of bytes. Returns its value
 #: or -1, with the reason where `ctypes.get_errno` finds it.
 CALLS: list[Callable[..., int]] = [_prototype(arity)(("syscall", _libc)) for arity in range(7)]
 
