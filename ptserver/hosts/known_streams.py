@@ -212,6 +212,8 @@ class KnownStreams:
             self.forget()
         elif name == "close":
             self._closed(call.args[0] & 0xFFFFFFFF)
+        elif name == "shutdown":  # there is no room any more, whatever was told before
+            self._streams.pop(call.args[0] & 0xFFFFFFFF, None)
         elif brings_word:
             self._forget_local()
             if name not in _POLLING and not (name in _READS and call.args[0] in self._own_sockets):

@@ -11,8 +11,6 @@ Thread rules: trio's thread.
 
 import json
 import os
-import shutil
-import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,7 +20,7 @@ from ptserver.net.transport import close_listener, listen, local_address, parse_
 from ptserver.offered.binary_cache import DEFAULT_LIMIT_BYTES, BinaryCache, default_folder
 from ptserver.offered.session import HostConfig
 from ptserver.sessions.log import Log
-from ptserver.sessions.registry import SessionRegistry
+from ptserver.sessions.registry import SessionRegistry, registry_folder
 from ptserver.sessions.serve import (
     DEFAULT_MAX_WAIT_SECONDS,
     accept_until_signal,
@@ -70,24 +68,21 @@ def remote(options: RemoteOptions) -> None:
     """
     log = Log(open_log(options.log_file), as_json=options.json)
     cache = BinaryCache(Path(options.cache) if options.cache else default_folder(), options.cache_bytes)
-    folder = tempfile.mkdtemp(prefix="ptserver-sessions-")
-    registry = SessionRegistry(folder)
-    config = HostConfig(
-        log,
-        cache,
-        memory_bytes=options.memory_bytes,
-        keepalive_seconds=options.keepalive_seconds,
-        max_wait_seconds=options.max_wait_seconds,
-        registry=registry,
-        server=options.server,
-    )
-    try:
+    with registry_folder() as folder:
+        registry = SessionRegistry(folder)
+        config = HostConfig(
+            log,
+            cache,
+            memory_bytes=options.memory_bytes,
+            keepalive_seconds=options.keepalive_seconds,
+            max_wait_seconds=options.max_wait_seconds,
+            registry=registry,
+            server=options.server,
+        )
         if options.server is None:
             _listen(options, config, registry)
         else:
             _connect(options, options.server, config, registry)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _listen(options: RemoteOptions, config: HostConfig, registry: SessionRegistry) -> None:

@@ -357,6 +357,8 @@ class Calls:
             states.wrote(args[0] & _INT)
         elif name == "setsockopt":
             states.option_set(args[0] & _INT, args[1] & _INT, args[2] & _INT)
+        elif name == "shutdown":
+            states.shut_down(args[0] & _INT, args[1] & _INT)
 
     def _tell_failure(self, message: Syscall, failure: int) -> None:
         """Answer a call on a descriptor with the error of an earlier write; of closing nothing else can be told."""

@@ -59,6 +59,7 @@ class DescriptorStates:
         self._holds_bytes = holds_bytes
         self._kinds: dict[int, DescriptorKind | None] = {}
         self._limits: dict[int, int] = {}  # of sockets
+        self._shut: set[int] = set()  # sockets that nothing can be written to any more
         self._taken: dict[int, int] = {}  # how many bytes the host has taken out of queues by posted calls
         # What an event of an instance says, by what it was told: the descriptor, or _SEVERAL.
         self._watched: dict[tuple[int, int], int] = {}
@@ -73,6 +74,8 @@ class DescriptorStates:
             else:
                 for fd in [fd for fd in known if first <= fd <= last]:
                     del known[fd]
+        if self._shut:
+            self._shut = {fd for fd in self._shut if not first <= fd <= last}
         for fd in [first] if first == last else [fd for fd in self._instances if first <= fd <= last]:
             for key in self._instances.pop(fd, _NONE):
                 if self._watched.get(key) == fd:
@@ -82,6 +85,11 @@ class DescriptorStates:
         """Hear of a successful setsockopt."""
         if (level, option) in _LIMITING:
             self._limits.pop(fd, None)
+
+    def shut_down(self, fd: int, how: int) -> None:
+        """Hear of a successful shutdown."""
+        if how != socket.SHUT_RD:
+            self._shut.add(fd)
 
     def is_ours(self, fd: int) -> bool:
         """Whether a number is one of the session's own."""
@@ -135,6 +143,8 @@ class DescriptorStates:
                 slots = fcntl.fcntl(fd, _F_GETPIPE_SZ) // _PAGE_BYTES
                 free = slots - min(slots, _number(fd, termios.FIONREAD))
                 return min(free * _PAGE_BYTES, _FILE_BYTES)
+            if fd in self._shut:
+                return 0
             limit = self._limits.get(fd)
             if limit is None:
                 limit = self._limits[fd] = _send_limit(fd)

@@ -2,14 +2,20 @@
 
 Each session listens at a Unix socket ID.sock there, and says in ID.json what it is; at ID.back it gets a connection
 in the place of one that was lost (`ptserver.sessions.kept`). A session that has ended, however it did, does not
-listen any more; what it left is removed by the server when that hears of it.
+listen any more; what it left is removed by the server when that hears of it. A server holds a lock on its folder; so
+the next one of that user can remove what one has left that was killed.
 """
 
 import contextlib
 import errno
+import fcntl
 import os
 import re
+import shutil
 import socket
+import stat
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -19,8 +25,37 @@ from ptserver.messages import MAX_LISTED_SESSIONS, SessionFacts
 #: How session ids look; nothing else is ever made a part of a path.
 _ID = re.compile(r"[0-9a-f]+-[0-9]+")
 
+_PREFIX, _LOCK = "ptserver-sessions-", "lock"
+
 #: The sockets of a session: where it is watched, and where connections are brought back to.
 WATCHED, BACK = "sock", "back"
+
+
+@contextlib.contextmanager
+def registry_folder() -> Iterator[str]:
+    """Make the folder of a server's registry; at the end it is removed.
+
+    What servers of this user have left that were killed is removed first: nobody holds their locks any more.
+    """
+    for left in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        with contextlib.suppress(OSError):
+            facts = left.lstat()
+            if stat.S_ISDIR(facts.st_mode) and facts.st_uid == os.geteuid():
+                _remove_if_left(left)
+    folder = tempfile.mkdtemp(prefix=_PREFIX)
+    with open(os.path.join(folder, _LOCK), "wb") as lock:
+        fcntl.lockf(lock, fcntl.LOCK_EX)  # this process's alone: those that it forks do not hold it
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove_if_left(folder: Path) -> None:
+    """Remove *folder* if its server is gone. Raises: OSError if it is not, or has no lock yet."""
+    with open(folder / _LOCK, "r+b") as lock:
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 class SessionRegistry:

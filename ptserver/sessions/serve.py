@@ -9,11 +9,10 @@ address needs TLS (`ptserver.net.tls`), and a proof that the peer may connect: i
 Thread rules: trio's thread.
 """
 
+import contextlib
 import os
-import shutil
 import signal
 import socket
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,7 +27,7 @@ from ptserver.net.transport import close_listener, is_private, listen, local_add
 from ptserver.remote_memory.shared import SharedVariables
 from ptserver.servers import load
 from ptserver.sessions.log import Log
-from ptserver.sessions.registry import SessionRegistry
+from ptserver.sessions.registry import SessionRegistry, registry_folder
 from ptserver.sessions.spawner import Spawner, start_spawner
 from ptserver.sessions.start import SessionConfig
 
@@ -81,9 +80,10 @@ def serve(options: ServeOptions) -> None:
     watch_token = read_token(options.watch_token_file) if options.watch_token_file is not None else None
     ways = check(options.confinement)
     protect_this_process()
-    listener = listen(options.address)
-    folder = tempfile.mkdtemp(prefix="ptserver-sessions-")
-    try:
+    with contextlib.ExitStack() as stack:
+        listener = listen(options.address)
+        stack.callback(close_listener, listener)
+        folder = stack.enter_context(registry_folder())
         check_exposure(listener, keys, token)
         registry = SessionRegistry(folder)
         config = SessionConfig(
@@ -107,9 +107,6 @@ def serve(options: ServeOptions) -> None:
             accept_until_signal(listener, spawner, options.max_sessions, log, registry)
         finally:
             spawner.stop()
-    finally:
-        close_listener(listener)
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def chosen_token(token_file: str | None, keys: Keys | None) -> str | None:

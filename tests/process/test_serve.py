@@ -303,6 +303,26 @@ def test_a_dead_zygote_ends_the_server_with_an_error() -> None:
         os.close(pidfd)
 
 
+def test_what_a_killed_server_leaves_is_removed_by_the_next_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    (tmp_path / "ptserver-sessions-of-another-kind").mkdir()
+    with serving("passthrough", "--listen", "127.0.0.1:0") as alive:
+        (of_alive,) = tmp_path.glob("ptserver-sessions-*/lock")
+        with serving("passthrough", "--listen", "127.0.0.1:0") as killed:
+            killed.open().call("getuid")
+            killed.process.kill()
+            killed.process.communicate(timeout=TIMEOUT)
+        (left,) = {*tmp_path.glob("ptserver-sessions-*/lock")} - {of_alive}
+        with serving("passthrough", "--listen", "127.0.0.1:0") as following:
+            assert of_alive.exists()
+            assert not left.parent.exists()
+            following.open().call("getuid")
+        alive.open().call("getuid")
+    assert [path.name for path in tmp_path.iterdir()] == ["ptserver-sessions-of-another-kind"]
+
+
 @pytest.mark.parametrize("options", [(), ("--user", "nobody")], ids=["own user", "another user"])
 def test_a_killed_server_takes_its_sessions_with_it(options: tuple[str, ...]) -> None:
     if options and os.geteuid():

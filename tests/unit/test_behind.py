@@ -219,6 +219,10 @@ def test_sockets_tell_what_is_there_and_whether_that_is_all(session: Session) ->
             session.states.read(conn.fileno())
             state = session.sent[-1]  # type: ignore[assignment]
             assert (state.data, state.watched, state.taken) == (b"", epoll.fileno(), 9)
+            session.states.shut_down(conn.fileno(), socket.SHUT_RD)
+            assert happened().room > 4096
+            session.states.shut_down(conn.fileno(), socket.SHUT_WR)
+            assert happened().room == 0
             peer.send(b"the last")
             peer.shutdown(socket.SHUT_WR)
             while not epoll.poll(20)[0][1] & select.EPOLLRDHUP:

@@ -215,6 +215,14 @@ def test_what_is_not_watched_any_more_is_asked(host: Host, call: str) -> None:
     assert host.read() is None
 
 
+def test_nothing_is_written_behind_to_a_socket_that_was_shut_down(host: Host) -> None:
+    call = host.call("shutdown", SOCKET, 1)
+    host.known.made(call, shares=False)
+    host.tell()  # before the session has shut it down
+    host.known.heard(call, 0, shares=False, brings_word=False)
+    assert not host.write(b"x")
+
+
 class _Memory:
     """A program's memory, of which only addresses from 8 on are there."""
 
