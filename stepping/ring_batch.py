@@ -15,8 +15,9 @@ from functools import cached_property
 from operator import itemgetter
 from typing import Any, NamedTuple, TypeVar
 
-from stepping.ring_copies import CopiedArg
+from stepping.ring_copies import CopiedArg, copies_of
 from stepping.ring_layout import DATA_BYTES, MAX_FRAMES, RECORD_BYTES
+from stepping.ring_packing import pack
 from stepping.syscalls.model import Syscall
 
 _WORDS = RECORD_BYTES // 8
@@ -40,10 +41,20 @@ class CallPlan(NamedTuple):
     copied: tuple[CopiedArg, ...]
 
 
+def plans_of(rows: Iterable[Syscall]) -> dict[int, CallPlan]:
+    """Return, by number, what records of the calls *rows* are of."""
+    return {
+        row.numbers["amd64"]: CallPlan(row, tuple(copied for copied, _ in copies_of(row)))
+        for row in rows
+        if "amd64" in row.numbers
+    }
+
+
 class RingBatch:
     """Complete records, in the order in which their calls returned. Lists have an entry per record.
 
-    pid: the program; size: how many records.
+    pid: the program; size: how many records. base_ns, ns_per_count: when the count of the records' clock was 0, by
+    CLOCK_MONOTONIC, and how long it takes.
     """
 
     def __init__(
@@ -52,8 +63,8 @@ class RingBatch:
         self.pid = pid
         self._raw = raw
         self._plans = plans
-        self._base_ns = base_ns
-        self._rate = ns_per_count
+        self.base_ns = base_ns
+        self.ns_per_count = ns_per_count
         self._words = memoryview(raw).cast("Q")
         self._halves = memoryview(raw).cast("H")
         self._args: dict[int, list[int]] = {}
@@ -73,13 +84,13 @@ class RingBatch:
     @cached_property
     def start_ns(self) -> list[int]:
         """When each call began, by CLOCK_MONOTONIC."""
-        base, rate = self._base_ns, self._rate
+        base, rate = self.base_ns, self.ns_per_count
         return [base + int(count * rate) for count in self._words[_START::_WORDS].tolist()]
 
     @cached_property
     def duration_ns(self) -> list[int]:
         """How long each call took."""
-        rate = self._rate
+        rate = self.ns_per_count
         starts, ends = self._words[_START::_WORDS].tolist(), self._words[_END::_WORDS].tolist()
         return [int((end - start) * rate) for start, end in zip(starts, ends, strict=True)]
 
@@ -98,6 +109,17 @@ class RingBatch:
         """The threads."""
         tids = self._words[_TID::_WORDS].tolist()
         return tids if self._outer_tid is None else list(map(self._outer_tid, tids))
+
+    @property
+    def thread_numbers(self) -> dict[int, int]:
+        """The numbers here of its threads, by those that the program knows; empty if they are the same."""
+        if self._outer_tid is None:
+            return {}
+        return {tid: self._outer_tid(tid) for tid in set(self._words[_TID::_WORDS].tolist())}
+
+    def packed(self) -> bytes:
+        """Return the records as `ring_packing` packs them."""
+        return pack(self._raw)
 
     def number_threads(self, outer_tid: Callable[[int], int]) -> None:
         """Let `tids` be the numbers that *outer_tid* gives the program's own; before they are first used."""
@@ -150,6 +172,12 @@ class RingBatch:
             found.append(raw[at : at + min(second[index], limit - skipped)])
         return found
 
+    def planned(self, plans: Mapping[int, CallPlan]) -> "RingBatch":
+        """Return the same records as those of other calls."""
+        batch = RingBatch(self._raw, self.pid, plans, self.base_ns, self.ns_per_count)
+        batch._outer_tid = self._outer_tid
+        return batch
+
     def calls(self) -> "RingBatch":
         """Return the records of calls alone; those of numbers that nobody asked for the program wrote itself."""
         if self._plans.keys() >= set(self.numbers):
@@ -160,7 +188,7 @@ class RingBatch:
         """Return the batch of these records alone."""
         if len(indexes) == self.size:
             return self
-        part = RingBatch(self._cut(indexes), self.pid, self._plans, self._base_ns, self._rate)
+        part = RingBatch(self._cut(indexes), self.pid, self._plans, self.base_ns, self.ns_per_count)
         part._outer_tid = self._outer_tid
         return part
 

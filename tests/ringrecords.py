@@ -3,16 +3,11 @@
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from stepping.ring_batch import CallPlan, RingBatch
-from stepping.ring_copies import copies_of
+from stepping.ring_batch import RingBatch, plans_of
 from stepping.ring_layout import DATA_BYTES, MAX_FRAMES, RECORD, STACK
 from stepping.syscalls.table import SYSCALLS
 
-PLANS = {
-    row.numbers["amd64"]: CallPlan(row, tuple(copied for copied, _ in copies_of(row)))
-    for row in SYSCALLS.values()
-    if "amd64" in row.numbers
-}
+PLANS = plans_of(SYSCALLS.values())
 
 
 class Record(NamedTuple):

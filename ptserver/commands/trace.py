@@ -1,6 +1,7 @@
 """`ptserver trace`: log the system calls of a running process, or of a program."""
 
 import os
+from dataclasses import replace
 
 import click
 
@@ -12,14 +13,21 @@ from ptserver.tracelog.options import TraceOptions
 @click.command("trace", context_settings={"allow_interspersed_args": False}, no_args_is_help=True)
 @log_arguments
 @server_arguments()
-@click.argument("target", metavar="PID|PROGRAM|SESSION")
+@click.option(
+    "--from",
+    "recorded",
+    metavar="FILE",
+    help="Show the recording FILE, made with --format recording, as the other options say; to standard output.",
+)
+@click.argument("target", metavar="PID|PROGRAM|SESSION", required=False)
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 @click.pass_context
 def trace_command(
     ctx: click.Context,
     log: TraceOptions,
     connect: Connect | None,
-    target: str,
+    recorded: str | None,
+    target: str | None,
     arguments: tuple[str, ...],
 ) -> None:
     """Log the system calls of the running process PID, or of PROGRAM started with ARGUMENTS.
@@ -36,7 +44,17 @@ def trace_command(
     ptserver trace -c ./main
     ptserver trace -e none --events=all 1234     what goroutines do
     ptserver trace --server localhost:11235 3f2a61-4
+    ptserver trace --format recording -o calls 1234; ptserver trace --from calls -k
     """
+    if recorded is not None:
+        if target is not None or connect is not None:
+            raise click.UsageError(
+                "--from FILE shows what was recorded: it takes no program, process or session"
+            )
+        _show_recording(recorded, log)
+        return
+    if target is None:
+        raise click.UsageError("name a process, a program, a session (--server) or a recording (--from)")
     if connect is not None:
         _trace_session(connect, target, log)
         return
@@ -63,6 +81,12 @@ def trace_command(
         )
     finally:
         sink.close()
+
+
+def _show_recording(path: str, log: TraceOptions) -> None:
+    from ptserver.tracelog.replay import replay
+
+    replay(path, log if log.output is not None else replace(log, output="-"))
 
 
 def _trace_session(connect: Connect, session: str, log: TraceOptions) -> None:

@@ -17,7 +17,7 @@ _TIMES = ("none", "relative", "elapsed", "clock", "epoch")
 
 #: What a summary counts by, as `tracelog.summary.Key` and `tracelog.goroutine_summary.GoroutineKey` say.
 _KEYS = ("syscall", "goroutine", "site", "function")
-_FORMATS = ("text", "json", "perfetto", "pprof", "otlp")
+_FORMATS = ("text", "json", "perfetto", "pprof", "otlp", "recording")
 
 _NAMES = (
     "filters",
@@ -141,7 +141,8 @@ _LOG_OPTIONS = (
         "form",
         type=click.Choice(_FORMATS),
         help="Write the log as text, as JSON lines, for Perfetto's viewer, as a profile of the calls' time by stack "
-        "for `go tool pprof`, or as OpenTelemetry spans to a file or collector (-o URL); the last three need -o.",
+        "for `go tool pprof`, as OpenTelemetry spans to a file or collector (-o URL), or as a recording, which costs "
+        "least and of which `trace --from FILE` makes all others; the last four need -o.",
     ),
     click.option("-k", "stacks", is_flag=True, help="Show where in the program each call was made."),
     click.option("-s", "strings", metavar="BYTES", type=click.IntRange(0), help="Cut strings at BYTES [32]."),
@@ -172,6 +173,10 @@ def _options(words: dict[str, Any]) -> TraceOptions:
     if words["by"] and not words["count"]:
         raise click.UsageError("--by belongs to -c")
     selection, source = _selection(words), words["source"]
+    if selection and form == "recording":
+        raise click.UsageError(
+            "a recording holds all calls that are traced (-e): choose among them when you read it, with --from"
+        )
     if selection and selection.needs_goroutines:
         if source == "stops":
             raise click.UsageError("--goid and --func need goroutines, which --source stops does not know")

@@ -52,7 +52,7 @@ class GoroutineSummarySink:
         self._as_json = as_json
         self._here = here
         self._since_ns = time.monotonic_ns()
-        self._meter = Meter(pid) if pid else None
+        self._meter = Meter(pid if here else 0) if pid else None
         self._ended = False
 
     def event(self, event: Event) -> None:
@@ -73,7 +73,7 @@ class GoroutineSummarySink:
     def calls(self, batch: CallBatch) -> None:
         """Count many calls; take a sample, if it is time."""
         if self._meter is None:
-            self._meter = Meter(batch.records.pid)
+            self._meter = Meter(batch.records.pid if self._here else 0)
         self._meter.accounts.take_batch(batch.records, time.monotonic_ns())
         if batch.waits:
             self._meter.measure_blocked(self._since_ns).take(batch.waits)

@@ -75,6 +75,7 @@ class OtlpSink:
         self._goroutines: dict[tuple[str, int], Span] = {}
         self._spans: list[Span] = []
         self._next = 0.0
+        self._last_ns = start.monotonic_ns
 
     @classmethod
     def open(cls, path: str | None, start: TraceStart, *, limit: int = DEFAULT_LIMIT) -> "OtlpSink":
@@ -92,6 +93,7 @@ class OtlpSink:
         if type(event) is SyscallEvent:
             self._call(event)
         elif type(event) is ExitEvent:
+            self._last_ns = event.start_ns
             self._program["attributes"].append(_attribute("process.exit.code", event.status or 0))
 
     def calls(self, batch: CallBatch) -> None:
@@ -108,7 +110,7 @@ class OtlpSink:
         """Hand on what is left, with the spans of goroutines and of the program."""
         for goroutine in self._goroutines.values():
             self._add(goroutine)
-        self._end(self._program, time.monotonic_ns())
+        self._end(self._program, self._last_ns)
         self._add(self._program)
         self._export()
         self._exporter.close()
@@ -126,6 +128,7 @@ class OtlpSink:
             arch=self._arch,
         )
         end_ns = event.start_ns + (event.duration_ns or 0)
+        self._last_ns = max(self._last_ns, end_ns)
         attributes = [
             _attribute("syscall.name", event.name),
             _attribute("thread.id", event.tid),

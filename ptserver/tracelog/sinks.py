@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from ptserver.tracelog.summary import Key
 
 #: What a trace is written as. `summary` is a table, `summary-json` one object.
-Form = Literal["text", "json", "summary", "summary-json", "perfetto", "pprof", "otlp"]
+Form = Literal["text", "json", "summary", "summary-json", "perfetto", "pprof", "otlp", "recording"]
 
 #: Forms that no terminal can show, nor be mixed with what the program prints.
-BINARY_FORMS: frozenset[Form] = frozenset({"perfetto", "pprof"})
+BINARY_FORMS: frozenset[Form] = frozenset({"perfetto", "pprof", "recording"})
 
 
 def open_sink(
@@ -67,6 +67,10 @@ def open_sink(
         from ptserver.tracelog.pprof import PprofSink
 
         return PprofSink(writer, start)
+    if form == "recording":
+        from ptserver.tracelog.recording import RecordingSink
+
+        return RecordingSink(writer, start)
     as_json = form == "summary-json"
     if by == "goroutine" or by == "site":
         from ptserver.tracelog.goroutine_summary import GoroutineSummarySink

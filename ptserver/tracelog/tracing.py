@@ -23,12 +23,12 @@ from typing import Literal
 from goabi.errors import GoAbiError
 from ptserver.hosts.signals import HostSignals, is_ending, is_passed_on, send_signal
 from ptserver.inspection.proc_status import ThreadNumbers
-from ptserver.tracelog.batch import CallBatch
 from ptserver.tracelog.errors import TraceSourceError
 from ptserver.tracelog.events import ExitEvent, LossEvent, TraceSink
 from ptserver.tracelog.frame_names import FrameNames, exe_identity
 from ptserver.tracelog.go_events import GoEvents, RuntimeWanted
 from ptserver.tracelog.output import Note, complain_on_stderr
+from ptserver.tracelog.ring_events import RecordSink, RecordTaker, RingEvents, RingFacts
 from ptserver.tracelog.wanted import Wanted
 from stepping.ring import BATCH, Ring
 from stepping.ring_batch import RingBatch
@@ -37,8 +37,8 @@ from stepping.ring_site import NoRingError, check_file, find_site
 
 Source = Literal["auto", "ring", "stops"]
 
-#: How often the ring is looked at, while calls come in and while none do.
-_BUSY_POLL_MS, _IDLE_POLL_MS = 5, 40
+#: How often the ring is looked at: at the beginning, while calls come in and while none do.
+_FIRST_POLL_MS, _BUSY_POLL_MS, _IDLE_POLL_MS = 5, 20, 40
 #: How long events may lie in the sink's buffer while others come in.
 _MAX_UNFLUSHED_S = 0.1
 
@@ -81,17 +81,15 @@ def run_traced(
                 with_c_code = source == "ring" or runtime.needs_ring
                 check_file(path, with_c_code=with_c_code)
                 probes = runtime.find_probes(path)
-                frames = _open_names(path, note) if stacks or runtime.needs_ring else None
+                frames = _open_names(path, sink, note, stacks=stacks, runtime=runtime)
                 ring = launch_with_ring(program, wanted.rows, probes=probes, with_c_code=with_c_code)
             except NoRingError as error:
                 _refuse_unless_auto(source, error, runtime)
                 note(f"tracing by stops: {error.reason}")
             else:
                 note(_seen_by(ring))
-                go = _go_events(ring, probes, runtime, frames, note)
-                return _RingTrace(
-                    ring, sink, signals, wanted, frames if stacks else None, go, note
-                ).run_launched()
+                taker = _taker(ring, sink, wanted, probes, frames, note, stacks=stacks)
+                return _RingTrace(ring, sink, taker, signals, note).run_launched()
         from ptserver.tracelog.by_stops import run_by_stops
 
         return run_by_stops(program, sink, signals, wanted, note)
@@ -124,15 +122,15 @@ def trace_process(
             try:
                 site = find_site(pid, with_c_code=source == "ring" or runtime.needs_ring)
                 probes = runtime.find_probes(f"/proc/{pid}/exe")
-                frames = _open_names(f"/proc/{pid}/exe", note) if stacks or runtime.needs_ring else None
+                frames = _open_names(f"/proc/{pid}/exe", sink, note, stacks=stacks, runtime=runtime)
                 ring = Ring.attach(pid, wanted.rows, site=site, probes=probes)
             except NoRingError as error:
                 _refuse_unless_auto(source, error, runtime)
                 note(f"tracing by stops: {error.reason}")
             else:
                 note(_seen_by(ring))
-                go = _go_events(ring, probes, runtime, frames, note)
-                _RingTrace(ring, sink, signals, wanted, frames if stacks else None, go, note).run_attached()
+                taker = _taker(ring, sink, wanted, probes, frames, note, stacks=stacks)
+                _RingTrace(ring, sink, taker, signals, note).run_attached()
                 return
         from ptserver.tracelog.by_stops import trace_by_stops  # here, as the ring does not need it
 
@@ -148,18 +146,14 @@ class _RingTrace:
         self,
         ring: Ring,
         sink: TraceSink,
+        taker: RecordTaker,
         signals: HostSignals,
-        wanted: Wanted,
-        frames: FrameNames | None,
-        go: GoEvents | None,
         note: Note,
     ) -> None:
         self._ring = ring
         self._sink = sink
+        self._taker = taker
         self._signals = signals
-        self._wanted = wanted
-        self._frames = frames
-        self._go = go
         self._note = note
         self._lost = 0
         sink.flush()  # its first line
@@ -168,13 +162,11 @@ class _RingTrace:
         self._poll.register(signals.fileno(), select.POLLIN)
         self._exe = exe_identity(ring.pid)
         self._numbers = ThreadNumbers(ring.pid)
-        if frames is not None:
-            frames.load_bias = ring.site.load_bias
 
     def run_launched(self) -> int:
         """Trace a child of this process to its end; return its raw wait status."""
         pid = self._ring.pid
-        poll_ms = _BUSY_POLL_MS
+        poll_ms = _FIRST_POLL_MS
         while True:
             for signo, from_kernel in self._wait(poll_ms):
                 if signo == signal.SIGCHLD:
@@ -192,7 +184,7 @@ class _RingTrace:
         """Trace until the process ends or a signal says that it is enough; then take the ring out."""
         pidfd = os.pidfd_open(self._ring.pid)
         self._poll.register(pidfd, select.POLLIN)
-        poll_ms, ended = _BUSY_POLL_MS, False
+        poll_ms, ended = _FIRST_POLL_MS, False
         try:
             while not ended:
                 enough = any(is_ending(signo) for signo, _ in self._wait(poll_ms))
@@ -247,11 +239,7 @@ class _RingTrace:
     def _give(self, batch: RingBatch) -> None:
         if self._numbers:
             batch.number_threads(self._numbers.outer)
-        calls = CallBatch(self._wanted.select(batch.calls()), self._frames)
-        if self._go is None or calls.records is batch:
-            self._sink.calls(calls)
-        else:
-            self._sink.calls(self._go.merge(batch, calls))
+        self._taker.take(batch)
 
     def _report_exit(self, status: int) -> None:
         code = os.waitstatus_to_exitcode(status)
@@ -261,14 +249,9 @@ class _RingTrace:
         self._sink.event(ExitEvent(time.monotonic_ns(), pid, pid, exit_status, signo, core))
 
     def _close(self) -> None:
-        if self._go is not None:
-            for event in self._go.rest():
-                self._sink.event(event)
-            self._go.close()
+        self._taker.finish()
         self._sink.flush()
         self._ring.close()
-        if self._frames is not None:
-            self._frames.close()
 
 
 def _seen_by(ring: Ring) -> str:
@@ -276,18 +259,52 @@ def _seen_by(ring: Ring) -> str:
     return f"tracing by the ring ({ring.site.go_version}); {unseen} are not seen"
 
 
-def _go_events(
-    ring: Ring, probes: Probes | None, runtime: RuntimeWanted, frames: FrameNames | None, note: Note
-) -> GoEvents | None:
+def _taker(
+    ring: Ring,
+    sink: TraceSink,
+    wanted: Wanted,
+    probes: Probes | None,
+    frames: FrameNames | None,
+    note: Note,
+    *,
+    stacks: bool,
+) -> RecordTaker:
+    """Return what takes the records of *ring*. frames: if there is anything to be named, now or later."""
     if probes is not None and probes.uncovered:
         note(f"not seen: {', '.join(sorted(set(probes.uncovered)))}")
-    if probes is None or frames is None or not runtime.needs_ring:
+    if isinstance(sink, RecordSink):
+        sink.begin(_facts(ring, wanted, probes, frames))
+        return sink
+    go = None
+    if frames is not None:
+        frames.load_bias = ring.site.load_bias
+        runtime = wanted.runtime
+        if probes is not None and runtime.needs_ring:
+            go = GoEvents(runtime.events, probes.wait_reasons, frames, waits=runtime.waits)
+    return RingEvents(sink, wanted.select, frames if stacks else None, go)
+
+
+def _facts(ring: Ring, wanted: Wanted, probes: Probes | None, frames: FrameNames | None) -> RingFacts:
+    exe = build_id = ""
+    if frames is not None:
+        exe, build_id = frames.exe, frames.build_id
+        frames.close()
+    return RingFacts(
+        exe,
+        build_id,
+        ring.site.load_bias,
+        tuple(row.name for row in wanted.rows),
+        tuple(sorted(wanted.runtime.calls)),
+        tuple(sorted(wanted.runtime.events)),
+        tuple(probes.wait_reasons) if probes is not None else (),
+    )
+
+
+def _open_names(
+    path: str, sink: TraceSink, note: Note, *, stacks: bool, runtime: RuntimeWanted
+) -> FrameNames | None:
+    if not (stacks or runtime.needs_ring or isinstance(sink, RecordSink)):
         return None
-    frames.load_bias = ring.site.load_bias
-    return GoEvents(runtime.events, probes.wait_reasons, frames, waits=runtime.waits)
-
-
-def _open_names(path: str, note: Note) -> FrameNames | None:
     try:
         return FrameNames(path)
     except (OSError, GoAbiError) as error:

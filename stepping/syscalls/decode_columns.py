@@ -22,6 +22,8 @@ from stepping.syscalls.decode_special import SPECIAL_ARGUMENTS, special_register
 from stepping.syscalls.decode_values import Node
 from stepping.syscalls.model import RESULT, Arch, Arg, ArgKind, Syscall
 
+_MAX_ERRNO = 4095
+
 #: How many fragments are remembered per argument.
 _MAX_REMEMBERED = 1 << 16
 
@@ -173,7 +175,7 @@ class _Argument(Generic[F]):
     def _read(self, calls: CallColumns, contents: list[bytes]) -> Sequence[F]:
         length = self._arg.length
         if self._decodes or self._arg.kind is not ArgKind.IN or length is None or length.arg is None:
-            return self._by_content(calls, contents, contents, self._render_read)
+            return self._repair(calls, contents, self._by_content(contents, self._render_read))
         size_index = length.arg
         mask = (1 << 64) - 1 if self._row.args[size_index].kind in _WIDE else (1 << 32) - 1
         sizes = [length.of(value & mask, self._arch) for value in calls.args(size_index)]
@@ -195,19 +197,36 @@ class _Argument(Generic[F]):
             ]
         if valid is None or self._decodes:
             keys = list(zip(contents, calls.values, strict=True))
-            return self._by_content(calls, contents, keys, self._render_filled)
+            return self._with_unfilled(calls, contents, self._by_content(keys, self._render_filled))
         sizes = [valid.of(value, self._arch) if value > 0 else 0 for value in calls.values]
         cut = [content[:size] for content, size in zip(contents, sizes, strict=True)]
-        return self._repair(calls, cut, self._renderer.buffers(cut, sizes))
+        return self._with_unfilled(calls, cut, self._renderer.buffers(cut, sizes))
 
-    def _by_content(
-        self, calls: CallColumns, contents: list[bytes], keys: Sequence[K], render: Callable[[K], F]
+    def _with_unfilled(
+        self, calls: CallColumns, contents: list[bytes], fragments: Sequence[F]
     ) -> Sequence[F]:
+        """Replace the fragments of calls that have filled nothing: failed ones show an address."""
+        if all(contents):
+            return fragments
+        shown, values, addresses = list(fragments), calls.values, calls.args(self._index)
+        failed = []
+        for position, content in enumerate(contents):
+            if not content:
+                if -_MAX_ERRNO <= values[position] < 0:
+                    failed.append(position)
+                else:
+                    shown[position] = self._one(calls, position)
+        instead = self._renderer.addresses([addresses[position] for position in failed])
+        for position, fragment in zip(failed, instead, strict=True):
+            shown[position] = fragment
+        return shown
+
+    def _by_content(self, keys: Sequence[K], render: Callable[[K], F]) -> Sequence[F]:
         known = self._known
         for key in set(keys):
             if key not in known:
                 known[key] = render(key)
-        return self._repair(calls, contents, list(map(known.__getitem__, keys)))
+        return list(map(known.__getitem__, keys))
 
     def _render_read(self, content: bytes) -> F:
         return self._render(self._get(_NO_REGISTERS, {self._index: content}, _NOTHING, 0, 0))

@@ -1,4 +1,4 @@
-"""`--format perfetto` and `--format pprof` as a user gives them; what they write is read by the tools it is for."""
+"""The formats for other programs, as a user gives them; what they write is read by the tools it is for."""
 
 import json
 import subprocess
@@ -48,6 +48,42 @@ def test_opentelemetry(folder: Path) -> None:
     assert [span["name"].split()[0] for span in spans if span["spanId"] == goroutine] == ["goroutine"]
     status, message = refusal("trace", "--format", "otlp", build("demo"))
     assert (status, "-o URL" in message) == (64, True)
+
+
+def test_a_recording_becomes_what_could_have_been_had_at_once(folder: Path) -> None:
+    path = folder / "calls"
+    words = ("trace", "--format", "recording", "--events=create", "-q", "-o", path, build("demo"))
+    assert ptserver(*words, cwd=folder)[0] == 0
+    status, text, err = ptserver("trace", "--from", path, "-k", "-e", "openat")
+    assert (status, err) == (0, "")
+    assert 'openat(AT_FDCWD, "apple.txt"' in text
+    assert " > main.process() " in text
+    assert "read(" not in text
+    assert "created: main." in text
+    assert "+++ exited with 0 +++\n" in text
+    lines = [json.loads(line) for line in ptserver("trace", "--from", path, "--json")[1].splitlines()]
+    assert lines[0]["program"] == [str(build("demo"))]
+    assert {"openat", "read", "close"} <= {line.get("name") for line in lines}
+    profile = folder / "calls.pb.gz"
+    assert ptserver("trace", "--from", path, "--format", "pprof", "-o", profile)[0] == 0
+    assert "openat" in functions(go_top(profile, "-sample_index=calls", "-focus=main.process"))
+    path.write_bytes(path.read_bytes()[:-30])
+    status, text, err = ptserver("trace", "--from", path)
+    assert (status, "openat" in text, "exited" in text) == (0, True, False)
+    assert "ends in the middle" in err
+    assert refusal("trace", "--from", path, build("demo"))[0] == 64
+
+
+def test_a_recording_of_a_program_that_is_not_gos(folder: Path) -> None:
+    path = folder / "calls"
+    assert (
+        ptserver("trace", "--format", "recording", "-q", "-o", path, "/bin/cat", "apple.txt", cwd=folder)[0]
+        == 0
+    )
+    status, text, _ = ptserver("trace", "--from", path, "-e", "openat,read")
+    assert status == 0
+    assert 'read(3, "red\\n", ' in text
+    assert "close" not in text
 
 
 @pytest.mark.parametrize("source", ["ring", "stops"])

@@ -48,7 +48,9 @@ def test_tee_gives_to_all(tmp_path: Path) -> None:
     assert (tmp_path / "summary").read_text().endswith("total\n")
 
 
-@pytest.mark.parametrize(("form", "magic"), [("perfetto", b"\x0a"), ("pprof", b"\x1f\x8b")])
+@pytest.mark.parametrize(
+    ("form", "magic"), [("perfetto", b"\x0a"), ("pprof", b"\x1f\x8b"), ("recording", b"ptrecord")]
+)
 def test_binary_forms(tmp_path: Path, form: Form, magic: bytes) -> None:
     path = tmp_path / form
     sink = open_sink(form, str(path), TraceStart.now())
