@@ -9,12 +9,13 @@ programs know how to do without (`refusal_of_mixture`).
     dup, close, ...        made at the server on the placeholder, then here on what it stands for
     epoll, poll, select    the server waits; this process watches the local part, and cancels the wait when that is
                            ready; the answer has what is ready on both sides
-    connect, bind          a socket becomes local by the port, see `ptserver.rules.sockets`
+    connect, bind          a socket becomes local by the port or path, see `ptserver.rules.sockets`
+    SCM_RIGHTS             local sockets pass on local descriptors; what is received gets a number as what is opened
 
     mmap of a local file   the thread makes it here, of the file itself
 
-Cannot be had: passing local descriptors in messages (EINVAL), local Unix sockets,
-and local descriptors in programs that the program executes, which run at the server: they find them closed.
+Cannot be had: passing descriptors of one side in messages of the other's sockets (EINVAL), and local descriptors in
+programs that the program executes, which run at the server: they find them closed.
 
 Not trusted: the program, the server. Thread rules: the host's thread; workers only make calls.
 """
@@ -27,39 +28,33 @@ from collections.abc import Callable
 from ptserver.hosts.pending_call import PendingCall, Process
 from ptserver.messages import Result
 from ptserver.net.poll_loop import PollLoop
+from ptserver.rules.local_sockets import LocalSockets, Serve
 from ptserver.rules.paths import Placed, needs_folder, place, signed
 from ptserver.rules.rules import Rules, normalise
 from ptserver.rules.server import Server
 from ptserver.rules.sockets import (
     COPYING,
-    becomes_local,
-    make_local,
     note_change,
-    note_socket,
     refusal_of_mixture,
 )
 from ptserver.rules.table import LocalTable
-from ptserver.rules.waiting import LocalWaiting, put_into_set
+from ptserver.rules.waiting import LocalWaiting
 from ptserver.rules.waits import EPOLLS, POLLS, SELECTS
 from ptserver.shadow.execute import Executed, execute
 from ptserver.shadow.waiting import Waiting
 from ptserver.shadow.workers import RETRY_SECONDS, Workers
 from stepping.syscalls import Arch, ArgKind, ResultKind, Syscall, SyscallClass
 from stepping.syscalls.marshal import Args
-from stepping.syscalls.socket_messages import passed_descriptors
-from stepping.syscalls.socket_messages import split as split_messages
 
 _F_DUPFD, _F_SETOWN, _F_SETOWN_EX, _F_DUPFD_CLOEXEC = 0, 8, 15, 1030
 _CLOSE_RANGE_CLOEXEC = 4
 _EPOLL_ADD, _EPOLL_DEL = 1, 2
 _PLACEHOLDER_FLAGS = os.EFD_CLOEXEC | os.EFD_NONBLOCK
 _SENDS = {"connect": (1, 2), "bind": (1, 2), "sendto": (4, 5)}  # where the address is, and its size
+_NO_NUMBER = 0xFFFFFFFF
 _MAX_PATH_BYTES = 4096
 _MADE_HERE = frozenset({SyscallClass.FILE, SyscallClass.NET})
 _RELEVANT = frozenset({ArgKind.FD, ArgKind.DIRFD, ArgKind.PATH})
-
-
-_Serve = Callable[[PendingCall, Syscall, LocalTable], bool]
 
 
 class LocalResources:
@@ -85,7 +80,6 @@ class LocalResources:
         self._working: dict[int, Callable[[Executed], None]] = {}
         self._waiting = LocalWaiting(server, loop, arch)
         self._relevant: dict[str, bool] = {}
-        self._has_ports = any(rule.kind in ("connect", "listen") for rule in rules.rules)
         loop.watch(self._workers.fileno(), self._take_finished)
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -93,7 +87,7 @@ class LocalResources:
             for number in (0, 1, 2):
                 self._tables[main].files[number] = os.dup(number)
                 os.set_inheritable(self._tables[main].files[number], True)
-        self._special: dict[str, _Serve] = {
+        self._special: dict[str, Serve] = {
             "execve": self._execute,
             "execveat": self._execute,
             "close": self._close,
@@ -108,14 +102,13 @@ class LocalResources:
             "umask": self._set_mask,
             "epoll_ctl": self._waiting.control_set,
             "mmap": self._map,
-            "sendmsg": self._send_messages,
-            "sendmmsg": self._send_messages,
             **dict.fromkeys(EPOLLS, self._waiting.wait_for_set),
             **dict.fromkeys(POLLS | SELECTS, self._waiting.wait_for_descriptors),
         }
-        if self._has_ports:
-            self._special |= {"socket": self._make_socket, "setsockopt": self._note_option}
-            self._special |= dict.fromkeys(_SENDS, self._reach)
+        sockets = LocalSockets(
+            rules, server, self._serve, self._make_here, self._reserve, self._learn_folder, self._or_forward
+        )
+        self._special |= sockets.handlers()
 
     def take(self, call: PendingCall) -> bool:
         """Serve *call*, in whole or in part; return False if it is the server's as it is."""
@@ -192,7 +185,7 @@ class LocalResources:
             self._make(call, row, placed, table, outs)
         return True
 
-    def _or_forward(self, serve: "_Serve", call: PendingCall, row: Syscall, table: LocalTable) -> None:
+    def _or_forward(self, serve: Serve, call: PendingCall, row: Syscall, table: LocalTable) -> None:
         if not serve(call, row, table):
             self._server.forward(call)
 
@@ -208,16 +201,32 @@ class LocalResources:
     def _make(
         self, call: PendingCall, row: Syscall, placed: Placed, table: LocalTable, outs: dict[int, int]
     ) -> None:
-        """Make a call here, now or on a thread that waits."""
-        args = _registers(placed.args)
+        """Make a call here, now or on a thread that waits, and answer it."""
 
         def made(executed: Executed) -> None:
             value, failure, filled = executed
             if failure or row.result is not ResultKind.FD:
                 self._server.answer(call, value, failure, filled)
-            else:
-                self._reserve(call, table, value, placed.path, filled)
+                return
 
+            def reserved(number: int, refused: int) -> None:
+                if placed.path is not None and not refused:
+                    table.paths[number] = placed.path
+                self._server.answer(call, number, refused, filled if not refused else {})
+
+            self._reserve(call, table, value, reserved)
+
+        self._make_here(call, row, placed, outs, made)
+
+    def _make_here(
+        self,
+        call: PendingCall,
+        row: Syscall,
+        placed: Placed,
+        outs: dict[int, int],
+        made: Callable[[Executed], None],
+    ) -> None:
+        args = _registers(placed.args)
         if row.may_wait and Waiting().may_wait(row, args, placed.ins):
             self._working[call.id] = made
             self._workers.start(call.id, lambda: execute(row, args, placed.ins, outs))
@@ -225,9 +234,9 @@ class LocalResources:
             made(execute(row, args, placed.ins, outs))
 
     def _reserve(
-        self, call: PendingCall, table: LocalTable, fd: int, path: str | None, outs: dict[int, bytes]
+        self, call: PendingCall, table: LocalTable, fd: int, then: Callable[[int, int], None]
     ) -> None:
-        """Let the call return a number of the program's for *fd*, a descriptor of this process."""
+        """Get a number of the program's for *fd*, a descriptor of this process; *then* hears it, and an errno."""
 
         def reserved(result: Result) -> None:
             if result.errno:
@@ -235,9 +244,7 @@ class LocalResources:
             else:
                 table.drop(result.value)
                 table.files[result.value] = fd
-                if path is not None:
-                    table.paths[result.value] = path
-            self._server.answer(call, result.value, result.errno, outs if not result.errno else {})
+            then(result.value, result.errno)
 
         self._server.ask(call, "eventfd2", (0, _PLACEHOLDER_FLAGS, 0, 0, 0, 0), {}, {}, reserved)
 
@@ -373,68 +380,6 @@ class LocalResources:
     def _set_mask(self, call: PendingCall, row: Syscall, table: LocalTable) -> bool:
         os.umask(call.args[0] & 0o777)  # for what is made here
         return False
-
-    # Sockets.
-
-    def _make_socket(self, call: PendingCall, row: Syscall, table: LocalTable) -> bool:
-        family, kind, protocol = (arg & 0xFFFFFFFF for arg in call.args[:3])
-
-        def made(value: int, failure: int) -> None:
-            if not failure:
-                table.drop(value)
-                note_socket(table, value, family, kind, protocol)
-
-        self._server.watch(call, made)
-        return False
-
-    def _note_option(self, call: PendingCall, row: Syscall, table: LocalTable) -> bool:
-        note_change(table, row.name, call.args, call.gathered.ins)
-        return self._serve(call, row, table)
-
-    def _reach(self, call: PendingCall, row: Syscall, table: LocalTable) -> bool:
-        address_index, size_index = _SENDS[row.name]
-        address = call.gathered.ins.get(address_index)
-        if address is not None:
-            address = address[: call.args[size_index] & 0xFFFFFFFF]
-            failure = self._maybe_make_local(call, row.name, address, table)
-            if failure:
-                self._server.answer(call, 0, failure, {})
-                return True
-        return self._serve(call, row, table)
-
-    def _send_messages(self, call: PendingCall, row: Syscall, table: LocalTable) -> bool:
-        run = call.gathered.ins.get(1, b"")
-        try:
-            passed = list(passed_descriptors(run))
-            name = next((message.name for message in split_messages(run) if message.name), b"")
-        except ValueError:
-            return False
-        if any(number in table.files for number in passed):
-            self._server.warn("a local descriptor cannot be passed on in a message")
-            self._server.answer(call, 0, errno.EINVAL, {})
-            return True
-        if name and (failure := self._maybe_make_local(call, row.name, name, table)):
-            self._server.answer(call, 0, failure, {})
-            return True
-        return self._serve(call, row, table)
-
-    def _maybe_make_local(self, call: PendingCall, name: str, address: bytes, table: LocalTable) -> int:
-        """Make the socket of the call local if its address says so; return an errno if that fails."""
-        number = signed(call.args[0])
-        tracked = table.sockets.get(number)
-        if tracked is None or not becomes_local(self._rules, name, address):
-            return 0
-        try:
-            table.files[number] = make_local(tracked)
-        except OSError as error:
-            return error.errno or errno.EIO
-        del table.sockets[number]
-        for epfd, event in tracked.events.items():  # it was there as the server's
-            self._server.ask(
-                call, "epoll_ctl", (epfd, _EPOLL_DEL, number, 0, 0, 0), {}, {}, lambda result: None
-            )
-            put_into_set(table, epfd, _EPOLL_ADD, table.files[number], event)
-        return 0
 
 
 def _now_at(table: LocalTable, path: str | None) -> Callable[[int, int], None]:

@@ -1,21 +1,25 @@
-"""Makes a socket of the program local when the address that it is to reach, or to be bound to, says so.
+"""Makes a socket of the program local when the address that it is to reach, or to be bound to, says so: by its port,
+or, of a Unix socket, by its path, which is a file like any other.
 
 Until then it is the server's, and what the program does to it is noted: its options, whether it blocks, and the epoll
 sets that it is in. The server's socket stays as the placeholder of its number.
 
-Sockets of families other than IPv4 and IPv6 stay the server's.
+Sockets of other families stay the server's, and so do Unix sockets with abstract names.
 """
 
 import contextlib
 import errno
 import os
 import socket
+import struct
 
 from ptserver.confinement.net_rules import decode_address
 from ptserver.rules.rules import Rules
 from ptserver.rules.table import LocalTable, TrackedSocket
 
 _INTERNET = frozenset({socket.AF_INET, socket.AF_INET6})
+_FAMILY = struct.Struct("=H")
+_MAX_PATH_BYTES = 107
 _TYPE_MASK = 0xF
 _F_SETFL = 4
 _MAX_OPTIONS = 64
@@ -23,7 +27,8 @@ _MAX_OPTIONS = 64
 
 def note_socket(table: LocalTable, number: int, family: int, kind: int, protocol: int) -> None:
     """Note a socket that the server has made."""
-    if family in _INTERNET and kind & _TYPE_MASK in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
+    is_plain = kind & _TYPE_MASK in (socket.SOCK_STREAM, socket.SOCK_DGRAM)
+    if family == socket.AF_UNIX or (family in _INTERNET and is_plain):
         table.sockets[number] = TrackedSocket(family, kind, protocol)
 
 
@@ -38,8 +43,28 @@ def note_change(table: LocalTable, name: str, args: tuple[int, ...], ins: dict[i
         tracked.nonblocking = bool(args[2] & os.O_NONBLOCK)
 
 
+def unix_path(address: bytes) -> str | None:
+    """Return the path that a socket address names, None if it names none."""
+    target = decode_address(address)
+    if target is None or not target.path or address[_FAMILY.size :].startswith(b"\0"):
+        return None
+    return target.path
+
+
+def unix_address(path: str) -> bytes | None:
+    """Return the address of a Unix socket at *path*, None if that is too long."""
+    name = path.encode("utf-8", "surrogateescape")
+    return _FAMILY.pack(socket.AF_UNIX) + name + b"\0" if len(name) <= _MAX_PATH_BYTES else None
+
+
 def becomes_local(rules: Rules, name: str, address: bytes) -> bool:
-    """Whether a socket becomes local by call *name* (connect, bind or a sending one) with that *address*."""
+    """Whether a socket becomes local by call *name* (connect, bind or a sending one) with that *address*.
+
+    A path in it must be absolute.
+    """
+    path = unix_path(address)
+    if path is not None:
+        return rules.path(path).side == "local"
     target = decode_address(address)
     if target is None or target.address is None or not target.port:
         return False

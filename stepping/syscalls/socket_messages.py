@@ -15,7 +15,7 @@ Source: recvmsg(2), cmsg(3); net/socket.c (copy_msghdr_from_user, ____sys_recvms
 """
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 #: No address family has a longer name (struct sockaddr_storage).
@@ -32,6 +32,7 @@ MSGHDR = struct.Struct("=QI4xQQQQI4x")
 MMSGHDR_BYTES, MSG_LEN_OFFSET = 64, 56
 
 _CMSGHDR = struct.Struct("=Qii")
+_FD = struct.Struct("=I")
 _SOL_SOCKET, _SCM_RIGHTS = 1, 1
 
 
@@ -90,13 +91,33 @@ def passed_descriptors(run: bytes) -> Iterator[int]:
         ValueError: as `split`.
     """
     for message in split(run):
-        at, control = 0, message.control
-        while at + _CMSGHDR.size <= len(control):
-            size, level, kind = _CMSGHDR.unpack_from(control, at)
-            if (level, kind) == (_SOL_SOCKET, _SCM_RIGHTS):
-                end = min(at + size, len(control))
-                for place in range(at + _CMSGHDR.size, end - 3, 4):
-                    yield int.from_bytes(control[place : place + 4], "little")
-            if size < _CMSGHDR.size:
-                return
-            at += size + 7 & ~7
+        for place in _places(message.control):
+            yield _FD.unpack_from(message.control, place)[0]
+
+
+def with_descriptors(run: bytes, others: Mapping[int, int]) -> bytes:
+    """Return *run* with *others* in the place of the descriptors that its messages pass on.
+
+    Raises:
+        ValueError: as `split`.
+        KeyError: one has no other.
+    """
+    renamed = []
+    for message in split(run):
+        control = bytearray(message.control)
+        for place in _places(message.control):
+            _FD.pack_into(control, place, others[_FD.unpack_from(control, place)[0]])
+        renamed.append(message._replace(control=bytes(control)).pack())
+    return b"".join(renamed)
+
+
+def _places(control: bytes) -> Iterator[int]:
+    """Yield where in control data descriptors are."""
+    at = 0
+    while at + _CMSGHDR.size <= len(control):
+        size, level, kind = _CMSGHDR.unpack_from(control, at)
+        if (level, kind) == (_SOL_SOCKET, _SCM_RIGHTS):
+            yield from range(at + _CMSGHDR.size, min(at + size, len(control)) - 3, 4)
+        if size < _CMSGHDR.size:
+            return
+        at += size + 7 & ~7

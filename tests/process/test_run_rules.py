@@ -102,6 +102,54 @@ def test_a_program_may_listen_at_this_machine(secluded: Server) -> None:
         assert child.finish().status == 0
 
 
+@needs_root
+def test_a_unix_socket_is_of_the_machine_that_has_its_path(folders: tuple[Path, Path, Path]) -> None:
+    here, there, root = folders
+    heard: list[tuple[bytes, bytes]] = []
+
+    def exchange(listener: socket.socket) -> None:
+        connection, _ = listener.accept()
+        with connection:
+            data, fds, _, _ = socket.recv_fds(connection, 100, 1)
+            with open(fds[0], "rb") as passed:
+                heard.append((data, passed.read()))
+            own = os.memfd_create("own")
+            os.pwrite(own, b"written here", 0)
+            socket.send_fds(connection, [b"take it"], [own])
+            os.close(own)
+
+    with (
+        socket.socket(socket.AF_UNIX) as listener,
+        serving("passthrough", "--listen", "127.0.0.1:0", "--root", str(root), "--user", "nobody") as server,
+    ):
+        listener.bind(str(here / "socket"))
+        listener.listen()
+        answering = threading.Thread(target=exchange, args=(listener,), daemon=True)
+        answering.start()
+        run = ("run", "--server", server.address, "--local", str(here))
+        words = (build("mixture"), str(here), str(there), "network")
+        status, out, err = ptserver(*run, *words, "unix", str(here / "socket"))
+        answering.join(20)
+        assert heard == [(b"x", b"here\n")]
+        assert out.splitlines() == [
+            "passed true <nil>",
+            "passed false write unix @: sendmsg: invalid argument",
+            'got "take it", and "written here" as the number before true',
+            "unix: <nil>",
+        ]
+        assert (status, err.count("\n"), "cannot be passed on" in err) == (0, 1, True)
+        command = ["ptserver", *run, *words, "unix-listen", str(here / "program")]
+        with started(command, build("mixture"), env=base_environment(), cwd="/") as child:
+            child.expect(f"listening {here}/program\n")
+            with socket.socket(socket.AF_UNIX) as sock:
+                sock.settimeout(20)
+                sock.connect(str(here / "program"))
+                assert sock.makefile("rb").read() == b"hello from the program"
+            child.expect("served <nil> <nil> <nil>\n")
+            assert child.finish().status == 0
+    assert not (here / "program").exists()
+
+
 def test_standard_streams_may_be_this_processs_own(secluded: Server) -> None:
     program = build("stdin")
     for rules in ((), ("--local", "stdio")):

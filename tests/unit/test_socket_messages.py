@@ -14,7 +14,14 @@ from ptserver.shadow.execute import Executed, execute
 from stepping.errors import MemoryFaultError
 from stepping.syscalls import SYSCALLS
 from stepping.syscalls.marshal import MAX_TRANSFER_BYTES, BadArgumentError, Gathered, gather, scatter
-from stepping.syscalls.socket_messages import HEAD, MSGHDR, Message, passed_descriptors, split
+from stepping.syscalls.socket_messages import (
+    HEAD,
+    MSGHDR,
+    Message,
+    passed_descriptors,
+    split,
+    with_descriptors,
+)
 
 BASE = 0x10000
 NAME, CONTROL, DATA, VECTOR, HEADERS = BASE, BASE + 0x400, BASE + 0x800, BASE + 0x2000, BASE + 0x3000
@@ -148,6 +155,9 @@ def test_the_descriptors_that_are_passed_on() -> None:
     rights = control((1, 2, bytes(12)), (1, 1, struct.pack("=3I", 7, 8, 9)), (1, 1, struct.pack("=I", 10)))
     message = Message(0, len(rights), 0, control=rights)
     assert list(passed_descriptors(message.pack() * 2)) == [7, 8, 9, 10] * 2
+    others = with_descriptors(message.pack() * 2, {7: 1, 8: 2, 9: 3, 10: 1 << 31})
+    assert list(passed_descriptors(others)) == [1, 2, 3, 1 << 31] * 2
+    assert with_descriptors(others, {1: 7, 2: 8, 3: 9, 1 << 31: 10}) == message.pack() * 2
     endless = Message(0, 16, 0, control=struct.pack("=Qii", 0, 1, 1))
     assert list(passed_descriptors(endless.pack())) == []
 
