@@ -774,7 +774,8 @@ class Watch(Message, frozen=True):
     - ``goroutines``: the program's goroutines, once, in `WatchedRows` as docs/goroutines.schema.json describes them.
       stacks, labels, system, states, function: as the options of `ptserver goroutines`;
     - ``stack``: the same of goroutine `goid`;
-    - ``attach``: what happens, every `interval_ms`, in `WatchedRows` as docs/attach.schema.json describes it.
+    - ``attach``: what happens, every `interval_ms`, in `WatchedRows` as docs/attach.schema.json describes it; exact:
+      with the time that goroutines are blocked measured, rather than estimated.
     """
 
     id: RequestId
@@ -791,6 +792,7 @@ class Watch(Message, frozen=True):
     events: Annotated[
         tuple[Literal["create", "start", "block", "unblock", "exit", "gc"], ...], Meta(max_length=6)
     ] = ()
+    exact: bool = False
 
 
 class Unwatch(Message, frozen=True):

@@ -10,10 +10,16 @@ from ptserver.watching.watcher import NoSessionError, Watcher
 
 
 class RemoteSource:
-    """Watches the session *facts* by *watcher*, which it closes in the end."""
+    """Watches the session *facts* by *watcher*, which it closes in the end. exact: measure the time blocked."""
 
     def __init__(
-        self, watcher: Watcher, facts: SessionFacts, selection: Selection, interval_seconds: float
+        self,
+        watcher: Watcher,
+        facts: SessionFacts,
+        selection: Selection,
+        interval_seconds: float,
+        *,
+        exact: bool = False,
     ) -> None:
         self._watcher = watcher
         self._facts = facts
@@ -30,6 +36,7 @@ class RemoteSource:
                 system=selection.system,
                 states=tuple(selection.states),
                 function=selection.function.pattern if selection.function is not None else "",
+                exact=exact,
             )
         )
 

@@ -112,13 +112,11 @@ def attach_command(
     source: Source
     if connect is None:
         source = AttachSource(process_number(target), names, selection, force=force, exact=exact)
-    elif exact:
-        raise click.UsageError("--exact is for processes here: what a session's host tells is estimated")
     else:
         from ptserver.attach.remote import RemoteSource
 
         watcher = connect()
-        source = RemoteSource(watcher, watcher.find(target), selection, interval)
+        source = RemoteSource(watcher, watcher.find(target), selection, interval, exact=exact)
     watch = Watch(source, interval)
     try:
         if live:

@@ -97,14 +97,12 @@ def _trace_session(connect: Connect, session: str, log: TraceOptions) -> None:
         raise click.UsageError(
             "a session's host does not see the runtime's own calls: -e runtime needs a process"
         )
-    if runtime.waits:
-        raise click.UsageError("waits are measured where the program is: --events with -c needs a process")
     watcher = connect()
     try:
         facts = watcher.find(session)
-        sink = log.open([os.fsencode(facts.program)], here=False)
+        sink = log.open([os.fsencode(facts.program)], here=False, waits_by_events=True)
         try:
-            trace_session(watcher, facts.id, log.names(), sink, stacks=log.stacks, events=runtime.events)
+            trace_session(watcher, facts.id, log.names(), sink, stacks=log.stacks, events=runtime.all_events)
         finally:
             sink.close()
     finally:

@@ -269,24 +269,29 @@ class _Helper:
         self._send = send
         self._has_room = has_room
         self._rest = b""
-        self._counts = CallCounts() if watch.what == "attach" else None
+        self._counts = CallCounts(exact=watch.exact) if watch.what == "attach" else None
+        if self._counts is not None:
+            host.start_trace(self._counts, SYSCALLS, events=("block",) if watch.exact else ())
         self._encode = encoder()
-        self._process = subprocess.Popen(
-            # -P: no module of the current folder's is taken for ours.
-            [sys.executable, "-P", "-c", "from cli import main; main()", *_command(watch, host.pid)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            preexec_fn=_with_all_signals,
-        )
+        try:
+            self._process = subprocess.Popen(
+                # -P: no module of the current folder's is taken for ours.
+                [sys.executable, "-P", "-c", "from cli import main; main()", *_command(watch, host.pid)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                preexec_fn=_with_all_signals,
+            )
+        except OSError:
+            if self._counts is not None:
+                host.stop_trace(self._counts)
+            raise
         assert self._process.stdout is not None
         assert self._process.stderr is not None
         self._out, self._err = self._process.stdout.fileno(), self._process.stderr.fileno()
         os.set_blocking(self._out, False)
         os.set_blocking(self._err, False)
         loop.watch(self._out, self._on_output)
-        if self._counts is not None:
-            host.start_trace(self._counts, SYSCALLS)
 
     def stop(self) -> None:
         """Have the process end; it lets the program go first."""

@@ -48,12 +48,16 @@ class BlockedTime:
     def take_listing(self, now_ns: int, listed: Iterable[Listed]) -> list[Listed]:
         """Take a list of all goroutines, give it to the accounts, and return it."""
         goroutines = list(listed)
-        silent = {goid for goid, waits, _ in goroutines if waits and goid not in self._heard}
+        self.take_waiting(goid for goid, waits, _ in goroutines if waits)
+        self._accounts.take_listing(now_ns, goroutines)
+        return goroutines
+
+    def take_waiting(self, goids: Iterable[int]) -> None:
+        """Take the goroutines that a list has seen waiting, when the accounts are not to have the list."""
+        silent = {goid for goid in goids if goid not in self._heard}
         for goid in silent & self._silent:
             self._waiting.setdefault(goid, self._since_ns)
         self._silent = silent
-        self._accounts.take_listing(now_ns, goroutines)
-        return goroutines
 
     def lose(self, now_ns: int) -> None:
         """Hear that waits are missing: what is known begins anew at this moment."""

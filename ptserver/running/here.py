@@ -167,17 +167,15 @@ def _emulated_trace(options: RunOptions, path: str) -> "Iterator[EmulatedTrace |
         began = CountingClock.BEGIN
         start = TraceStart(words, arch, began, CountingClock.START + began, REPEATABLE_PID)
     names, runtime = trace.names(), trace.runtime()
-    if runtime.waits:
-        raise TraceSourceError(
-            "waits are measured of programs that are executed natively: --events=block with -c"
-        )
     with contextlib.ExitStack() as stack:
         sink = stack.enter_context(
-            contextlib.closing(trace.open(options.argv, start=start, keep=keep_descriptor))
+            contextlib.closing(
+                trace.open(options.argv, start=start, keep=keep_descriptor, waits_by_events=True)
+            )
         )
         outside = not trace.filters
         observer = EmulatedTrace(
-            sink, names, path, outside=outside, stacks=trace.stacks, events=runtime.events
+            sink, names, path, outside=outside, stacks=trace.stacks, events=runtime.all_events
         )
         yield stack.enter_context(contextlib.closing(observer))
 

@@ -46,6 +46,10 @@ _PHASES: dict[int, str] = {
 WAIT_CHANGES = frozenset(
     {(_RUNNING, _WAITING), (_WAITING, _RUNNABLE), (_WAITING, _RUNNING), (_RUNNING, _DEAD)}
 )
+#: The kinds of events that tell how long goroutines wait, and reasons for a `block` that is no wait.
+WAIT_KINDS = frozenset({"start", "block", "unblock", "exit"})
+_NO_PROCESSOR, _YIELDED, _PREEMPTED_REASON = "no processor after a syscall", "yielded", "preempted"
+_NO_WAITS = frozenset({_NO_PROCESSOR, _YIELDED, _PREEMPTED_REASON})
 _WITH_STACK = frozenset({"create", "block", "unblock"})
 #: Wait reasons of channels: only for them is the channel that a record names the one that is waited for.
 _CHANNEL_REASONS = ("chan ", "select")
@@ -79,6 +83,11 @@ class RuntimeWanted(NamedTuple):
     def needs_ring(self) -> bool:
         """Whether only the ring can tell."""
         return bool(self.events) or self.waits
+
+    @property
+    def all_events(self) -> frozenset[str]:
+        """The events that a source must tell of which knows waits by them alone."""
+        return self.events | WAIT_KINDS if self.waits else self.events
 
     def find_probes(self, path: str) -> Probes | None:
         """Return the probes for the program in a file; None if nothing is wanted.
@@ -184,10 +193,10 @@ class GoEvents:
 
     def _reason(self, number: int, change: tuple[int, int], stack: tuple[Frame, ...]) -> str:
         if change == (_SYSCALL, _RUNNABLE):
-            return "no processor after a syscall"
+            return _NO_PROCESSOR
         if change[1] == _RUNNABLE:
             yields = bool(stack) and stack[0].function.startswith(_YIELDS)
-            return "yielded" if yields else "preempted"
+            return _YIELDED if yields else _PREEMPTED_REASON
         return self._reasons[number] if number < len(self._reasons) else str(number)
 
 
@@ -200,6 +209,26 @@ def read_waits(batch: RingBatch) -> Iterator[Wait]:
         if numbers[index] == Moment.STATUS and change in WAIT_CHANGES:
             waits, ended = change == (_RUNNING, _WAITING), change == (_RUNNING, _DEAD)
             yield Wait(goids[index], starts[index], waits, ended)
+
+
+class WaitsOfEvents:
+    """Makes waits of events, of which all `WAIT_KINDS` must be given, in their order; where there are no records."""
+
+    def __init__(self) -> None:
+        self._waiting: set[int] = set()
+
+    def take(self, event: GoEvent) -> Wait | None:
+        """Return the wait that begins or ends with *event*, if one does."""
+        goid = event.goid
+        if goid is None or event.what == "create" or event.reason in _NO_WAITS:
+            return None
+        if event.what == "block":
+            self._waiting.add(goid)
+        elif event.what == "start" and goid not in self._waiting:
+            return None  # it was ready to run
+        else:
+            self._waiting.discard(goid)
+        return Wait(goid, event.start_ns, event.what == "block", event.what == "exit")
 
 
 def _of_probes(batch: RingBatch) -> list[int]:

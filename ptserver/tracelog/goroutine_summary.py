@@ -24,6 +24,7 @@ from ptserver.inspection.goroutine_stats import (
 )
 from ptserver.tracelog.batch import CallBatch
 from ptserver.tracelog.events import Event, ExitEvent, GoEvent, LossEvent, SyscallEvent
+from ptserver.tracelog.go_events import WaitsOfEvents
 from ptserver.tracelog.output import LineWriter
 
 GoroutineKey = Literal["goroutine", "site"]
@@ -42,10 +43,18 @@ class GoroutineSummarySink:
     """A `TraceSink` that writes a table when it is closed.
 
     pid: the process, 0 if its first event tells. here: whether it is on this machine; if not, only calls are counted.
+    waits_by_events: whether events tell how long goroutines are blocked, from the first to the last that there is.
     """
 
     def __init__(
-        self, writer: LineWriter, *, by: GoroutineKey, as_json: bool = False, pid: int = 0, here: bool = True
+        self,
+        writer: LineWriter,
+        *,
+        by: GoroutineKey,
+        as_json: bool = False,
+        pid: int = 0,
+        here: bool = True,
+        waits_by_events: bool = False,
     ) -> None:
         self._writer = writer
         self._by: GoroutineKey = by
@@ -54,6 +63,8 @@ class GoroutineSummarySink:
         self._since_ns = time.monotonic_ns()
         self._meter = Meter(pid if here else 0) if pid else None
         self._ended = False
+        self._waits = WaitsOfEvents() if waits_by_events else None
+        self._last_ns = 0
 
     def event(self, event: Event) -> None:
         """Count an event, if it is a call; take a sample, if it is time."""
@@ -65,7 +76,7 @@ class GoroutineSummarySink:
             self._ended = True
             self._settle(event.start_ns)
         elif type(event) is GoEvent:
-            self._name_created(event)
+            self._take_go_event(event)
         elif type(event) is LossEvent and self._meter is not None and self._meter.blocked is not None:
             self._meter.blocked.lose(event.start_ns)
         self.flush()
@@ -79,7 +90,9 @@ class GoroutineSummarySink:
             self._meter.measure_blocked(self._since_ns).take(batch.waits)
         for _, event in batch.others:
             if type(event) is GoEvent:
-                self._name_created(event)
+                self._take_go_event(event)
+            elif type(event) is LossEvent and self._waits is not None:
+                self.event(event)
         self.flush()
 
     def flush(self) -> None:
@@ -92,7 +105,7 @@ class GoroutineSummarySink:
         if self._meter is not None:
             if not self._ended:
                 self._meter.finish()
-                self._settle(time.monotonic_ns())
+                self._settle(time.monotonic_ns() if self._waits is None else self._last_ns)
             self._meter.close()
         text = json.dumps(self.as_plain()) if self._as_json else self.as_text()
         self._writer.write(f"{text}\n".encode(errors="backslashreplace"))
@@ -102,9 +115,16 @@ class GoroutineSummarySink:
         if self._meter is not None and self._meter.blocked is not None:
             self._meter.blocked.settle(now_ns)
 
-    def _name_created(self, event: GoEvent) -> None:
-        """Note where a goroutine was created."""
-        if event.what == "create" and event.goid is not None and event.stack and self._meter is not None:
+    def _take_go_event(self, event: GoEvent) -> None:
+        """Note where a goroutine was created, and how long it is blocked."""
+        if self._meter is None:
+            self._meter = Meter(event.pid if self._here else 0)
+        if self._waits is not None:
+            wait = self._waits.take(event)
+            if wait is not None:
+                self._meter.measure_blocked(event.start_ns).take((wait,))
+            self._last_ns = event.start_ns
+        if event.what == "create" and event.goid is not None and event.stack:
             # The runtime's own frames lie above the go statement.
             frames = (frame for frame in event.stack if not frame.function.startswith(_CREATING))
             frame = next(frames, event.stack[0])

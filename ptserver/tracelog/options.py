@@ -70,11 +70,13 @@ class TraceOptions:
         pid: int = 0,
         *,
         here: bool = True,
+        waits_by_events: bool = False,
         start: "TraceStart | None" = None,
         keep: "Callable[[int], int] | None" = None,
     ) -> "TraceSink":
         """Return the sink that the log goes to; the first line names *argv*. here: whether it runs on this machine.
 
+        waits_by_events: whether the source tells how long goroutines wait by events alone, where a table wants that.
         start: what the first line says, if that is not about a program for this machine that starts now; keep: moves
         the log's descriptor out of a program's way.
 
@@ -85,7 +87,16 @@ class TraceOptions:
         from ptserver.tracelog.sinks import open_sink
 
         start = start or TraceStart.now([os.fsdecode(word) for word in argv], pid)
-        sink = open_sink(self.form, self.output, start, self.text, self.by, here=here, keep=keep)
+        sink = open_sink(
+            self.form,
+            self.output,
+            start,
+            self.text,
+            self.by,
+            here=here,
+            waits_by_events=waits_by_events and self.is_summary and "block" in self.events,
+            keep=keep,
+        )
         if self.selection is None:
             return sink
         from ptserver.tracelog.selection import SelectingSink

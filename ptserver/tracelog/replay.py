@@ -9,7 +9,7 @@ from goabi.errors import GoAbiError
 from ptserver.tracelog.errors import FilterError, TraceFormatError
 from ptserver.tracelog.events import Event, GcEvent, GoEvent, SyscallEvent, TraceSink
 from ptserver.tracelog.frame_names import FrameNames
-from ptserver.tracelog.go_events import GoEvents
+from ptserver.tracelog.go_events import WAIT_KINDS, GoEvents
 from ptserver.tracelog.options import TraceOptions
 from ptserver.tracelog.output import Note
 from ptserver.tracelog.recording import Recording
@@ -23,19 +23,15 @@ def replay(path: str, options: TraceOptions) -> None:
 
     Raises:
         TraceFormatError: it is none, or it is damaged; what stood before that has been written.
-        TraceOutputError, FilterError: as `TraceOptions.open` and `TraceOptions.names`.
+        TraceOutputError, FilterError: as `TraceOptions.open` and `TraceOptions.names`; waits were not recorded.
     """
-    if options.events and options.is_summary:
-        raise FilterError(
-            "waits are measured while a program runs: --events with -c cannot be had of a recording"
-        )
     try:
         file = open(path, "rb")  # noqa: SIM115 - closed below
     except OSError as error:
         raise TraceFormatError(f"cannot read the recording {path}: {error.strerror}") from error
     with file:
         recording = Recording(file)
-        sink = options.open([], here=False, start=recording.start)
+        sink = options.open([], here=False, waits_by_events=True, start=recording.start)
         try:
             with contextlib.closing(_Replay(sink, options)) as taker:
                 for piece in recording.contents():
@@ -53,7 +49,9 @@ class _Replay:
         self._sink = sink
         self._options = options
         self._names = options.names() if options.filters else None
-        self._runtime = options.runtime().calls
+        runtime = options.runtime()
+        self._runtime, self._waits = runtime.calls, runtime.waits
+        self._kinds = runtime.all_events
         self._events: RingEvents | None = None
         self._plans: dict[int, CallPlan] = {}
 
@@ -71,7 +69,7 @@ class _Replay:
                     self._sink.event(piece)
             case GoEvent() | GcEvent():
                 what = piece.what if isinstance(piece, GoEvent) else "gc"
-                if what in (self._options.events or {what}):
+                if what in (self._kinds or {what}):
                     self._sink.event(piece)
             case _:
                 self._sink.event(piece)
@@ -89,8 +87,10 @@ class _Replay:
         wanted = recorded if self._names is None else recorded & (self._names | self._runtime)
         self._plans = plans_of(SYSCALLS[name] for name in wanted if name in SYSCALLS)
         kinds = frozenset(facts.events)
-        if options.events:
-            kinds &= options.events
+        if self._waits and not kinds >= WAIT_KINDS:
+            raise FilterError(f"waits were not recorded, which takes --events={','.join(sorted(WAIT_KINDS))}")
+        if self._kinds:
+            kinds &= self._kinds
         frames = _open_names(facts, options.note) if options.stacks or kinds else None
         go = GoEvents(kinds, facts.wait_reasons, frames) if kinds and frames is not None else None
         self._events = RingEvents(self._sink, lambda batch: batch, frames if options.stacks else None, go)

@@ -28,6 +28,7 @@ def open_sink(
     by: "Key | GoroutineKey" = "syscall",
     *,
     here: bool = True,
+    waits_by_events: bool = False,
     keep: Callable[[int], int] | None = None,
 ) -> TraceSink:
     """Return a sink that writes *form* to the file *path*, to standard error for None, to standard output for `-`.
@@ -35,8 +36,9 @@ def open_sink(
     Spans (`otlp`) go to a collector if *path* is a URL.
 
     options: for text, how it looks (its colour is decided here, by where it goes); for JSON and Perfetto its limit
-    counts. by: what a summary counts by; here: whether the program runs on this machine, so that it can be sampled.
-    keep: moves a file's descriptor out of a program's way.
+    counts. by: what a summary counts by; here: whether the program runs on this machine, so that it can be sampled;
+    waits_by_events: whether a summary by goroutine measures time blocked by the events that it is given. keep: moves
+    a file's descriptor out of a program's way.
 
     Raises:
         TraceOutputError: the file cannot be made, or the form is binary and goes to a terminal or standard error.
@@ -75,7 +77,9 @@ def open_sink(
     if by == "goroutine" or by == "site":
         from ptserver.tracelog.goroutine_summary import GoroutineSummarySink
 
-        return GoroutineSummarySink(writer, by=by, as_json=as_json, pid=start.pid, here=here)
+        return GoroutineSummarySink(
+            writer, by=by, as_json=as_json, pid=start.pid, here=here, waits_by_events=waits_by_events
+        )
     from ptserver.tracelog.summary import SummarySink
 
     return SummarySink(writer, by=by, as_json=as_json)

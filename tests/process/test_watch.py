@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from ptserver.attach.snapshot import decode
+from ptserver.attach.snapshot import GoroutineUse, Snapshot, decode
 from ptserver.errors import ConnectionLostError, RefusedError
 from ptserver.inspection.goroutine_list import GoroutineRow, SummaryRow, read_rows
 from ptserver.messages import (
@@ -171,6 +171,32 @@ def test_attach_shows_goroutines_and_the_hosts_own_counts(
     assert snapshot.goroutines == len(worker.goids) + 1
     (site,) = [site for site in snapshot.sites if site.site == reader.site]
     assert site.recent.calls == reader.recent.calls
+
+
+def test_time_blocked_is_measured(served: Served, work: tuple[Worker, SessionFacts]) -> None:
+    worker, facts = work
+    status, out, err = ptserver("attach", "--json", "--exact", "--once", *served.to_watch, facts.id)
+    assert (status, err) == (0, "")
+    snapshot = decode(out.encode())
+    assert 0 < uses_of(snapshot, worker, "reader").recent.blocked_ns <= snapshot.interval_ns
+    command = ["trace", "-c", "--json", "--by", "goroutine", "--events=block", "-e", "none"]
+    with subprocess.Popen(
+        ["ptserver", *command, "-o", "-", *served.to_watch, facts.id], stdout=subprocess.PIPE
+    ) as trace:
+        began = worker.report()
+        while worker.report().reads < began.reads + 20:
+            pass
+        trace.send_signal(signal.SIGINT)
+        table = json.loads(trace.communicate(timeout=30)[0])
+    (reader,) = [row for row in table["rows"] if row["goid"] == worker.goids["reader"]]
+    # It sleeps 5 ms after each read; some reads came before the first event.
+    assert reader["blocked_ns"] > 0
+    assert reader["calls"] == 0
+
+
+def uses_of(snapshot: Snapshot, worker: Worker, name: str) -> GoroutineUse:
+    (use,) = [use for use in snapshot.top if use.goid == worker.goids[name]]
+    return use
 
 
 def test_calls_are_traced(served: Served, work: tuple[Worker, SessionFacts]) -> None:

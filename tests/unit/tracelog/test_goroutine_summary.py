@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ptserver.tracelog.events import LossEvent, SyscallEvent, TraceStart
+from ptserver.tracelog.events import GoEvent, LossEvent, SyscallEvent, TraceStart
 from ptserver.tracelog.goroutine_summary import GoroutineKey, GoroutineSummarySink, format_bytes
 from ptserver.tracelog.output import LineWriter
 from ptserver.tracelog.sinks import open_sink
@@ -49,6 +49,28 @@ def test_nothing_happened(tmp_path: Path) -> None:
     sink = open_sink("summary-json", str(tmp_path / "t"), TraceStart.now(), by="site", here=False)
     sink.close()
     assert json.loads((tmp_path / "t").read_text())["rows"] == []
+
+
+def test_time_blocked_by_events(tmp_path: Path) -> None:
+    path = tmp_path / "t"
+    sink = open_sink(
+        "summary-json", str(path), TraceStart.now(), by="goroutine", here=False, waits_by_events=True
+    )
+    happened = [
+        (100, "start", 1, ""),
+        (200, "block", 1, "chan receive"),
+        (250, "unblock", 2, ""),  # it has waited since the beginning
+        (300, "block", 2, "preempted"),
+        (700, "unblock", 1, ""),
+        (800, "start", 3, ""),  # it did not wait
+        (900, "block", 3, "sleep"),
+        (1000, "exit", 2, ""),
+    ]
+    for at_ns, what, goid, reason in happened:
+        sink.event(GoEvent(at_ns, 7, 7, what, goid, None, reason))
+    sink.close()
+    rows = json.loads(path.read_text())["rows"]
+    assert {row["goid"]: row["blocked_ns"] for row in rows if row["blocked_ns"]} == {1: 500, 2: 50, 3: 100}
 
 
 @pytest.mark.parametrize(

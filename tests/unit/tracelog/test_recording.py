@@ -150,6 +150,8 @@ def test_what_was_recorded_is_chosen_from(tmp_path: Path, capfd: pytest.CaptureF
     assert 'read(3, "hello", 64)' in text
     assert "goroutine 18 blocks" in text
     assert "/nowhere/main: No such file or directory" in capfd.readouterr().err
+    with pytest.raises(FilterError, match="waits were not recorded"):
+        replay(str(path), TraceOptions(form="summary", by="goroutine", events=frozenset({"block"})))
 
 
 def test_what_is_no_recording(tmp_path: Path) -> None:
@@ -162,5 +164,3 @@ def test_what_is_no_recording(tmp_path: Path) -> None:
         replay(str(path), TraceOptions())
     with pytest.raises(TraceFormatError, match="cannot read"):
         replay(str(tmp_path / "none"), TraceOptions())
-    with pytest.raises(FilterError, match="while a program runs"):
-        replay(str(path), TraceOptions(form="summary", by="goroutine", events=frozenset({"block"})))
