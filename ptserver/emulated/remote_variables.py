@@ -57,7 +57,7 @@ class RemoteVariables:
         Raises:
             PtServerError: the store does not take one, or there is no room.
         """
-        store = self._store or ServedStore(server or PassThrough(), session, SharedVariables())
+        store = self._store or ServedStore(server or PassThrough(), session, SharedVariables(is_shared=False))
         if self._trace is not None:
             store = TracingStore(store, open_log(self._trace, self._stderr), open_binary(self._path))
         plan = self._plan.biased(machine.load_bias)

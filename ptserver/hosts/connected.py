@@ -15,7 +15,7 @@ from ptserver.messages import Interest, MemoryResult, Message, ToHost
 from ptserver.net.connection import Connection
 from ptserver.net.keepalive import KeepAlive
 from ptserver.net.lasting import LastingConnection
-from ptserver.net.poll_loop import SPIN_SECONDS
+from ptserver.net.poll_loop import SPIN_SECONDS, may_wait_awake
 from ptserver.net.recovery import Recovery, Source
 from ptserver.remote_memory.stores import StoreLostError
 from stepping.launch import Launched
@@ -158,6 +158,7 @@ class ConnectedHost(Host):
             poll.register(connection.fileno(), select.POLLIN)
         patience = self._patience_seconds or _FOREVER_SECONDS
         deadline = time.monotonic() + patience
+        awake_seconds = SPIN_SECONDS if may_wait_awake() else 0.0
         try:
             while not self._is_waiting:
                 connection.flush()
@@ -175,7 +176,7 @@ class ConnectedHost(Host):
                 if left < 0:
                     self._broke(f"the server said nothing for {patience:g} s")
                     break
-                if left < patience - SPIN_SECONDS:
+                if left < patience - awake_seconds:
                     poll.poll(min(left, 1.0) * 1000)
         except ConnectionLostError as error:
             self._broke(str(error))

@@ -15,6 +15,9 @@ from collections.abc import Callable
 
 Handler = Callable[[], None]
 
+#: Program, host and a server on the same machine all get a processor only from so many on.
+_ENOUGH_PROCESSORS = 3
+
 #: How long an answer, or the next call, is waited for awake: about as long as the other side takes for it.
 SPIN_SECONDS = 150e-6
 
@@ -23,6 +26,11 @@ _MAX_MISSES = 6
 
 #: How many rounds in a row may find something to do before what waits to be said is said.
 _MAX_BUSY_ROUNDS = 32
+
+
+def may_wait_awake() -> bool:
+    """Whether who waits for another process can stay awake though a third one will have to run right afterwards."""
+    return len(os.sched_getaffinity(0)) >= _ENOUGH_PROCESSORS
 
 
 class PollLoop:

@@ -51,7 +51,9 @@ class VariableError(PtServerError):
 class SharedVariables:
     """Variables by name. Offsets and sizes are in bytes."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_shared: bool = True) -> None:
+        """is_shared: whether other processes will have them, too."""
+        self._lock: Callable[[int, int, int, int], None] = lockf if is_shared else _no_lock
         self._fd = os.memfd_create("ptserver-variables", os.MFD_CLOEXEC)
         os.ftruncate(self._fd, _DIRECTORY_BYTES + MAX_TOTAL_BYTES)
         self._data = mmap.mmap(self._fd, _DIRECTORY_BYTES + MAX_TOTAL_BYTES)
@@ -78,11 +80,11 @@ class SharedVariables:
             raise VariableError(
                 "EINVAL", f"a variable called {name[:40]!r} of {len(initial)} bytes is out of bounds"
             )
-        lockf(self._fd, LOCK_EX, 1, _DIRECTORY_LOCK)
+        self._lock(self._fd, LOCK_EX, 1, _DIRECTORY_LOCK)
         try:
             place = self._find(name) or self._add(name, raw, initial)
         finally:
-            lockf(self._fd, LOCK_UN, 1, _DIRECTORY_LOCK)
+            self._lock(self._fd, LOCK_UN, 1, _DIRECTORY_LOCK)
         size = place[1]
         if size != len(initial):
             raise VariableError(
@@ -98,11 +100,11 @@ class SharedVariables:
             VariableError: there is no such variable, or not so much of it.
         """
         slot, start = self._place(name, offset, size)
-        lockf(self._fd, LOCK_EX, 1, slot)
+        self._lock(self._fd, LOCK_EX, 1, slot)
         try:
             return self._data[start : start + size]
         finally:
-            lockf(self._fd, LOCK_UN, 1, slot)
+            self._lock(self._fd, LOCK_UN, 1, slot)
 
     def set(self, name: str, offset: int, data: bytes) -> None:
         """Put *data* there.
@@ -111,11 +113,11 @@ class SharedVariables:
             VariableError: see `get`.
         """
         slot, start = self._place(name, offset, len(data))
-        lockf(self._fd, LOCK_EX, 1, slot)
+        self._lock(self._fd, LOCK_EX, 1, slot)
         try:
             self._data[start : start + len(data)] = data
         finally:
-            lockf(self._fd, LOCK_UN, 1, slot)
+            self._lock(self._fd, LOCK_UN, 1, slot)
 
     def atomic(
         self, name: str, offset: int, operation: AtomicOperation, operand: bytes, expected: bytes = b""
@@ -129,7 +131,7 @@ class SharedVariables:
         if size not in (1, 2, 4, 8, 16) or (operation == "compare_exchange" and len(expected) != size):
             raise VariableError("EINVAL", f"an atomic operation on {size} bytes, expecting {len(expected)}")
         slot, start = self._place(name, offset, size)
-        lockf(self._fd, LOCK_EX, 1, slot)
+        self._lock(self._fd, LOCK_EX, 1, slot)
         try:
             old = self._data[start : start + size]
             new = apply_atomic(operation, old, operand, expected)
@@ -137,17 +139,17 @@ class SharedVariables:
                 self._data[start : start + size] = new
             return old
         finally:
-            lockf(self._fd, LOCK_UN, 1, slot)
+            self._lock(self._fd, LOCK_UN, 1, slot)
 
     def _place(self, name: str, offset: int, size: int) -> tuple[int, int]:
         """Return a variable's slot and where in the file *size* bytes at *offset* of it are."""
         place = self._known.get(name)
         if place is None:
-            lockf(self._fd, LOCK_EX, 1, _DIRECTORY_LOCK)
+            self._lock(self._fd, LOCK_EX, 1, _DIRECTORY_LOCK)
             try:
                 place = self._find(name)
             finally:
-                lockf(self._fd, LOCK_UN, 1, _DIRECTORY_LOCK)
+                self._lock(self._fd, LOCK_UN, 1, _DIRECTORY_LOCK)
         if place is None:
             raise VariableError("ENOENT", f"no variable {name[:40]!r} has been declared")
         slot, whole, start = place
@@ -184,3 +186,7 @@ class SharedVariables:
         _NAME.pack_into(self._data, slot * _SLOT_BYTES, len(raw), raw)
         self._known[name] = slot, len(initial), start
         return self._known[name]
+
+
+def _no_lock(_fd: int, _command: int, _size: int, _start: int) -> None:
+    """Lock nothing: nobody else has the variables."""

@@ -90,7 +90,7 @@ def host_here(
         if plan is not None:
             from ptserver.remote_memory.hosting import start_remote
 
-            store = ServedStore(server, session, SharedVariables())
+            store = ServedStore(server, session, SharedVariables(is_shared=False))
             start_remote(host, path, plan, store, options.remote_trace)
         status = host.run()
         host.serve_the_rest()

@@ -8,6 +8,7 @@ Not trusted: the host. Names, offsets and sizes are checked where the variables 
 from collections.abc import Callable
 
 from ptserver.messages import MemoryAtomic, MemoryDeclare, MemoryGet, MemoryResult, MemorySet, Message
+from ptserver.net.poll_loop import may_wait_awake
 from ptserver.remote_memory.shared import SharedVariables, VariableError
 from ptserver.remote_memory.stores import ServedStore
 from ptserver.server import RuntimeServer
@@ -16,7 +17,11 @@ from stepping.remote_memory import RemoteVariable
 
 
 class MemoryCalls:
-    """Answers memory messages by *send*."""
+    """Answers memory messages by *send*.
+
+    flush: sends at once what was given to *send*. The thread that has made the access goes on then, and needs a
+    processor: where there are few, this process does not stay awake for the next message.
+    """
 
     def __init__(
         self,
@@ -24,9 +29,11 @@ class MemoryCalls:
         server: RuntimeServer,
         variables: SharedVariables,
         send: Callable[[Message], None],
+        flush: Callable[[], object],
     ) -> None:
         self._store = ServedStore(server, session, variables)
         self._send = send
+        self._flush = flush if not may_wait_awake() else _later
 
     def take_declare(self, message: MemoryDeclare) -> None:
         """Have the variable."""
@@ -60,3 +67,8 @@ class MemoryCalls:
             self._send(MemoryResult(number, answer() or b""))
         except VariableError as error:
             self._send(MemoryResult(number, error=error.code))
+        self._flush()
+
+
+def _later() -> None:
+    """Let the session's loop send what there is to send, and stay awake."""

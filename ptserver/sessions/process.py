@@ -208,7 +208,9 @@ class SessionLoop:
             Pong: lambda pong: None,
         }
         if variables is not None:
-            memory = MemoryCalls(self.session, server, variables.adopt(descriptors.keep), connection.send)
+            memory = MemoryCalls(
+                self.session, server, variables.adopt(descriptors.keep), connection.send, connection.flush
+            )
             self._takers[MemoryDeclare] = memory.take_declare
             self._takers[MemoryGet] = memory.take_get
             self._takers[MemorySet] = memory.take_set

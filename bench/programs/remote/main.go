@@ -3,8 +3,8 @@
 //	remote atomic N    what an atomic addition to it takes, of N
 //	remote load N      the same of a plain read
 //	remote store N     and of a plain write
-//	remote work N      N rounds of computing, allocating and system calls, of some milliseconds each, with one
-//	                   addition to it per round; in all
+//	remote work N      computing, allocating and system calls, N times some ten milliseconds of it, with one addition
+//	                   to the variable each time; in all
 package main
 
 import (
@@ -41,7 +41,9 @@ func main() {
 		}
 	case "work":
 		for range count {
-			work()
+			for range 5 {
+				work()
+			}
 			atomic.AddInt64(&counter, 1)
 		}
 		fmt.Println(time.Since(start).Nanoseconds())
