@@ -1,8 +1,10 @@
-"""`python -m bench.spread [--json] [--quick] [--repeat N]`: programs spread over two hosts, against one processor
-and two.
+"""`python -m bench.spread [--json] [--quick] [--repeat N] [--without NAME]`: programs spread over two hosts, against
+one processor and two.
 
 Both hosts are on this machine, each with its agent, so on two processors the agents take their time from the program.
-Each figure is the program's own (fixtures/spread_speed), the median of the rounds; a round runs every way once.
+Each figure is the program's own (fixtures/spread_speed), the median of the rounds; a round runs every way once, so
+that what else the machine does concerns all alike. `--quick` takes a few seconds: one round of a tenth. `--without`
+leaves one of the adaptations out (docs/spread.md), to see what it is worth.
 """
 
 import json
@@ -10,20 +12,35 @@ import os
 import statistics
 import subprocess
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from bench.figures import options
 from bench.measure import PTSERVER, BenchError
+from ptserver.spread.adaptations import ADAPTATIONS
 from tests.gofixtures import build
 
-#: What is measured: its name, how often, and what of it is asked for: a limit on seconds, or on the ratio to a way.
-MEASURES: dict[str, tuple[int, str]] = {
-    "compute": (6_000_000, "at most 0.62 of one processor"),
-    "channel": (300, "at most 0.6 ms"),
-    "allocate": (100_000, "at most 10 times two processors"),
-    "read": (1_000, ""),
-    "write": (1_000, ""),
-    "migrate": (50, "at most 1 ms"),
+#: How long one run may take.
+_SECONDS = 60
+
+
+class Measure(NamedTuple):
+    """count: how often; asked: for what; place: the policy, since what moves by itself would not be measured."""
+
+    count: int
+    asked: str = ""
+    place: str = "stay"
+
+
+MEASURES: dict[str, Measure] = {
+    "compute": Measure(6_000_000, "at most 0.62 of one processor", "idle"),
+    "channel": Measure(300, "at most 0.6 ms"),
+    "allocate": Measure(100_000, "at most 10 times two processors"),
+    "read": Measure(1_000),
+    "scatter": Measure(300),
+    "write": Measure(1_000),
+    "migrate": Measure(50, "at most 1 ms"),
 }
+#: The words for ptserver, and GOMAXPROCS.
 WAYS: dict[str, tuple[list[str], str]] = {
     "one processor": (["run"], "1"),
     "two processors": (["run"], "2"),
@@ -31,13 +48,18 @@ WAYS: dict[str, tuple[list[str], str]] = {
 }
 
 
-def seconds(way: str, measure: str, count: int) -> float:
+def seconds(way: str, name: str, count: int, adapt: str) -> float:
     """Return what the program measured."""
     words, processors = WAYS[way]
-    command = [PTSERVER, *words, str(build("spread_speed", stub=True)), measure, str(count)]
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=False, env=os.environ | {"GOMAXPROCS": processors}
-    )
+    spread = ["--place", MEASURES[name].place, "--adapt", adapt] if "--spread" in words else []
+    command = [PTSERVER, *words, *spread, str(build("spread_speed", stub=True)), name, str(count)]
+    environment = os.environ | {"GOMAXPROCS": processors}
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, env=environment, timeout=_SECONDS
+        )
+    except subprocess.TimeoutExpired as error:
+        raise BenchError(f"{' '.join(command)} takes more than {_SECONDS} s") from error
     if done.returncode:
         raise BenchError(f"{' '.join(command)}: {done.stderr.strip()}")
     return float(done.stdout)
@@ -45,13 +67,16 @@ def seconds(way: str, measure: str, count: int) -> float:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure and print a table, or with ``--json`` the figures."""
-    given = options("spread", "Measure programs that are spread over hosts.", rounds=3).parse_args(argv)
+    parser = options("spread", "Measure programs that are spread over hosts.", rounds=3)
+    parser.add_argument("--without", choices=tuple(ADAPTATIONS), help="an adaptation to leave out")
+    given = parser.parse_args(argv)
+    adapt = ",".join(name for name in ADAPTATIONS if name != given.without)
     rounds, part = (1, 10) if given.quick else (given.repeat, 1)
     found: dict[str, dict[str, list[float]]] = {name: {way: [] for way in WAYS} for name in MEASURES}
     for _ in range(rounds):
-        for name, (count, _) in MEASURES.items():
+        for name, measure in MEASURES.items():
             for way in WAYS:
-                found[name][way].append(seconds(way, name, max(1, count // part)))
+                found[name][way].append(seconds(way, name, max(1, measure.count // part), adapt))
     medians = {
         name: {way: statistics.median(values) for way, values in ways.items()} for name, ways in found.items()
     }
@@ -62,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name, ways in medians.items():
         one, two, spread = ways.values()
         figures = "".join(f"{value * 1e3:15.4f} ms" for value in ways.values())
-        print(f"{name:10}{figures}{spread / one:8.2f}{spread / two:8.2f}  {MEASURES[name][1]}")
+        print(f"{name:10}{figures}{spread / one:8.2f}{spread / two:8.2f}  {MEASURES[name].asked}")
 
 
 if __name__ == "__main__":

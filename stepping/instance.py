@@ -22,7 +22,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from stepping import gadget
-from stepping.errors import SteppingError, TraceeGoneError
+from stepping.errors import MemoryFaultError, SteppingError, TraceeGoneError
 from stepping.gadget import GADGET, SCRATCH
 from stepping.launch import Program
 from stepping.maps import PAGE_BYTES, Vma, read_maps
@@ -116,6 +116,16 @@ class Instance:
             if vma.path != "[stack]" and not inside:
                 raise SteppingError(f"memory at {vma.start:#x} has no counterpart: it is another program")
         self._map_all(image)
+
+    def change_code(self, address: int, old: bytes, new: bytes) -> bool:
+        """Have *new* where the program's code has *old*, in this process alone; return False if that is not there."""
+        try:
+            if self.memory.read(address, len(old)) != old:
+                return False
+            self.memory.write(address, new)
+        except MemoryFaultError:
+            return False
+        return True
 
     def add_region(self, start: int, size: int, by: Tracee | None = None) -> None:
         """Watch [start, start + size), which must be free. by: the stopped thread that maps it, *main* by default.

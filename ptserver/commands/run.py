@@ -53,6 +53,14 @@ from ptserver.tracelog.options import TraceOptions
     "program use only what all can do.",
 )
 @click.option(
+    "--adapt",
+    metavar="NAMES",
+    default="all",
+    show_default=True,
+    help="With --spread: what to change in Go's runtime, in memory only, so that hosts fetch less from each other: "
+    "all, none, or some of sysmon, wakeups, collections (docs/spread.md).",
+)
+@click.option(
     "--check-memory",
     type=click.FloatRange(0, min_open=True),
     metavar="SECONDS",
@@ -165,6 +173,7 @@ def run_command(
     place: str,
     cpu: str,
     check_memory: float | None,
+    adapt: str,
     token_file: str | None,
     keys: str | None,
     keepalive_seconds: float,
@@ -272,6 +281,7 @@ def run_command(
                 place,
                 check_memory or 0.0,
                 cpu == "common",
+                adapt,
                 engine,
                 remote,
                 remote_trace,

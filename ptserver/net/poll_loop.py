@@ -24,6 +24,9 @@ SPIN_SECONDS = 150e-6
 #: After so many times in vain, 1 chance in 2**n to stay awake is taken.
 _MAX_MISSES = 6
 
+#: What poll(2) counts time in, and the first descriptor that select(2), which is more exact, cannot have.
+_POLL_UNIT_SECONDS, _MAX_SELECT_FD = 1e-3, 1024
+
 #: How many rounds in a row may find something to do before what waits to be said is said.
 _MAX_BUSY_ROUNDS = 32
 
@@ -91,7 +94,7 @@ class PollLoop:
             before_waiting()
             if not events:
                 events = self._spin() if self._spins else None
-                events = events or self._poll.poll(self._timeout_ms() if self._timers else None)
+                events = events or self._wait()
         for fd, _ in events or ():
             handler = handlers.get(fd)  # none if an earlier handler of this round has unwatched it
             if handler is not None:
@@ -113,8 +116,17 @@ class PollLoop:
             self._chances_to_pass = 1 << self._misses
         return events
 
-    def _timeout_ms(self) -> float:
-        return max(0.0, self._timers[0][0] - time.monotonic()) * 1000
+    def _wait(self) -> list[tuple[int, int]]:
+        if not self._timers:
+            return self._poll.poll()
+        seconds = max(0.0, self._timers[0][0] - time.monotonic())
+        if 0 < seconds < _POLL_UNIT_SECONDS and max(self._events, default=0) < _MAX_SELECT_FD:
+            select.select(self._fds(select.POLLIN), self._fds(select.POLLOUT), (), seconds)
+            return self._poll.poll(0)
+        return self._poll.poll(seconds * 1000)
+
+    def _fds(self, event: int) -> list[int]:
+        return [fd for fd, events in self._events.items() if events & event]
 
     def _fire_timers(self) -> None:
         now = time.monotonic()

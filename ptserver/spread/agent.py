@@ -17,6 +17,7 @@ from ptserver.net.wire import Codec
 from ptserver.spread.clocks import shift_clock
 from ptserver.spread.host import SpreadHost
 from ptserver.spread.messages import Alive, Begin, ClockIs, Ready, TellClock, ToHost
+from ptserver.spread.urgency import be_urgent
 from ptserver.stub.hypercalls import FIRST_HYPERCALL, LAST_HYPERCALL
 from stepping.errors import SteppingError
 from stepping.instance import Image, Instance, instance_filter
@@ -43,6 +44,7 @@ def blank_filter() -> bytes:
 
 def run_agent(stream: Stream, path: str) -> None:
     """Be what `Begin` says, for the program *path*, over *stream*, until the home says `Quit` or is gone."""
+    be_urgent()
     connection: Connection[ToHost] = Connection(stream, Codec("msgpack"), ToHost)
     signals = HostSignals()
     agent = _Agent(connection, signals, path)
@@ -130,6 +132,8 @@ class _Agent:
         instance = Instance(program)
         os.close(null)
         try:
+            for patch in message.patches:
+                instance.change_code(patch.address, patch.old, patch.new)
             instance.be_blank(Image(message.regions))
         except BaseException:
             instance.close()

@@ -154,6 +154,7 @@ class Control:
             tuple(self._thread_row(thread) for thread in home.threads),
             dict(home.pages.counts),
             home.threads.moves,
+            self._session.unadapted,
             tuple(FaultRow(*where, count) for where, count in faults),
         )
 

@@ -18,6 +18,7 @@ from functools import partial
 
 from ptserver.spread.address_space import AddressSpace
 from ptserver.spread.coherence import CoherenceChecker
+from ptserver.spread.companions import Companions
 from ptserver.spread.futexes import (
     COMMAND_MASK,
     FUTEX_WAIT,
@@ -97,6 +98,7 @@ class Home:
         self.wishes = Wishes(self.threads, self.requests, later)
         self.fault_counts: Counter[tuple[int, int, int, bool]] | None = None
         self._statistics = Statistics()
+        self._companions = Companions()
         self._actions: dict[int, bytes] = {}
         self._waits = 0
         self._takers: dict[type, Callable[..., None]] = {
@@ -204,6 +206,12 @@ class Home:
         if self.fault_counts is not None:
             self.fault_counts[message.tid, host, message.access, message.write] += 1
         self.pages.request(host, message.page, write=message.write)
+        if thread is not None:
+            now = time.monotonic()
+            for page, write in self._companions.wants(
+                message.tid, host, message.page, write=message.write, now=now
+            ):
+                self.pages.fetch_ahead(host, page, write=write)
 
     def _page_data(self, _host: int, message: PageData) -> None:
         self.pages.take_data(message.page, message.data, dirty=message.dirty)
@@ -216,6 +224,7 @@ class Home:
     def _gone(self, _host: int, message: ThreadGone) -> None:
         self.futexes.leave(message.tid)
         self._statistics.ended(message.tid)
+        self._companions.pause(message.tid)
         self.threads.end(message.tid)
 
     def _exited(self, _host: int, message: ProgramExited) -> None:
@@ -292,6 +301,7 @@ class Home:
         if thread is None:  # the program ends
             return
         thread.where, thread.call = Where.ASKS, call.number
+        self._companions.pause(call.tid)
         handler = self._calls.get(call.number)
         if handler is not None:
             handler(host, call, thread)

@@ -23,7 +23,8 @@ class _Row(msgspec.Struct, frozen=True, tag_field="type", omit_defaults=True):
 class Program(_Row, frozen=True, tag="program"):
     """The program. session: its name for other commands; pid: of its process at host 0; moves: of threads so far.
 
-    counts: what became of pages so far: first touches, reads, writes and upgrades by a host that lacked them.
+    counts: what became of pages so far: first touches, reads, writes and upgrades by a host that lacked them, and
+    pages fetched ahead. unadapted: adaptations that its code has no place for.
     """
 
     session: str
@@ -31,6 +32,7 @@ class Program(_Row, frozen=True, tag="program"):
     path: str
     moves: int
     counts: dict[str, int]
+    unadapted: tuple[str, ...]
 
 
 class Host(_Row, frozen=True, tag="host"):
@@ -102,7 +104,7 @@ def look(session: str, listed: Listed, runtime: GoRuntime, *, system: bool = Fal
         by_tid[row.tid] += row.count
     shown = [g for g in goroutines if system or not runtime.is_system(g)]
     return Listing(
-        Program(session, listed.pid, listed.path, listed.moves, listed.counts),
+        Program(session, listed.pid, listed.path, listed.moves, listed.counts, listed.unadapted),
         [_host(row) for row in listed.hosts],
         list(_goroutines(shown, listed, runtime, by_tid)),
         list(_faults(listed.faults, Places(runtime, goroutines))),

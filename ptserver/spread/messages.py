@@ -34,17 +34,27 @@ class ThreadState(msgspec.Struct, frozen=True, array_like=True, gc=False):
     altstack: bytes
 
 
+class Patch(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Code of the program at *address*, and what is to be there instead."""
+
+    address: U64
+    old: bytes
+    new: bytes
+
+
 class Begin(SpreadMessage, frozen=True):
     """Home to host, first: be host number *host*, blank. Answer `Ready`.
 
     regions: [start, size) of the memory that host 0 watches. keepalive_seconds: how long either side may say nothing,
-    0 for ever. clock_offset_ns: by how much the program's monotonic clock is ahead of this host's.
+    0 for ever. clock_offset_ns: by how much the program's monotonic clock is ahead of this host's. patches: what to
+    change in its code.
     """
 
     host: HostId
     regions: tuple[tuple[U64, U64], ...]
     keepalive_seconds: float = 0.0
     clock_offset_ns: int = 0
+    patches: tuple[Patch, ...] = ()
 
 
 class TellClock(SpreadMessage, frozen=True):

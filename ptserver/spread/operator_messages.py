@@ -97,7 +97,8 @@ class Join(SpreadMessage, frozen=True):
 class Listed(SpreadMessage, frozen=True):
     """The answer to `List`. path: the program's file; counts: what pages did, by kind.
 
-    moves: of threads; faults: at most some thousand, the most frequent.
+    moves: of threads; unadapted: names of adaptations for which the program's code is not as expected; faults: at
+    most some thousand, the most frequent.
     """
 
     request: RequestId
@@ -107,6 +108,7 @@ class Listed(SpreadMessage, frozen=True):
     threads: tuple[ThreadRow, ...]
     counts: dict[str, int]
     moves: int
+    unadapted: tuple[LongText, ...]
     faults: tuple[FaultRow, ...] = ()
 
 

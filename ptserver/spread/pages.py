@@ -11,8 +11,9 @@ request of one host is answered to that host only after every other has given up
 one host arrive in order, a page that was granted counts as granted when the message is sent.
 
 Migratory pages. A page that one host after the other reads and then writes (a lock, a counter) costs two transfers
-each time. When that has been seen, a reader gets it to itself at once, marked clean; if it is asked to give the
-page up before it has written it, the page is treated as an ordinary one again.
+each time. When that has been seen, a reader gets it to itself at once. Now and then it gets it marked clean, so that
+its first write is noted; if it is asked to give such a page up before it has written it, the page is treated as an
+ordinary one again.
 """
 
 from collections import deque
@@ -33,6 +34,8 @@ from ptserver.spread.messages import (
 
 #: So many untouched pages are given at the first touch of one, aligned.
 FIRST_TOUCH_PAGES = 16
+#: A migratory page is marked clean one time in so many: to note a write costs as much as half a transfer.
+_CLEAN_TURNS = 4
 
 Send = Callable[[int, SpreadMessage], None]
 #: Whether the program may touch the page with this number.
@@ -66,11 +69,11 @@ class PageDirectory:
         self._writer: dict[int, int] = {}
         self._busy: dict[int, _Transfer] = {}
         self._reader_before: dict[int, int] = {}
-        self._migratory: set[int] = set()
+        self._migratory: dict[int, int] = {}  # with how often they have moved so
         self._denied: dict[
             int, int
         ] = {}  # by page that nobody may touch: the hosts that wanted to, a bit each
-        self.counts = {"first": 0, "read": 0, "write": 0, "upgrade": 0, "again": 0, "denied": 0}
+        self.counts = {"first": 0, "read": 0, "write": 0, "upgrade": 0, "again": 0, "denied": 0, "ahead": 0}
 
     def place(self, host: int, pages: Iterable[int]) -> None:
         """Note that *host* has *pages*, which nobody had, to itself."""
@@ -114,12 +117,19 @@ class PageDirectory:
         else:
             self._fetch(host, page, holders, write)
 
+    def fetch_ahead(self, host: int, page: int, *, write: bool) -> None:
+        """Give *host* a page that it has not asked for, if another host has it and it is at rest."""
+        holders = self._holders.get(page, 0)
+        if holders and not holders >> host & 1 and page not in self._busy:
+            self.counts["ahead"] += 1
+            self._fetch(host, page, holders, write)
+
     def take_data(self, page: int, data: bytes, *, dirty: bool) -> None:
         """Take the page's content from the host that was asked for it. It must have been asked."""
         transfer = self._busy[page]
         transfer.data = data
         if page in self._migratory and not dirty:
-            self._migratory.discard(page)
+            self._migratory.pop(page, None)
         if not transfer.drops:
             self._finish(page, transfer)
 
@@ -140,7 +150,7 @@ class PageDirectory:
         for page in gone:
             hosts |= known.pop(page)
             self._writer.pop(page, None)
-            self._migratory.discard(page)
+            self._migratory.pop(page, None)
             self._reader_before.pop(page, None)
         for _, denied in self.take_denied(pages):
             hosts |= denied
@@ -192,7 +202,7 @@ class PageDirectory:
 
     def _upgrade(self, host: int, page: int, holders: int) -> None:
         if self._reader_before.pop(page, None) == host:
-            self._migratory.add(page)
+            self._migratory[page] = 0
         others = holders & ~(1 << host)
         if others:
             transfer = _Transfer(_Request(host, True), True, others.bit_count())
@@ -232,10 +242,18 @@ class PageDirectory:
                 self._holders[page] |= 1 << host
                 self._reader_before[page] = host
             self.counts["write" if write else "read"] += 1
-            clean = transfer.alone and not write
-            self._send(host, PutPage(page, transfer.data, writable=transfer.alone and write, clean=clean))
+            clean = transfer.alone and not write and self._is_turn(page)
+            writable = transfer.alone and not clean
+            self._send(host, PutPage(page, transfer.data, writable=writable, clean=clean))
         for request in transfer.queue:
             self.request(request.host, page, write=request.write)
+
+    def _is_turn(self, page: int) -> bool:
+        """Whether a migratory page that goes to a reader is to be marked clean this time."""
+        turns = self._migratory.get(page)
+        if turns is not None:
+            self._migratory[page] = turns + 1
+        return turns is None or turns % _CLEAN_TURNS == 0
 
     def _grant_write(self, host: int, page: int) -> None:
         self._holders[page] = 1 << host

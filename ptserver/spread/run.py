@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from ptserver.hosts.signals import HostSignals
 from ptserver.net.keepalive import DEFAULT_SECONDS
+from ptserver.spread.adaptations import find_adaptations
 from ptserver.spread.agents import Agents, HostAddress
 from ptserver.spread.control import Control
 from ptserver.spread.placement import Placement
@@ -28,6 +29,7 @@ class SpreadOptions:
 
     check_seconds: how often to check that the hosts' memory is the same, 0 for never. common_cpu: have the program
     use only what all hosts' processors can do, instead of refusing a host that cannot do all that this one's can.
+    adapt: the adaptations to make.
     """
 
     path: str
@@ -38,6 +40,7 @@ class SpreadOptions:
     keepalive_seconds: float = DEFAULT_SECONDS
     check_seconds: float = 0.0
     common_cpu: bool = False
+    adapt: tuple[str, ...] = ()
 
 
 def run_spread(options: SpreadOptions) -> int:
@@ -80,6 +83,7 @@ def run_spread(options: SpreadOptions) -> int:
             options.keepalive_seconds,
             options.check_seconds,
             unused,
+            find_adaptations(options.path, options.adapt),
         )
         registry, name = stack.enter_context(registered(options.path))
         control = Control(session, registry.listen(name), options.path)

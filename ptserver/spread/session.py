@@ -10,10 +10,13 @@ import signal
 from collections import deque
 from collections.abc import Callable
 
+import msgspec
+
 from ptserver.errors import ConnectionLostError, LaunchError, PtServerError
 from ptserver.hosts.signals import HostSignals, is_passed_on
 from ptserver.net.keepalive import KeepAlive
 from ptserver.net.poll_loop import PollLoop
+from ptserver.spread.adaptations import ADAPTATIONS, Adaptations
 from ptserver.spread.address_space import ANYWHERE, AddressSpace
 from ptserver.spread.agents import Agent, Agents, HostAddress
 from ptserver.spread.home import Home
@@ -22,6 +25,7 @@ from ptserver.spread.messages import Alive, Begin, Ready, SpreadMessage, ToHome
 from ptserver.spread.placement import Placement
 from ptserver.spread.processors import ProcessorError, check
 from ptserver.spread.requests import HostFailedError
+from ptserver.spread.urgency import be_urgent
 from stepping.instance import Instance
 
 #: Called with why something could not be done (empty if it was), and the host.
@@ -38,6 +42,7 @@ class SpreadSession:
     """Runs the program of *instance*, which is host 0, over that and *agents*. home: decides; loop: waits.
 
     unused: what the program does not use of this machine's processor, so that further hosts may lack it.
+    adaptations: what is changed in the program at all hosts; `unadapted`: those for which its code is unknown.
     """
 
     def __init__(
@@ -49,8 +54,12 @@ class SpreadSession:
         keepalive_seconds: float,
         check_seconds: float,
         unused: frozenset[str],
+        adaptations: Adaptations,
     ) -> None:
         self._unused = unused
+        self._patches = adaptations.patches
+        changed = [instance.change_code(*msgspec.structs.astuple(patch)) for patch in adaptations.patches]
+        self.unadapted = adaptations.missing if all(changed) else tuple(ADAPTATIONS)
         self.loop = PollLoop()
         self.agents = agents
         self.pid = instance.pid
@@ -81,6 +90,7 @@ class SpreadSession:
         Raises:
             LaunchError, HostLostError: as `ptserver.spread.run.run_spread`.
         """
+        be_urgent()
         self._flush()
         for number in self.agents:
             if self.agents[number].connection.has_received:
@@ -132,7 +142,15 @@ class SpreadSession:
         agent.read = self._reader(number, agent)
         self._joining[number] = told
         regions = tuple(self.home.space.regions)
-        agent.connection.send(Begin(number, regions, self._keepalive_seconds, agent.clock_offset_ns))
+        agent.connection.send(
+            Begin(
+                number,
+                regions,
+                self._keepalive_seconds,
+                agent.clock_offset_ns,
+                self._patches,
+            )
+        )
         self._keepalives[number] = KeepAlive(
             agent.connection,
             self.loop.later,

@@ -20,9 +20,12 @@ def encoder() -> Callable[[Row], bytes]:
 def title(listing: Listing) -> str:
     """Return one line on the program."""
     program = listing.program
-    return (
+    text = (
         f"{printable(program.path)}, process {program.pid}, session {program.session}: {program.moves} moves"
     )
+    if program.unadapted:
+        text += f"; not adapted: {', '.join(map(printable, program.unadapted))}"
+    return text
 
 
 def hosts_table(listing: Listing) -> str:

@@ -6,6 +6,7 @@ from ptserver.hosts.endings import end_as
 from ptserver.machine import native_arch
 from ptserver.running.here import environment
 from ptserver.running.run import RunOptions
+from ptserver.spread.adaptations import parse_names
 from ptserver.spread.agents import HostAddress
 from ptserver.spread.placement import load_placement
 from ptserver.spread.run import SpreadOptions, run_spread
@@ -35,6 +36,7 @@ def start_spread(options: RunOptions, path: str, header: ElfHeader) -> int:
                 keepalive_seconds=options.keepalive_seconds,
                 check_seconds=options.check_memory,
                 common_cpu=options.common_cpu,
+                adapt=parse_names(options.adapt),
             )
         )
     )

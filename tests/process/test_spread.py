@@ -1,5 +1,6 @@
 """Programs that are spread over several hosts: what they see is one process, and nothing is left of it."""
 
+import json
 import os
 import re
 import signal
@@ -158,11 +159,10 @@ def test_the_clock_of_a_host_elsewhere_is_that_of_the_first(tmp_path: Path, ahea
 
 
 def test_a_lost_host_ends_the_program_with_the_reason() -> None:
-    program = build("goabi_states")
     with (
         none_left(),
         subprocess.Popen(
-            ["ptserver", "run", "--spread", "local", str(program)],
+            ["ptserver", "run", "--spread", "local", str(build("spread_workers")), "2"],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             stdin=subprocess.PIPE,
@@ -171,6 +171,8 @@ def test_a_lost_host_ends_the_program_with_the_reason() -> None:
     ):
         assert child.stdout is not None
         assert child.stdout.readline()
+        while not json.loads(ptserver("ps", "--json", str(child.pid))[1].splitlines()[0])["moves"]:
+            pass  # until something runs there
         agent = min(children(child.pid))
         os.kill(agent, signal.SIGKILL)
         _, err = child.communicate(timeout=30)

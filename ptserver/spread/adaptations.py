@@ -1,0 +1,158 @@
+"""What is changed in a Go program that is spread, in its memory and never on disk, so that its runtime fetches less.
+
+Go's runtime is made for one memory: it looks after all processors 50,000 times a second, wakes a thread for all that
+could run, and collects garbage from 4 MiB of heap on. Each of those visits records that other hosts write. Functions
+are found by the program's own table of functions, so stripped programs have them too, and what is changed in them by
+its pattern; where that is not found, the program runs correctly without the change.
+
+    sysmon       the runtime's monitor looks 100 times a second at most, as it does in idle programs. A processor
+                 whose thread is long in a system call, or a goroutine that computes for 10 ms, is seen 10 ms later.
+    wakeups      a goroutine that is woken by another waits until that blocks or has computed for 10 ms, before an
+                 idle processor is asked to take it. New goroutines are not concerned.
+    collections  the first garbage collection is at 64 MiB of heap (and $GOGC) instead of 4.
+
+Source: runtime/proc.go (sysmon, ready, goschedImpl), runtime/mgcpacer.go (gcControllerState.init), Go 1.21 to 1.27.
+"""
+
+import struct
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from goabi.binary import GoBinary
+from goabi.errors import GoAbiError
+from ptserver.errors import PtServerError
+from ptserver.spread.messages import Patch
+from stepping.x86_instructions import (
+    MAX_INSTRUCTION_BYTES,
+    Instruction,
+    NotAnInstructionError,
+    decode_instruction,
+)
+
+_CALL, _MOVE_32, _SHIFT = 0xE8, 0xB8, 0xC1
+_NOTHING_5 = b"\x0f\x1f\x44\x00\x00"
+_SYSMON_US, _SYSMON_SPREAD_US = 20, 10_000
+_HEAP_SHIFT, _HEAP_SPREAD_SHIFT = 22, 26  # 4 MiB, 64 MiB
+_SHIFT_LEFT = 4
+
+
+class AdaptationError(PtServerError):
+    """There is no such adaptation."""
+
+    exit_status = 64
+
+
+class Adaptations(NamedTuple):
+    """patches: what to change. missing: the names of the adaptations for which nothing was found."""
+
+    patches: tuple[Patch, ...]
+    missing: tuple[str, ...]
+
+
+_Code = Iterator[tuple[int, Instruction]]
+
+
+class _Functions:
+    """The functions of a program, decoded."""
+
+    def __init__(self, binary: GoBinary) -> None:
+        self._binary = binary
+
+    def entry(self, name: str) -> int | None:
+        function = self._binary.functions.find_function_by_name(name)
+        return function.entry if function is not None else None
+
+    def code(self, name: str) -> _Code:
+        """Yield (address, instruction) of a function, as far as it can be decoded; nothing if there is none."""
+        function = self._binary.functions.find_function_by_name(name)
+        if function is None:
+            return
+        code = self._binary.elf.read(function.entry, function.end - function.entry)
+        at = 0
+        while at < len(code):
+            try:
+                instruction = decode_instruction(code[at : at + MAX_INSTRUCTION_BYTES])
+            except NotAnInstructionError:
+                return
+            yield function.entry + at, instruction
+            at += instruction.size
+
+
+def _sysmon(functions: _Functions) -> list[Patch]:
+    return [
+        Patch(address, each.code, each.code[:1] + struct.pack("<I", _SYSMON_SPREAD_US))
+        for address, each in functions.code("runtime.sysmon")
+        if len(each.code) == 5
+        and each.code[0] & 0xF8 == _MOVE_32
+        and each.code[1:] == struct.pack("<I", _SYSMON_US)
+    ]
+
+
+def _wakeups(functions: _Functions) -> list[Patch]:
+    wakep = functions.entry("runtime.wakep")
+    if not _calls(functions, "runtime.goschedImpl", wakep):
+        return []  # nobody would be asked to take what waits
+    return [
+        Patch(address, each.code, _NOTHING_5) for address, each in _calls(functions, "runtime.ready", wakep)
+    ]
+
+
+def _collections(functions: _Functions) -> list[Patch]:
+    return [
+        Patch(address, each.code, each.code[:-1] + bytes([_HEAP_SPREAD_SHIFT]))
+        for address, each in functions.code("runtime.(*gcControllerState).init")
+        if each.opcode == _SHIFT
+        and not each.map
+        and each.extension == _SHIFT_LEFT
+        and each.code[-1] == _HEAP_SHIFT
+    ]
+
+
+def _calls(functions: _Functions, caller: str, callee: int | None) -> list[tuple[int, Instruction]]:
+    return [
+        (address, each)
+        for address, each in functions.code(caller)
+        if each.code[0] == _CALL and address + each.size + struct.unpack_from("<i", each.code, 1)[0] == callee
+    ]
+
+
+#: By name, with how many places it concerns: another number is not the code that is known.
+ADAPTATIONS: dict[str, tuple[Callable[[_Functions], list[Patch]], range]] = {
+    "sysmon": (_sysmon, range(1, 3)),
+    "wakeups": (_wakeups, range(1, 2)),
+    "collections": (_collections, range(1, 2)),
+}
+
+
+def parse_names(text: str) -> tuple[str, ...]:
+    """Return the adaptations that *text* names: "all", "none", or some, by commas.
+
+    Raises:
+        AdaptationError: there is one that does not exist.
+    """
+    if text in ("all", "none"):
+        return tuple(ADAPTATIONS) if text == "all" else ()
+    names = tuple(text.split(","))
+    for name in names:
+        if name not in ADAPTATIONS:
+            raise AdaptationError(f"no adaptation {name!r}: there are {', '.join(ADAPTATIONS)}, all and none")
+    return names
+
+
+def find_adaptations(path: str, names: tuple[str, ...]) -> Adaptations:
+    """Return what to change in the program *path* for the adaptations *names*."""
+    patches: list[Patch] = []
+    missing: list[str] = []
+    try:
+        with GoBinary.open(path, prefer_table=True) as binary:
+            functions = _Functions(binary)
+            for name in names:
+                find, places = ADAPTATIONS[name]
+                found = find(functions)
+                if len(found) in places:
+                    patches += found
+                else:
+                    missing.append(name)
+    except (GoAbiError, OSError):
+        return Adaptations((), names)
+    return Adaptations(tuple(patches), tuple(missing))

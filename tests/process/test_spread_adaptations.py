@@ -1,0 +1,43 @@
+"""What is changed in Go's runtime while a program is spread: found in every Go, and without effect on results."""
+
+import os
+
+import pytest
+
+from ptserver.spread.adaptations import ADAPTATIONS, AdaptationError, find_adaptations, parse_names
+from tests.gofixtures import GO_VERSIONS, build
+from tests.process.commands import ptserver
+
+
+@pytest.mark.parametrize(
+    "go", [pytest.param(go, marks=pytest.mark.slow) for go in GO_VERSIONS[:-1]] + [GO_VERSIONS[-1]]
+)
+@pytest.mark.parametrize("flags", [(), ("-ldflags=-s -w",)])
+def test_all_are_found_whether_the_program_is_stripped_or_not(go: str, flags: tuple[str, ...]) -> None:
+    found = find_adaptations(str(build("hello", go=go, flags=flags)), tuple(ADAPTATIONS))
+    assert found.missing == (("wakeups",) if go == "1.21" else ())
+    assert all(len(patch.old) == len(patch.new) for patch in found.patches)
+
+
+def test_a_program_that_is_not_gos_has_none_of_them() -> None:
+    found = find_adaptations("/bin/true", tuple(ADAPTATIONS))
+    assert found.patches == ()
+    assert found.missing == tuple(ADAPTATIONS)
+
+
+def test_some_can_be_named() -> None:
+    assert parse_names("all") == tuple(ADAPTATIONS)
+    assert parse_names("none") == ()
+    assert parse_names("wakeups,sysmon") == ("wakeups", "sysmon")
+    with pytest.raises(AdaptationError, match="no adaptation 'speed': there are sysmon, wakeups"):
+        parse_names("sysmon,speed")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="userfaultfd for kernel accesses needs privileges")
+@pytest.mark.parametrize(
+    "adapt", ["none", *(pytest.param(name, marks=pytest.mark.slow) for name in ADAPTATIONS)]
+)
+def test_a_program_does_the_same_without_the_others(adapt: str) -> None:
+    program = build("spread_tasks", stub=True)
+    result = ptserver("run", "--spread", "local", "--place", "random:3", "--adapt", adapt, program, "counter")
+    assert result == (0, "2000 4000\n", "")
