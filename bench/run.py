@@ -17,6 +17,7 @@ MODULES = {
     "tracing": "tracing: calls, attaching, reading a ring, events of goroutines",
     "attach": "looking into programs: goroutines and names, beside delve",
     "watched": "servers that are traced, beside strace",
+    "borrow": "what a borrowed machine must reach, in one table",
     "latency": "another machine, beside ssh and rsync",
     "sessions": "what 500 sessions leave of a server",
     "emulation": "emulated programs, beside qemu-user",

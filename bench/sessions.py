@@ -68,10 +68,8 @@ def settled(pid: int, processes: int) -> Held:
     return found
 
 
-def main() -> None:
-    """Print the figures."""
-    given = options("sessions", __doc__ or "", rounds=1).parse_args()
-    count = 50 if given.quick else 500
+def measure(count: int) -> tuple[Held, Held, float]:
+    """Return what a server holds before and after *count* sessions, and how many seconds those took."""
     with serving_process("passthrough", "127.0.0.1:0") as (address, process):
         idle = held(process.pid).processes
         pass_by(address, _AT_A_TIME)
@@ -80,6 +78,14 @@ def main() -> None:
         pass_by(address, count)
         seconds = time.perf_counter() - began
         after = settled(process.pid, idle)
+    return before, after, seconds
+
+
+def main() -> None:
+    """Print the figures."""
+    given = options("sessions", __doc__ or "", rounds=1).parse_args()
+    count = 50 if given.quick else 500
+    before, after, seconds = measure(count)
     ratio = after.memory_bytes / before.memory_bytes
     if given.json:
         figures = {

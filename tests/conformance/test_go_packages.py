@@ -27,6 +27,7 @@ from tests.leftovers import none_left
 from tests.running import started
 
 TCP = next(mode for mode in MODES if mode.name == "tcp")
+MACHINES = next(mode for mode in MODES if mode.name == "machines")
 
 
 def results(package: str, mode: Mode, scratch: Path, *options: str) -> Results:
@@ -37,18 +38,18 @@ def results(package: str, mode: Mode, scratch: Path, *options: str) -> Results:
         env = base_environment() | {"TMPDIR": temporary}
         with none_left(), mode.start(folder_of(package), env, scratch) as place:
             command = [*place.prefix, program, *arguments(options)]
-            with started(command, program, env=place.env, cwd=place.cwd) as running:
+            with started(command, program, env=place.env, cwd=place.cwd, popen=place.popen) as running:
                 ended = running.finish(seconds=1000)
     (scratch / "output").write_bytes(ended.stdout + ended.stderr)
     return read_results(ended.stdout + ended.stderr)
 
 
-def compare(package: str, tmp_path: Path, *options: str) -> None:
+def compare(package: str, tmp_path: Path, *options: str, mode: Mode = TCP) -> None:
     native = results(package, NATIVE, tmp_path / "native", *options)
     failed = [name for name, outcome in native.outcomes.items() if outcome == "FAIL"]
     assert native.outcomes
     assert not failed
-    served = results(package, TCP, tmp_path / "served", *options)
+    served = results(package, mode, tmp_path / "served", *options)
     expected = [name for name in documented(package) if name in native.outcomes]
     assert sorted(differences(native, served)) == sorted(expected)
 
@@ -75,6 +76,13 @@ def test_the_combinatorial_ones_too(tmp_path: Path) -> None:
 @pytest.mark.timeout(1200)
 def test_the_long_ones_of_os_too(tmp_path: Path) -> None:
     compare("os", tmp_path, f"-test.run={LONG}", f"-test.skip={COMBINATORIAL}")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2400)
+@pytest.mark.parametrize("package", PACKAGES + LONGER_PACKAGES)
+def test_and_between_two_machines(package: str, tmp_path: Path) -> None:
+    compare(package, tmp_path, f"-test.skip={DOWNLOADS}", mode=MACHINES)
 
 
 @pytest.mark.parametrize("package", PACKAGES + LONGER_PACKAGES)
