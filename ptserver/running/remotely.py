@@ -54,7 +54,8 @@ def run_remotely(
     terminal = user_terminal()
     rules = options.rules
     if rules is not None and rules.stdio().side == "local":
-        streams, terminal = (), None
+        # The program writes to its own; what it executes, at the server, has these. Both cannot read one input.
+        streams, terminal = tuple(number for number in streams if number), None
     token = read_token(options.token_file)
     messenger = Messenger(options.server, options.keys) if options.wait_seconds else None
     try:

@@ -159,6 +159,14 @@ def test_standard_streams_may_be_this_processs_own(secluded: Server) -> None:
         assert out.count("\n") == 2 or "8" in out, out
 
 
+def test_what_a_program_executes_writes_to_streams_of_this_machine() -> None:
+    script = "echo mine; /bin/echo from the server; /bin/echo as well >&2; /bin/cat; read line; echo $line"
+    with serving("passthrough", "--listen", "127.0.0.1:0") as server:
+        run = ("run", "--server", server.address, "--local", "stdio")
+        status, out, err = ptserver(*run, "/bin/sh", "-c", script, stdin=b"input\n")
+    assert (status, sorted(out.splitlines()), err) == (0, ["from the server", "input", "mine"], "as well\n")
+
+
 def test_names_of_the_environment_may_be_of_this_machine(secluded: Server) -> None:
     run = ("run", "--server", secluded.address)
     own = {"HERE_A": "a", "HERE_B": "b", "OTHER": "o"}
