@@ -9,15 +9,17 @@ Sizes are in bytes, register sets are in the kernel's own layout (`registers` de
 Source: ptrace(2), waitpid(2), linux/ptrace.h, elf.h (NT_*).
 """
 
+import contextlib
 import ctypes
 import errno
 import os
 import signal
 import sys
 import threading
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from enum import IntEnum, IntFlag
 from types import ModuleType
+from typing import Self
 
 from stepping.errors import PtraceRefusedError, SteppingError, TraceeGoneError
 from stepping.wait_status import WAIT_ALL
@@ -86,8 +88,8 @@ _SYSCALL_INFO_BYTES = 88
 _SIGMASK_BYTES = 8
 _BUFFER_BYTES = 512
 _WALL, _WNOTHREAD = WAIT_ALL, 0x20000000
-#: A signal-delivery-stop for SIGTRAP.
-_STEP_STATUS = signal.SIGTRAP << 8 | 0x7F
+#: A signal-delivery-stop for SIGTRAP: the end of a step.
+STEP_STATUS = signal.SIGTRAP << 8 | 0x7F
 
 
 class _Iovec(ctypes.Structure):
@@ -169,7 +171,7 @@ def write_debug_register(tid: int, number: int, value: int) -> None:
         SteppingError: the kernel does not take the value.
     """
     try:
-        _request(_POKEUSER, tid, _DEBUG_REGISTERS_AT + 8 * number, value)
+        _hot_request(_POKEUSER, tid, _DEBUG_REGISTERS_AT + 8 * number, value)
     except PtraceError as error:
         raise _translate(tid, error) from error
 
@@ -298,12 +300,62 @@ def step_through(
         _simple(_SINGLESTEP, tid)
         status = wait(tid)
         assert status is not None
-        if status != _STEP_STATUS:
+        if status != STEP_STATUS:
             return done, status, -1
         done += 1
         before, pc = pc, _hot_request(_PEEKUSER, tid, pc_offset)
         if pc == before or done == count or pc not in known:
             return done, status, pc
+
+
+class ExitBreakpoints:
+    """Breakpoints of the amd64 processor for *tid*, which is stopped: gone at the end of the `with`.
+
+    Raises:
+        SteppingError: there are none to be had.
+        TraceeGoneError: the thread is dead.
+    """
+
+    def __init__(self, tid: int) -> None:
+        self._tid = tid
+        self._set = [0, 0]
+        self._enabled = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_raised: object) -> None:
+        if self._enabled:
+            with contextlib.suppress(TraceeGoneError):
+                write_debug_register(self._tid, 7, 0)
+
+    def go_on(self, exits: Sequence[int], pc_offset: int) -> tuple[int, int]:
+        """Let the thread run up to one of at most two *exits*, or for one instruction without any.
+
+        Return its raw wait status, and where it is if that is `STEP_STATUS`.
+        """
+        tid = self._tid
+        if exits:
+            wanted = 0
+            for number, address in enumerate(exits):
+                wanted |= 1 << 2 * number
+                if self._set[number] != address:
+                    write_debug_register(tid, number, address)
+                    self._set[number] = address
+            if wanted != self._enabled:
+                self._enabled = wanted
+                write_debug_register(tid, 7, wanted)
+            _simple(_CONT, tid)
+        else:
+            _simple(_SINGLESTEP, tid)
+        status = wait(tid)
+        assert status is not None
+        if status != STEP_STATUS:
+            return status, -1
+        try:
+            return status, _hot_request(_PEEKUSER, tid, pc_offset)
+        except PtraceError as error:
+            raise _translate(tid, error) from error
 
 
 def wait_any_interruptibly() -> tuple[int, int] | None:

@@ -17,13 +17,15 @@ Source: ptrace(2); arch/x86/kernel/step.c; kernel/signal.c (force_sig).
 """
 
 import contextlib
+import platform
 import signal
 from collections.abc import Callable
 
 from stepping import ptrace_api
+from stepping.block_steps import BlockSteps
 from stepping.blocks import Decoder
 from stepping.breakpoints import Breakpoints
-from stepping.errors import TraceeGoneError
+from stepping.errors import SteppingError, TraceeGoneError
 from stepping.executor import AboutToCall, CountUsedUp, LeftRange, Reached, RunResult, Until
 from stepping.instructions import Flow
 from stepping.stop_results import is_step_trap, read_code, result_of_stop
@@ -50,6 +52,9 @@ class StepExecutor:
         #: Addresses of instructions that were decoded, and are neither calls nor traps.
         self._harmless: set[int] = set()
         self._decoder: Decoder | None = None
+        self._block_steps: BlockSteps | None = None
+        #: Whether threads can be stopped by the processor's own breakpoints, as far as is known.
+        self._has_breakpoints = platform.machine() == "x86_64"
         #: Signal masks of threads whose SIGTRAP was unblocked, and those that have it unblocked anyway.
         self._masks: dict[int, int] = {}
         self._unmasked: set[int] = set()
@@ -128,7 +133,9 @@ class StepExecutor:
         tracee.resume(how)
 
     def step_through(self, tracee: Tracee, pc: int, count: int) -> tuple[int, WaitStatus] | None:
-        """Execute up to *count* instructions of a thread, at *pc*, that are known to be neither calls nor traps.
+        """Execute some *count* instructions of a thread, at *pc*, that are known to be neither calls nor traps.
+
+        That is done by blocks (`block_steps`) where the processor can.
 
         For those who step several threads. Return how many that were, and what it reported at last; None if that may
         take a while: it is at an instruction that is not known, about to get a signal, or not stopped by a step.
@@ -138,14 +145,34 @@ class StepExecutor:
         # has interrupted, without a stop.
         if status is None or status.kind is not WaitKind.SIGNAL_DELIVERY or tracee.pending_signal:
             return None
+        offset = 8 * tracee.layout.index[tracee.layout.pc]
+        if self._has_breakpoints:
+            self._unblock_trap(tracee)
+            try:
+                turn = self._blocks(tracee).run(tracee.tid, pc, offset, count)
+            except TraceeGoneError:
+                raise
+            except SteppingError:
+                self._has_breakpoints = False
+                turn = None
+            if turn is not None:
+                tracee.status = None
+                _, status = self._group.note(tracee.tid, turn[1])
+                return turn[0], status
+            return None
         if pc not in self._harmless:
             return None
         self._unblock_trap(tracee)
-        offset = 8 * tracee.layout.index[tracee.layout.pc]
         tracee.status = None
         done, raw, _ = ptrace_api.step_through(tracee.tid, pc, offset, self._harmless, count)
         _, status = self._group.note(tracee.tid, raw)
         return done, status
+
+    def _blocks(self, tracee: Tracee) -> BlockSteps:
+        if self._block_steps is None:
+            decoder = Decoder(tracee.layout.arch)
+            self._block_steps = BlockSteps(decoder, lambda pc, size: read_code(self._breakpoints, pc, size))
+        return self._block_steps
 
     def begin_call(self, tracee: Tracee) -> None:
         """Let the thread go on with the syscall that it is in or in front of, up to its entry or exit."""

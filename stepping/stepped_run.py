@@ -1,8 +1,9 @@
-"""Runs a whole program by single steps: all its threads, each instruction by itself, until it is gone.
+"""Runs a whole program by single steps: all its threads, instruction by instruction, until it is gone.
 
-The threads run side by side, some ten thousand times slower than natively: those that wait in a call do so at the
-same time, of the others each executes some hundred instructions at a time. Children that the program forks run
-natively. Signals, group-stops and the exit status remain the program's own.
+Where nobody observes the instructions, those of a block are executed in one step (`block_steps`). The threads run
+side by side, some thousand to ten thousand times slower than natively: those that wait in a call do so at the same
+time, of the others each executes some thousand instructions at a time. Children that the program forks run natively.
+Signals, group-stops and the exit status remain the program's own.
 
 An observer sees each instruction after it was executed, with the registers before. On amd64 an instruction is stepped
 over whole, so no thread is ever left in the middle of an atomic one; string instructions are seen once for each
@@ -23,7 +24,7 @@ from stepping.tracee_memory import TraceeMemory
 from stepping.wait_status import Event, WaitKind, WaitStatus
 
 #: So many instructions of a thread are executed while others that could run wait.
-_TURN = 500
+_TURN = 3000
 _NO_CALL = (1 << 64) - 1
 
 #: Is told of an instruction that was executed (of a syscall: when it is made): the thread, its registers before.

@@ -33,8 +33,10 @@ MAX_INSTRUCTION_BYTES = 15
 _SI_KERNEL, _TRAP_TRACE, _TRAP_HANDLER = 0x80, 2, signal.SIGTRAP
 #: On amd64, of a step that has led into a syscall, at its end: the kernel lets threads make interrupted ones again.
 _TRAP_BRKPT = 1
+#: Of a breakpoint of the processor's, by which `block_steps` lets threads execute blocks.
+_TRAP_HWBKPT = 4
 _STEP_CODES = {
-    "amd64": (_TRAP_TRACE, _TRAP_HANDLER, _TRAP_BRKPT),
+    "amd64": (_TRAP_TRACE, _TRAP_HANDLER, _TRAP_BRKPT, _TRAP_HWBKPT),
     "arm64": (_TRAP_TRACE, _TRAP_HANDLER),
 }
 
@@ -102,11 +104,11 @@ def _result_of_signal(tracee: Tracee, signo: int, breakpoints: Breakpoints) -> R
     return Signalled(pc, signo)
 
 
-def read_code(breakpoints: Breakpoints, pc: int) -> bytes:
-    """Return the program's own bytes of the instruction at *pc* and what follows it; fewer where memory ends."""
-    for size in (MAX_INSTRUCTION_BYTES, 0x1000 - pc % 0x1000):
+def read_code(breakpoints: Breakpoints, pc: int, size: int = MAX_INSTRUCTION_BYTES) -> bytes:
+    """Return *size* of the program's own bytes of the instructions from *pc* on; fewer where memory ends."""
+    for available in (size, 0x1000 - pc % 0x1000):
         try:
-            return breakpoints.read(pc, min(size, MAX_INSTRUCTION_BYTES))
+            return breakpoints.read(pc, min(size, available))
         except MemoryFaultError:
             continue
     return b""
