@@ -173,24 +173,31 @@ def test_attach_shows_goroutines_and_the_hosts_own_counts(
     assert site.recent.calls == reader.recent.calls
 
 
-def test_time_blocked_is_measured(served: Served, work: tuple[Worker, SessionFacts]) -> None:
+def test_time_blocked_is_measured(served: Served, work: tuple[Worker, SessionFacts], tmp_path: Path) -> None:
     worker, facts = work
     status, out, err = ptserver("attach", "--json", "--exact", "--once", *served.to_watch, facts.id)
     assert (status, err) == (0, "")
     snapshot = decode(out.encode())
     assert 0 < uses_of(snapshot, worker, "reader").recent.blocked_ns <= snapshot.interval_ns
-    command = ["trace", "-c", "--json", "--by", "goroutine", "--events=block", "-e", "none"]
-    with subprocess.Popen(
-        ["ptserver", *command, "-o", "-", *served.to_watch, facts.id], stdout=subprocess.PIPE
-    ) as trace:
-        began = worker.report()
-        while worker.report().reads < began.reads + 20:
-            pass
+    path = tmp_path / "calls"
+    command = [
+        "trace",
+        "--format",
+        "recording",
+        "--events=block,unblock,start,exit",
+        "-e",
+        "none",
+        "-o",
+        path,
+    ]
+    with subprocess.Popen(["ptserver", *command, *served.to_watch, facts.id]) as trace:
+        while not path.exists() or path.stat().st_size < 10_000:
+            worker.report()
         trace.send_signal(signal.SIGINT)
-        table = json.loads(trace.communicate(timeout=30)[0])
-    (reader,) = [row for row in table["rows"] if row["goid"] == worker.goids["reader"]]
-    # It sleeps 5 ms after each read; some reads came before the first event.
-    assert reader["blocked_ns"] > 0
+        assert trace.wait(30) == 0
+    table = ptserver("trace", "--from", path, "-c", "--json", "--by", "goroutine", "--events=block")[1]
+    (reader,) = [row for row in json.loads(table)["rows"] if row["goid"] == worker.goids["reader"]]
+    assert reader["blocked_ns"] > 10_000_000  # it sleeps for 5 ms after each read
     assert reader["calls"] == 0
 
 
