@@ -96,6 +96,7 @@ class Ring:
         self._slots = installed.parameters.index_mask + 1
         self._mask = installed.parameters.index_mask
         self._tail = 0
+        self._is_populated = False
         self._skipped = 0
         self._stuck_since: float | None = None
         #: By number, what the records of a call are named, and which arguments their data belong to.
@@ -198,6 +199,9 @@ class Ring:
 
     def _take(self, *, final: bool) -> bytes:
         memory = self._memory
+        if self._tail and not self._is_populated:
+            self._is_populated = True
+            memory.populate()  # takes 16 ms, for which the first records do not wait
         taken = memory.word(HEAD_OFFSET) - self._tail
         self.lost = max(self.lost, memory.word(LOST_OFFSET) + self._skipped)
         if not 0 < taken <= self._slots:

@@ -5,6 +5,7 @@ somebody else that cannot be, and the ring is memory of the program's own, which
 others, what is in it when the program ends is lost.
 """
 
+import contextlib
 import mmap
 import os
 import struct
@@ -14,6 +15,7 @@ from stepping.errors import MemoryFaultError
 from stepping.tracee_memory import TraceeMemory
 
 _WORD = struct.Struct("<Q")
+_MADV_POPULATE_WRITE = 23
 
 
 class RingMemory(Protocol):
@@ -31,6 +33,9 @@ class RingMemory(Protocol):
     def write_word(self, offset: int, value: int) -> None:
         """Write one word."""
 
+    def populate(self) -> None:
+        """Have all pages there, so that neither side waits for the kernel to make one."""
+
     def close(self) -> None:
         """Give it up."""
 
@@ -39,7 +44,7 @@ class MappedRing:
     """The memory behind the descriptor *fd*, which is closed."""
 
     def __init__(self, fd: int, size_bytes: int) -> None:
-        self._map = mmap.mmap(fd, size_bytes, mmap.MAP_SHARED | mmap.MAP_POPULATE)
+        self._map = mmap.mmap(fd, size_bytes, mmap.MAP_SHARED)
         os.close(fd)
         self._bytes = memoryview(self._map)
         self._words = self._bytes.cast("Q")
@@ -59,6 +64,11 @@ class MappedRing:
     def write_word(self, offset: int, value: int) -> None:
         """Write one word."""
         self._words[offset // 8] = value
+
+    def populate(self) -> None:
+        """Have all pages there."""
+        with contextlib.suppress(OSError):  # before Linux 5.14 they come one by one
+            self._map.madvise(_MADV_POPULATE_WRITE)
 
     def close(self) -> None:
         """Unmap it."""
@@ -96,6 +106,9 @@ class DistantRing:
             self._memory.write(self._address + offset, _WORD.pack(value))
         except MemoryFaultError:
             return
+
+    def populate(self) -> None:
+        """It is the program's memory, and comes as the program uses it."""
 
     def close(self) -> None:
         """Close the process's memory."""

@@ -29,7 +29,7 @@ def blocks_command(program: str, function: str | None, *, as_json: bool, no_cach
     from goabi.binary import GoBinary
     from ptserver.blocks.listing import encoder, format_function, make_row, select_functions
     from ptserver.blocks.of_program import open_blocks
-    from ptserver.inspection.inspector import InspectError
+    from ptserver.inspection.find_process import InspectError
 
     encode = encoder()
     found = False

@@ -41,6 +41,7 @@ def stack_command(
     ptserver stack 1234 18
     ptserver stack --runtime core.1234 18
     """
+    from ptserver.inspection.find_process import InspectError
     from ptserver.inspection.goroutine_list import (
         GoroutineRow,
         Selection,
@@ -49,7 +50,7 @@ def stack_command(
         format_trace,
     )
     from ptserver.inspection.goroutine_rows import RowMaker
-    from ptserver.inspection.inspector import InspectError, inspect_target
+    from ptserver.inspection.inspector import inspect_target
     from ptserver.messages import Watch
 
     encode = encoder()

@@ -64,7 +64,7 @@ def trace_command(
         ctx.exit(run(RunOptions(target, arguments, trace=log, engine="auto")))
     if arguments:
         raise click.UsageError(f"process {target} runs already: it takes no arguments")
-    from ptserver.inspection.process_stop import find_process
+    from ptserver.inspection.find_process import find_process
     from ptserver.tracelog.tracing import trace_process
 
     pid = find_process(int(target)).pid

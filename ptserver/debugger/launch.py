@@ -4,7 +4,7 @@ import os
 
 from ptserver.debugger.target import Target
 from ptserver.errors import LaunchError
-from ptserver.inspection.process_stop import find_process
+from ptserver.inspection.find_process import find_process
 from ptserver.machine import native_arch
 from ptserver.program import find_program
 from stepping.errors import TraceeGoneError

@@ -14,7 +14,8 @@ from goabi.goroutine import Goroutine
 from goabi.memory import read_u64
 from goabi.unwind import DEFAULT_MAX_FRAMES, Stack, Unwinder
 from ptserver.inspection.core_format import TIME_OWNER, TIME_TYPE
-from ptserver.inspection.inspector import Inspected, InspectError, Sighting, open_binary
+from ptserver.inspection.find_process import InspectError
+from ptserver.inspection.inspector import Inspected, Sighting, open_binary
 
 _PAGE = 4096
 _TIME_BYTES = 8

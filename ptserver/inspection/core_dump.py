@@ -29,9 +29,9 @@ from ptserver.inspection.core_format import (
     encode_notes,
     place_segments,
 )
-from ptserver.inspection.inspector import InspectError
+from ptserver.inspection.find_process import InspectError, find_process
 from ptserver.inspection.proc_status import thread_numbers
-from ptserver.inspection.process_stop import find_process, stopped
+from ptserver.inspection.process_stop import stopped
 from stepping import ptrace_api
 from stepping.errors import PtraceRefusedError, SteppingError, TraceeGoneError
 from stepping.maps import PAGE_BYTES, Vma, read_maps

@@ -27,19 +27,13 @@ from goabi.goroutine import Goroutine, GoStatus
 from goabi.memory import MemoryReader
 from goabi.sched import GoRuntime
 from goabi.unwind import DEFAULT_MAX_FRAMES, Stack, Unwinder
-from ptserver.errors import PtServerError
+from ptserver.inspection.find_process import InspectError
 
 if TYPE_CHECKING:
     from ptserver.inspection.core import InspectedCore
     from ptserver.inspection.process import InspectedProcess
 
 Wanted = Callable[[Goroutine], bool]
-
-
-class InspectError(PtServerError):
-    """There is no such process, core or goroutine, or it is none of a Go program that is known."""
-
-    exit_status = 66
 
 
 @dataclass(slots=True)

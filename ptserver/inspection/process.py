@@ -15,11 +15,12 @@ from collections.abc import Iterator, Sequence
 from goabi.errors import RuntimeDataError
 from goabi.memory import read_words
 from goabi.unwind import Registers
+from ptserver.inspection.find_process import InspectError, find_process
 from ptserver.inspection.goroutine_capture import Capture, Capturer, RegistersOf
-from ptserver.inspection.inspector import Inspected, InspectError, Sighting, open_binary
+from ptserver.inspection.inspector import Inspected, Sighting, open_binary
 from ptserver.inspection.proc_status import thread_numbers
 from ptserver.inspection.process_memory import ProcessMemory, read_load_bias
-from ptserver.inspection.process_stop import explain_no_stop, find_process, stopped
+from ptserver.inspection.process_stop import explain_no_stop, stopped
 from stepping.errors import PtraceRefusedError, SteppingError, TraceeGoneError
 from stepping.ptrace_api import explain_refusal
 from stepping.tracee_group import TraceeGroup
