@@ -25,6 +25,7 @@ from collections.abc import Callable, Collection
 from ptserver.hosts.known_file import KnownFile
 from ptserver.hosts.known_folders import KnownFolders
 from ptserver.hosts.known_numbers import KnownNumbers
+from ptserver.hosts.known_pipes import KnownPipes
 from ptserver.hosts.known_streams import KnownStreams
 from ptserver.hosts.known_upcoming import KnownUpcoming
 from ptserver.hosts.pending_call import PendingCall
@@ -112,6 +113,7 @@ class KnownFiles:
         self._folders = KnownFolders()
         self._numbers = KnownNumbers(_KEEPS_NUMBERS)
         self._upcoming = KnownUpcoming(post)
+        self._pipes = KnownPipes(self._post, answer)
         self._handlers: dict[str, Callable[[PendingCall], bool]] = {
             "openat": self._openat,
             "read": self._read,
@@ -148,6 +150,7 @@ class KnownFiles:
                 self._forget_contents()
                 return False
         self._known_streams.made(call, shares=True)
+        self._pipes.shares(name, call, own=call.process.pid == self._pid)
         self._forget_all()
         return False
 
@@ -208,6 +211,7 @@ class KnownFiles:
         if call.process.pid == self._pid:
             self._numbers.heard(result.id, name, call.args[0] & 0xFFFFFFFF, value)
         if shares:
+            self._pipes.shares(name, call, own=call.process.pid == self._pid)
             self._forget_all()
         elif self._is_quiet(name, call):
             if ahead is not None and not result.errno:
@@ -222,8 +226,11 @@ class KnownFiles:
                     file.told_position = result.value
         elif name in _CHANGING or brings_word:
             self._forget_contents()
-        if name in _MAKES_STREAM and not result.errno:
-            self._streams.add(result.value)
+        if not result.errno:
+            if not shares:
+                self._pipes.follow(name, call, result)
+            if name in _MAKES_STREAM:
+                self._streams.add(result.value)
 
     def heard_late(self, result: Result) -> None:
         """Consider the result of a call that nobody waits for any more; it may have changed something."""
@@ -372,6 +379,7 @@ class KnownFiles:
             self._send(Syscall(call_id, self._pid, self._told_pid, "pread64", args, outs={1: piece}))
 
     def _write(self, call: PendingCall) -> bool:
+        self._pipes.written(call.args[0] & 0xFFFFFFFF)
         if not self._known_streams.write(call):
             return False
         if self._known_streams.writes_file(call.args[0] & 0xFFFFFFFF):
@@ -452,7 +460,7 @@ class KnownFiles:
         fd, command = call.args[0] & 0xFFFFFFFF, call.args[1] & 0xFFFFFFFF
         file = self._files.get(fd)
         if file is None:
-            return False
+            return self._pipes.control(call)
         if command == _F_GETFL:
             self._answer(call, file.flags, 0, {})
             return True
@@ -465,7 +473,9 @@ class KnownFiles:
         return False
 
     def _epoll_ctl(self, call: PendingCall) -> bool:
-        """Refuse to watch a file or folder, as the kernel does."""
+        """Refuse to watch a file or folder, as the kernel does; watch a pipe no longer."""
+        if self._pipes.unwatch(call):
+            return True
         if call.args[1] & 0xFFFFFFFF != _EPOLL_CTL_ADD or call.args[2] & 0xFFFFFFFF not in self._files:
             return False
         self._answer(call, 0, errno.EPERM, {})
@@ -474,10 +484,14 @@ class KnownFiles:
     def _close(self, call: PendingCall) -> bool:
         fd = call.args[0] & 0xFFFFFFFF
         self._streams.discard(fd)
-        if fd not in self._files:
+        if fd in self._files:
+            self._files[fd].told_position = self._files[fd].position  # nobody will ask
+            self._untrack(fd)
+        elif self._pipes.can_close(fd):
+            self._pipes.closed(fd)
+            self._known_streams.made(call, shares=False)
+        else:
             return False
-        self._files[fd].told_position = self._files[fd].position  # nobody will ask
-        self._untrack(fd)
         self._numbers.closed(fd)
         self._post("close", (fd, 0, 0, 0, 0, 0))
         self._answer(call, 0, 0, {})

@@ -35,7 +35,7 @@ FORESEEN = frozenset(
 #: The calls that `Foresight.look` is to see.
 LOOKED_AT = frozenset({"openat", "getdents64", "newfstatat"})
 #: The calls that a host may answer itself.
-POSTED = frozenset({"lseek", "fcntl", "close", "recvfrom", "write", "writev", "sendto"})
+POSTED = frozenset({"lseek", "fcntl", "close", "epoll_ctl", "recvfrom", "write", "writev", "sendto"})
 
 #: How much of a file, a folder, and of how many entries, is told with the open.
 _DATA_BYTES = 64 << 10
