@@ -10,18 +10,25 @@ its pattern; where that is not found, the program runs correctly without the cha
     wakeups      a goroutine that is woken by another waits until that blocks or has computed for 10 ms, before an
                  idle processor is asked to take it. New goroutines are not concerned.
     collections  the first garbage collection is at 64 MiB of heap (and $GOGC) instead of 4.
+    stacks       a goroutine's stack has 4 KiB at least instead of 2, a page of its own.
+    records      each g and m, the main part of a p, and a p's memory cache begin a page of their own: their types say
+                 that they are larger, and the allocator has size classes of whole pages.
 
-Source: runtime/proc.go (sysmon, ready, goschedImpl), runtime/mgcpacer.go (gcControllerState.init), Go 1.21 to 1.27.
+Source: Go 1.21 to 1.27: runtime/proc.go (sysmon, ready, goschedImpl, newproc1, gfget, allocm, procresize),
+runtime/mgcpacer.go (gcControllerState.init), runtime/stack.go (gcComputeStartingStackSize, shrinkstack),
+runtime/mheap.go (init), runtime/lock_spinbit.go (how an m must be aligned), internal/abi/type.go.
 """
 
 import struct
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import NamedTuple
 
 from goabi.binary import GoBinary
-from goabi.errors import GoAbiError
+from goabi.errors import GoAbiError, MemoryFaultError
 from ptserver.errors import PtServerError
 from ptserver.spread.messages import Patch
+from stepping.maps import PAGE_BYTES
 from stepping.x86_instructions import (
     MAX_INSTRUCTION_BYTES,
     Instruction,
@@ -29,11 +36,15 @@ from stepping.x86_instructions import (
     decode_instruction,
 )
 
-_CALL, _MOVE_32, _SHIFT = 0xE8, 0xB8, 0xC1
+_CALL, _MOVE_32, _SHIFT, _ADDRESS, _LOAD = 0xE8, 0xB8, 0xC1, 0x8D, 0x8B
 _NOTHING_5 = b"\x0f\x1f\x44\x00\x00"
 _SYSMON_US, _SYSMON_SPREAD_US = 20, 10_000
 _HEAP_SHIFT, _HEAP_SPREAD_SHIFT = 22, 26  # 4 MiB, 64 MiB
 _SHIFT_LEFT = 4
+_STACK, _STACK_SPREAD = struct.pack("<I", 2048), struct.pack("<I", PAGE_BYTES)
+_MALLOC_HEADER_BYTES = 8
+_MAX_RECORD_BYTES = 4 * PAGE_BYTES  # each number of whole pages up to this is a size class
+_CACHE_BYTES = range(1024, PAGE_BYTES)
 
 
 class AdaptationError(PtServerError):
@@ -61,6 +72,13 @@ class _Functions:
     def entry(self, name: str) -> int | None:
         function = self._binary.functions.find_function_by_name(name)
         return function.entry if function is not None else None
+
+    def word(self, address: int, size: int) -> int:
+        """Return what the file has at an address, an unsigned number; 0 if it has nothing."""
+        try:
+            return int.from_bytes(self._binary.elf.read(address, size), "little")
+        except MemoryFaultError:
+            return 0
 
     def code(self, name: str) -> _Code:
         """Yield (address, instruction) of a function, as far as it can be decoded; nothing if there is none."""
@@ -112,8 +130,82 @@ def _calls(functions: _Functions, caller: str, callee: int | None) -> list[tuple
     return [
         (address, each)
         for address, each in functions.code(caller)
-        if each.code[0] == _CALL and address + each.size + struct.unpack_from("<i", each.code, 1)[0] == callee
+        if callee is not None and _target(address, each) == callee
     ]
+
+
+def _stacks(functions: _Functions) -> list[Patch]:
+    malg = functions.entry("runtime.malg")
+    new = [
+        before
+        for before, (address, each) in pairwise(functions.code("runtime.newproc1"))
+        if before[1].code[1:] == _STACK and _target(address, each) == malg
+    ]
+    variables = {
+        each.static_target(address)
+        for address, each in functions.code("runtime.gfget")
+        if each.opcode == _LOAD and not each.map and not each.wide
+    }
+    starting = [
+        address
+        for address in variables
+        if address is not None and functions.word(address, len(_STACK)) == int.from_bytes(_STACK, "little")
+    ]
+    least = [
+        (address, each)
+        for name in ("runtime.gcComputeStartingStackSize", "runtime.shrinkstack")
+        for address, each in functions.code(name)
+        if each.code.endswith(_STACK)
+    ]
+    if len(new) != 1 or len(starting) != 1:
+        return []
+    return [
+        Patch(starting[0], _STACK, _STACK_SPREAD),
+        *(
+            Patch(address, each.code, each.code[: -len(_STACK)] + _STACK_SPREAD)
+            for address, each in (*new, *least)
+        ),
+    ]
+
+
+def _records(functions: _Functions) -> list[Patch]:
+    newobject = functions.entry("runtime.newobject")
+    patches = []
+    for name in ("runtime.malg", "runtime.allocm", "runtime.procresize"):
+        code = ((address, each) for address, each in functions.code(name) if not _is_nothing(each))
+        for (before, loads), (address, each) in pairwise(code):
+            record = loads.static_target(before)
+            if loads.opcode == _ADDRESS and record is not None and _target(address, each) == newobject:
+                size = functions.word(record, 8)
+                pages = -(-(size + _MALLOC_HEADER_BYTES) // PAGE_BYTES) * PAGE_BYTES
+                if 0 < size and pages <= _MAX_RECORD_BYTES:
+                    new = pages - _MALLOC_HEADER_BYTES
+                    patches.append(Patch(record, struct.pack("<Q", size), struct.pack("<Q", new)))
+    return patches + _caches(functions)
+
+
+def _caches(functions: _Functions) -> list[Patch]:
+    fixalloc = functions.entry("runtime.(*fixalloc).init")
+    size = None
+    for address, each in functions.code("runtime.(*mheap).init"):
+        if each.code[0] & 0xF8 == _MOVE_32 and each.size == 5:
+            size = address, each.code
+        elif size is not None and _target(address, each) == fixalloc:
+            if int.from_bytes(size[1][1:], "little") in _CACHE_BYTES:
+                return [Patch(*size, size[1][:1] + _STACK_SPREAD)]  # the first of such a size is mcache
+            size = None
+    return []
+
+
+def _is_nothing(instruction: Instruction) -> bool:
+    return instruction.code == b"\x90" or (instruction.map == 1 and instruction.opcode == 0x1F)
+
+
+def _target(address: int, instruction: Instruction) -> int | None:
+    """Return where a call leads, if it is one that says so."""
+    if instruction.code[0] != _CALL:
+        return None
+    return address + instruction.size + int(struct.unpack_from("<i", instruction.code, 1)[0])
 
 
 #: By name, with how many places it concerns: another number is not the code that is known.
@@ -121,6 +213,8 @@ ADAPTATIONS: dict[str, tuple[Callable[[_Functions], list[Patch]], range]] = {
     "sysmon": (_sysmon, range(1, 3)),
     "wakeups": (_wakeups, range(1, 2)),
     "collections": (_collections, range(1, 2)),
+    "stacks": (_stacks, range(4, 7)),
+    "records": (_records, range(4, 5)),
 }
 
 
