@@ -45,7 +45,7 @@ from ptserver.hosts.file_calls import (
 )
 from ptserver.hosts.mapped_file import CHUNK_BYTES, FileFacts, MappedFile
 from ptserver.hosts.pending_call import PendingCall, Process
-from ptserver.hosts.policy import MAPPING_CALLS
+from ptserver.hosts.policy import EXECS, MAPPING_CALLS
 from ptserver.messages import Result
 from stepping.errors import NotificationGoneError, SteppingError
 from stepping.listener import Listener
@@ -123,6 +123,9 @@ class FileMappings:
             if self._installed and name == "close":
                 self._uninstall(call)
             if not self._watches:
+                return False
+            if name in EXECS and self._has_written:
+                self._run(self._write_back(self._files.values()))  # which goes first: the program may read it
                 return False
             if name not in _CLOSES and name not in _CHANGES_BY_NAME and not self._may_concern(row, call):
                 return False
