@@ -118,8 +118,15 @@ def main() -> None:
             traceback.print_exc()
         kind = f"internal error: {type(error).__name__}: " if status is None else ""
         hint = "; ptserver --debug shows where" if status is None and not debug else ""
-        print(f"ptserver: {kind}{error}{hint}", file=sys.stderr)
+        print(f"ptserver: {kind}{_text_of(error)}{hint}", file=sys.stderr)
     sys.exit(70 if status is None else status)
+
+
+def _text_of(error: Exception) -> str:
+    """Return what an error says; of a file that cannot be used, without the number that Python puts first."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"cannot use {os.fsdecode(error.filename)}: {error.strerror}"
+    return str(error)
 
 
 def _exit_status(error: Exception) -> int | None:

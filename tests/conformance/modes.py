@@ -236,6 +236,14 @@ MODES = (
     Mode("tcp", False, _served(_tcp)),
     Mode("tcp-sync", False, _served(_tcp, options=("--sync",)), everyday=_IN_SYNC),
     Mode("unix", False, _served(_unix)),
+    # `killed` looks for the program's own process, which an emulated one has not.
+    Mode(
+        "emulated-tcp",
+        False,
+        _served(_tcp, options=("--engine=emulate",)),
+        without=frozenset({"killed"}),
+        everyday=frozenset({"environment", "stdin-lines"}),
+    ),
     Mode("on-host", False, _on_host, without=frozenset({"killed"}), everyday=_ON_HOST),
     Mode("machines", False, _between_machines(0), cases=_FOR_MACHINES),
     Mode("machines-20ms", False, _between_machines(20), cases=frozenset({"stdin-lines"})),

@@ -1,6 +1,6 @@
 """Every fixture runs by single steps, and by the native engines, as it does by itself.
 
-A step takes some 35 microseconds, so most cases take minutes by single steps, and are no part of the everyday run.
+A step over a block takes some 35 microseconds, so many cases take minutes, and are no part of the everyday run.
 """
 
 from functools import cache
@@ -17,10 +17,13 @@ ENGINES = {
     engine: Mode(engine, True, _local("ptserver", "run", f"--engine={engine}"))
     for engine in ("auto", "native", "step")
 }
-#: What cannot be told by single steps.
-NOT_BY_STEPS: dict[str, str] = {}
-#: What is run every day: engines that execute programs right away.
+#: What takes hours by single steps.
+NOT_BY_STEPS = {
+    "panics-overflow": "fills a stack of a gigabyte by some ten million calls",
+    "bigio": "copies and hashes 200 MB",
+}
 _PATIENCE_SECONDS = 3000.0
+#: What is run every day: engines that execute programs right away.
 EVERYDAY = {"auto": ("hello", "exit3", "pipes"), "native": ("hello", "exit3")}
 
 
