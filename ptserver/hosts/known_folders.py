@@ -16,6 +16,7 @@ from ptserver.messages import Ahead
 _AT_SYMLINK_NOFOLLOW = 0x100
 _AT_FDCWD = -100 & 0xFFFFFFFF
 _MAX_FOLDERS = 64
+_UNKNOWN = (float("-inf"), b"")
 
 
 def is_lasting(folder: int, path: bytes) -> bool:
@@ -27,7 +28,7 @@ class KnownFolders:
     """The folders that were used last."""
 
     def __init__(self) -> None:
-        self._folders: collections.OrderedDict[tuple[int, bytes], tuple[float, dict[bytes, bytes]]]
+        self._folders: collections.OrderedDict[tuple[int, bytes], dict[bytes, tuple[float, bytes]]]
         self._folders = collections.OrderedDict()
 
     def __bool__(self) -> bool:
@@ -35,9 +36,12 @@ class KnownFolders:
 
     def opened(self, folder: int, path: bytes, fd: int, ahead: Ahead) -> None:
         """Hear of an openat of *path*, relative to *folder*, that has given *fd*."""
-        self._know((fd, b""), ahead)
+        keys = [(fd, b"")]
         if is_lasting(folder, path):
-            self._know((folder, b"" if path == b"." else path.rstrip(b"/") + b"/"), ahead)
+            keys.append((folder, b"" if path == b"." else path.rstrip(b"/") + b"/"))
+        for key in keys:
+            self._folders.pop(key, None)
+            self._know(key, ahead)
 
     def looked_at(self, folder: int, path: bytes, ahead: Ahead) -> None:
         """Hear of a newfstatat of *path*, relative to *folder*, with which came what is beside it."""
@@ -52,9 +56,8 @@ class KnownFolders:
         if entries is None:
             return None
         self._folders.move_to_end(key)
-        told, stats = entries
-        found = stats.get(path[name_at:])
-        if found is None or time.monotonic() - told > FRESH_SECONDS:
+        told, found = entries.get(path[name_at:], _UNKNOWN)
+        if time.monotonic() - told > FRESH_SECONDS:
             return None
         if flags == _AT_SYMLINK_NOFOLLOW:
             return found
@@ -70,7 +73,8 @@ class KnownFolders:
         self._folders.clear()
 
     def _know(self, key: tuple[int, bytes], ahead: Ahead) -> None:
-        self._folders[key] = time.monotonic(), {named.name: named.stat for named in ahead.names}
+        now = time.monotonic()
+        self._folders.setdefault(key, {}).update({named.name: (now, named.stat) for named in ahead.names})
         self._folders.move_to_end(key)
         if len(self._folders) > _MAX_FOLDERS:
             self._folders.popitem(last=False)

@@ -10,18 +10,17 @@ Not trusted: the stub host; nothing is told but answers to calls that it could m
 Thread rules: the session's thread.
 """
 
-import collections
 import contextlib
 import ctypes
 import itertools
 import os
 import stat
-import time
 from collections.abc import Callable, Iterator
 
 from ptserver.messages import Ahead, Listed, Message, Named, Syscall, Taken
 from ptserver.server import RuntimeServer
-from ptserver.sessions.upcoming import UpcomingFolders, entries, prefix_of
+from ptserver.sessions.told_folders import NAMES, ToldFolders
+from ptserver.sessions.upcoming import UpcomingFolders, entries
 from ptserver.shadow.execute import Executed, attributes, execute
 from stepping.syscalls import SYSCALLS
 
@@ -39,17 +38,14 @@ POSTED = frozenset({"lseek", "fcntl", "close", "epoll_ctl", "recvfrom", "write",
 
 #: How much of a file, a folder, and of how many entries, is told with the open.
 _DATA_BYTES = 64 << 10
-_LISTINGS = 8
-_NAMES = 1024
-_REMEMBERED_FOLDERS = 64
+_LISTINGS = 64
+_LISTINGS_BYTES = 512 << 10
 
 _NOT_FORESEEN = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_DIRECT | os.O_PATH
 _F_GETFL = 3
 _SOME_ADDRESS = 1 << 12
 _INT = 0xFFFFFFFF
 _AT_FDCWD = -100 & _INT
-#: How soon attributes of a folder's entries are told again.
-_AGAIN_SECONDS = 0.9
 #: File systems that hold bytes. Source: statfs(2), <linux/magic.h>.
 _PLAIN = frozenset(
     {
@@ -97,8 +93,7 @@ class Foresight:
         self._plain_devices: dict[int, bool] = {}
         self._listing_bytes = 8192  # what Go asks for; then what this program does
         self._wants_attributes = False
-        # Folders that were opened, as paths into them begin; when attributes of their entries were told.
-        self._folders: collections.OrderedDict[tuple[int, bytes], float] = collections.OrderedDict()
+        self._folders = ToldFolders()
         self._upcoming = UpcomingFolders(send, self._describe, keep, later, first_own)
 
     def look(self, message: Syscall, executed: Executed) -> None:
@@ -115,9 +110,9 @@ class Foresight:
 
     def taken(self, message: Taken) -> None:
         """Hear what became of a folder that the program might open. Raises: ProtocolError."""
-        path = self._upcoming.taken(message)
-        if path is not None:
-            self._remember(_AT_FDCWD, path)
+        told = self._upcoming.taken(message)
+        if told is not None:
+            self._folders.opened(_AT_FDCWD, *told)
 
     def _opened(self, message: Syscall, fd: int) -> None:
         ahead = self._describe(message.id, fd)
@@ -126,34 +121,24 @@ class Foresight:
         self._send(ahead)
         if ahead.folder:
             folder, path = message.args[0] & _INT, message.ins.get(1, b"")
-            self._remember(folder, path)
+            self._folders.opened(folder, path, (named.name for named in ahead.names))
             if folder == _AT_FDCWD or path.startswith(b"/"):
                 self._upcoming.opened(path, message.args[2] & _INT, ahead)
 
-    def _remember(self, folder: int, path: bytes) -> None:
-        for known in ((folder, path[: path.rfind(b"/") + 1]), (folder, prefix_of(path))):
-            if known in self._folders:
-                self._folders.move_to_end(known)
-        self._folders[folder, prefix_of(path)] = time.monotonic() if self._wants_attributes else 0.0
-        if len(self._folders) > _REMEMBERED_FOLDERS:
-            self._folders.popitem(last=False)
-
     def _looked_at(self, message: Syscall, outs: dict[int, bytes]) -> None:
-        """Tell attributes of all that is in a folder when the program wants those of something in it."""
+        """Tell attributes of more that is in a folder when the program wants those of something in it."""
         path = message.ins.get(1, b"")
-        folder, prefix = message.args[0] & _INT, path[: path.rfind(b"/") + 1]
-        told = self._folders.get((folder, prefix))
-        now = time.monotonic()
-        if told is None or now - told < _AGAIN_SECONDS or (folder != _AT_FDCWD and path[:1] != b"/"):
+        folder, name_at = message.args[0] & _INT, path.rfind(b"/") + 1
+        key, name = (folder, path[:name_at]), path[name_at:]
+        if not self._folders.wants(key, name) or (folder != _AT_FDCWD and path[:1] != b"/"):
             return
         self._wants_attributes = True
-        self._folders[folder, prefix] = now
         with contextlib.suppress(OSError):
-            fd = os.open(prefix or b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            fd = os.open(key[1] or b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
                 if self.is_plain(fd, os.fstat(fd).st_dev):
-                    names = tuple(self._attributes(fd, tuple(self._listing(fd))))
-                    self._send(Ahead(message.id, 0, outs[2], names=names))
+                    found = attributes(fd, self._folders.next_names(key, name, fd))
+                    self._send(Ahead(message.id, 0, outs[2], names=tuple(itertools.starmap(Named, found))))
             finally:
                 os.close(fd)
 
@@ -185,7 +170,7 @@ class Foresight:
 
     def _listing(self, fd: int) -> Iterator[Listed]:
         size = self._listing_bytes
-        for _ in range(_LISTINGS):
+        for _ in range(min(_LISTINGS, _LISTINGS_BYTES // max(size, 1))):
             value, failure, outs = execute(_GETDENTS, (fd, _SOME_ADDRESS, size, 0, 0, 0), {}, {1: size})
             if failure:
                 break
@@ -198,4 +183,4 @@ class Foresight:
     def _attributes(fd: int, listing: tuple[Listed, ...]) -> Iterator[Named]:
         """Yield the attributes of entries. An entry that has gone meanwhile is not told of."""
         names = (name for listed in listing for name, _ in entries(listed.data))
-        yield from itertools.starmap(Named, attributes(fd, itertools.islice(names, _NAMES)))
+        yield from itertools.starmap(Named, attributes(fd, itertools.islice(names, NAMES)))

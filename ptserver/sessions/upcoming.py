@@ -89,8 +89,8 @@ class UpcomingFolders:
         wanted += [path[:name_at] + name for name in beside[after : after + _NEXT]]
         self._later(_SOON_SECONDS, lambda: self._tell(wanted[:_NEXT], how, device))
 
-    def taken(self, message: Taken) -> bytes | None:
-        """Let the program have a folder, or close it; return its path if the program has it.
+    def taken(self, message: Taken) -> tuple[bytes, tuple[bytes, ...]] | None:
+        """Let the program have a folder, or close it; return the path of one that it has, and the entries told of.
 
         Raises:
             ProtocolError: there is none, or not that number for it.
@@ -111,7 +111,7 @@ class UpcomingFolders:
             os.close(kept)
         self._credit = min(self._credit + _EARNED, _CREDIT)
         self.opened(upcoming.path, upcoming.how, upcoming.ahead)
-        return upcoming.path
+        return upcoming.path, tuple(named.name for named in upcoming.ahead.names)
 
     def _tell(self, paths: Sequence[bytes], how: int, device: int) -> None:
         known = {upcoming.path for _, upcoming in self._kept.values()}

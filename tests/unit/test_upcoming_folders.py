@@ -9,6 +9,7 @@ import pytest
 
 from ptserver.errors import ProtocolError
 from ptserver.messages import Ahead, Message, Syscall, Taken, Upcoming
+from ptserver.sessions import foresight, told_folders
 from ptserver.sessions.foresight import Foresight
 from ptserver.shadow.execute import execute
 from stepping.syscalls import SYSCALLS
@@ -112,6 +113,37 @@ def test_attributes_are_told_of_a_whole_folder_once_one_was_wanted(tree: Path) -
     ]
     session.call("newfstatat", tree / "d06", 0, {2: 144})
     assert len([m for m in session.sent if isinstance(m, Ahead)]) == 2
+
+
+@pytest.mark.parametrize("order", ["names", "folder"])
+def test_a_large_folder_is_told_of_piece_by_piece_as_it_is_gone_through(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, order: str
+) -> None:
+    for module in (foresight, told_folders):
+        monkeypatch.setattr(module, "NAMES", 64)
+    for number in range(190):
+        (tmp_path / f"file{number}").touch()
+    session = Session()
+    session.open(tmp_path)
+    names = os.listdir(tmp_path)
+    told: set[bytes] = set()
+    asked = 0
+    for name in sorted(names) if order == "names" else names:
+        if os.fsencode(name) not in told:
+            asked += 1
+            before = len(session.sent)
+            session.call("newfstatat", tmp_path / name, 0, {2: 144})
+            (ahead,) = session.sent[before:]
+            assert isinstance(ahead, Ahead)
+            told |= {named.name for named in ahead.names}
+            assert os.fsencode(name) in told
+    assert told == {os.fsencode(name) for name in names}
+    assert asked <= 6
+    before = len(session.sent)
+    session.call(
+        "newfstatat", tmp_path / names[0], 0, {2: 144}
+    )  # which was told; something must have changed
+    assert len(session.sent) == before
 
 
 def test_who_does_not_want_them_is_soon_told_of_no_more(tree: Path) -> None:
