@@ -38,11 +38,20 @@ _STEP = Run(1, ())
 
 
 class BlockSteps:
-    """The runs of one program. read: returns its code at an address, as much as there is up to the end of a page."""
+    """The runs of one program.
 
-    def __init__(self, decoder: Decoder, read: Callable[[int, int], bytes]) -> None:
+    read: returns its code (address, size), or less; wait_for: as of `ptrace_api.step_through`.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        read: Callable[[int, int], bytes],
+        wait_for: Callable[[int], int],
+    ) -> None:
         self._decoder = decoder
         self._read = read
+        self._wait_for = wait_for
         self._runs: dict[int, Run | None] = {}
 
     def run(self, tid: int, pc: int, pc_offset: int, count: int) -> tuple[int, int] | None:
@@ -57,7 +66,7 @@ class BlockSteps:
         """
         if self.run_at(pc) is None:
             return None
-        with ptrace_api.ExitBreakpoints(tid) as breakpoints:
+        with ptrace_api.ExitBreakpoints(tid, self._wait_for) as breakpoints:
             done = 0
             armed: tuple[int, ...] = ()
             while True:

@@ -16,7 +16,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Sequence
 from enum import IntEnum, IntFlag
 from types import ModuleType
 from typing import Self
@@ -288,18 +288,18 @@ def wait_any(tid: int = -1, *, block: bool = True) -> tuple[int, int | None]:
 
 
 def step_through(
-    tid: int, pc: int, pc_offset: int, known: Container[int], count: int
+    tid: int, pc: int, pc_offset: int, known: Container[int], count: int, wait_for: Callable[[int], int]
 ) -> tuple[int, int, int]:
     """Let *tid*, at *pc*, execute up to *count* instructions, one by one, while it is at addresses that are *known*.
 
     Return how many it has executed, its last raw wait status, and where it is then (-1: its stop is no step's). It
-    also ends where the program counter stays what it was. pc_offset: where that is in struct user.
+    also ends where the program counter stays what it was. pc_offset: where that is in struct user. wait_for: waits
+    for a thread's report, and returns its raw wait status.
     """
     done = 0
     while True:
         _simple(_SINGLESTEP, tid)
-        status = wait(tid)
-        assert status is not None
+        status = wait_for(tid)
         if status != STEP_STATUS:
             return done, status, -1
         done += 1
@@ -311,13 +311,16 @@ def step_through(
 class ExitBreakpoints:
     """Breakpoints of the amd64 processor for *tid*, which is stopped: gone at the end of the `with`.
 
+    wait_for: as of `step_through`.
+
     Raises:
         SteppingError: there are none to be had.
         TraceeGoneError: the thread is dead.
     """
 
-    def __init__(self, tid: int) -> None:
+    def __init__(self, tid: int, wait_for: Callable[[int], int]) -> None:
         self._tid = tid
+        self._wait_for = wait_for
         self._set = [0, 0]
         self._enabled = 0
 
@@ -348,8 +351,7 @@ class ExitBreakpoints:
             _simple(_CONT, tid)
         else:
             _simple(_SINGLESTEP, tid)
-        status = wait(tid)
-        assert status is not None
+        status = self._wait_for(tid)
         if status != STEP_STATUS:
             return status, -1
         try:

@@ -53,6 +53,8 @@ class StepExecutor:
         self._harmless: set[int] = set()
         self._decoder: Decoder | None = None
         self._block_steps: BlockSteps | None = None
+        #: What other threads have reported during `step_through`; whoever steps several threads takes it.
+        self.others: list[tuple[Tracee, WaitStatus]] = []
         #: Whether threads can be stopped by the processor's own breakpoints, as far as is known.
         self._has_breakpoints = platform.machine() == "x86_64"
         #: Signal masks of threads whose SIGTRAP was unblocked, and those that have it unblocked anyway.
@@ -164,14 +166,25 @@ class StepExecutor:
             return None
         self._unblock_trap(tracee)
         tracee.status = None
-        done, raw, _ = ptrace_api.step_through(tracee.tid, pc, offset, self._harmless, count)
+        done, raw, _ = ptrace_api.step_through(tracee.tid, pc, offset, self._harmless, count, self._wait_for)
         _, status = self._group.note(tracee.tid, raw)
         return done, status
+
+    def _wait_for(self, tid: int) -> int:
+        """Wait for a thread's report. Others' are taken as well: the first thread's end comes after all of theirs."""
+        while True:
+            who, raw = ptrace_api.wait_any()
+            assert raw is not None
+            if who == tid:
+                return raw
+            self.others.append(self._group.note(who, raw))
 
     def _blocks(self, tracee: Tracee) -> BlockSteps:
         if self._block_steps is None:
             decoder = Decoder(tracee.layout.arch)
-            self._block_steps = BlockSteps(decoder, lambda pc, size: read_code(self._breakpoints, pc, size))
+            self._block_steps = BlockSteps(
+                decoder, lambda pc, size: read_code(self._breakpoints, pc, size), self._wait_for
+            )
         return self._block_steps
 
     def begin_call(self, tracee: Tracee) -> None:

@@ -51,6 +51,10 @@ class SteppedRun:
         reports = [report for tracee in self._group if (report := self._go_on(tracee))]
         with contextlib.suppress(TraceeGoneError):
             while len(self._group):
+                others = self._stepper.others
+                if others:
+                    reports += others
+                    others.clear()
                 report = reports.pop() if reports else self._group.wait()
                 while report is not None:
                     report = self._take(*report)
@@ -83,7 +87,9 @@ class SteppedRun:
         if status.event is Event.EXEC:
             self._memory.close()
             self._memory = TraceeMemory(self._group.pid)
+            others = self._stepper.others
             self._stepper = StepExecutor(self._group, Breakpoints(self._memory, tracee.layout))
+            self._stepper.others = others
         elif status.kind is WaitKind.GROUP:
             tracee.resume()
             return None

@@ -10,7 +10,9 @@ CODE_AT = 0x401000
 
 def run_of(code: str, at: int = 0, *, read: int = 4096) -> Run | None:
     raw = bytes.fromhex(code)
-    steps = BlockSteps(Decoder("amd64"), lambda pc, size: raw[pc - CODE_AT :][: min(size, read)])
+    steps = BlockSteps(
+        Decoder("amd64"), lambda pc, size: raw[pc - CODE_AT :][: min(size, read)], lambda tid: 0
+    )
     return steps.run_at(CODE_AT + at)
 
 
