@@ -101,7 +101,7 @@ class TraceOptions:
             return sink
         from ptserver.tracelog.selection import SelectingSink
 
-        return SelectingSink(sink, self.selection)
+        return SelectingSink(sink, self.selection, pid if here else 0)
 
     def note(self, text: str) -> None:
         """Print a remark about the trace itself."""

@@ -2,8 +2,8 @@
 
     --goid N          made by one of these goroutines; 0: by none
     --func REGEXP     with a function on the goroutine's stack whose name the regular expression is found in
-    --path PATTERN    that name such a file, or use a descriptor that a call in the trace has opened by such a name;
-                      a pattern is a whole path as the program gives it, with `*`, `?` and `[...]` as in a shell
+    --path PATTERN    that name such a file, or use a descriptor that a call in the trace has opened by such a name, or
+                      that was open to such a file before; a pattern is a whole path as the program gives it, with `*`, `?` and `[...]` as in a shell
     --duration TEST   that took so long: `>1ms`, `>=20us`, `<500ns`; a plain `1ms` means `>1ms`
     --errors          that failed
 
@@ -11,6 +11,7 @@ Several kinds must all hold; of several values of one kind, any. Of goroutines'
 events, `--goid` shows only those of these; other events that are no calls are always shown.
 """
 
+import contextlib
 import fnmatch
 import operator
 import os
@@ -96,12 +97,14 @@ class Selection(NamedTuple):
 
 
 class SelectingSink:
-    """A `TraceSink` that gives another one what *selection* lets through."""
+    """A `TraceSink` that gives another one what *selection* lets through. pid: a process that runs already, or 0."""
 
-    def __init__(self, sink: TraceSink, selection: Selection) -> None:
+    def __init__(self, sink: TraceSink, selection: Selection, pid: int = 0) -> None:
         self._sink = sink
         self._selection = selection
         self._paths = _Paths(selection.paths)
+        if pid and selection.paths:
+            self._paths.take_open(pid)
         self._name_stack: Callable[[bytes], tuple[Frame, ...]] | None = None
         self._stacks: Remembered[bytes, bool] = Remembered(
             lambda stack: self._has_function(self._named(stack))
@@ -176,11 +179,23 @@ class SelectingSink:
 
 
 class _Paths:
-    """Knows which calls concern files of some names; descriptors, from the calls that made and closed them."""
+    """Knows which calls concern files of some names.
+
+    Of descriptors it knows that from the calls that made and closed them, and from what was open before.
+    """
 
     def __init__(self, patterns: Iterable[str]) -> None:
         self._patterns = [re.compile(fnmatch.translate(pattern)) for pattern in patterns]
         self._known: dict[int, set[int]] = {}
+
+    def take_open(self, pid: int) -> None:
+        """Note which descriptors of process *pid* are open to such files now."""
+        folder = f"/proc/{pid}/fd"
+        with contextlib.suppress(OSError):  # it has ended, or is another user's
+            for number in os.listdir(folder):
+                with contextlib.suppress(OSError):
+                    if self._matches(os.readlink(f"{folder}/{number}")):
+                        self._known.setdefault(pid, set()).add(int(number))
 
     def concern(self, event: SyscallEvent) -> bool:
         """Whether the call names such a file or uses such a descriptor."""

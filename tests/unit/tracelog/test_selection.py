@@ -1,5 +1,8 @@
 """Which calls are shown."""
 
+import os
+from pathlib import Path
+
 import pytest
 
 from ptserver.tracelog.batch import CallBatch
@@ -54,6 +57,17 @@ def test_what_is_shown(selection: Selection, shown: list[Event]) -> None:
     for event in ALL:
         selecting.event(event)
     assert sink.events == shown
+
+
+def test_descriptors_that_were_open_before_are_known(tmp_path: Path) -> None:
+    sink, path = Sink(), tmp_path / "apple"
+    path.touch()
+    with path.open() as file:
+        selecting = SelectingSink(sink, Selection.parse(paths=["*/apple"]), os.getpid())
+        calls = [READ._replace(pid=os.getpid(), args=(fd, 1, 9)) for fd in (file.fileno(), file.fileno() + 1)]
+    for call in calls:
+        selecting.event(call)
+    assert sink.events == calls[:1]
 
 
 @pytest.mark.parametrize("text", ["", "1", ">ms", ">1h", "1ms2", "=1ms", "-1ms"])
