@@ -166,7 +166,8 @@ def _emulated_trace(options: RunOptions, path: str) -> "Iterator[EmulatedTrace |
     else:
         began = CountingClock.BEGIN
         start = TraceStart(words, arch, began, CountingClock.START + began, REPEATABLE_PID)
-    names, runtime = trace.names(), trace.runtime()
+    runtime = trace.runtime()
+    names = trace.names() | runtime.calls  # which are no different from others here
     with contextlib.ExitStack() as stack:
         sink = stack.enter_context(
             contextlib.closing(

@@ -97,7 +97,6 @@ def run(options: RunOptions) -> int:
     if options.emulated or header.arch != native_arch():
         from ptserver.net.transport import is_address
 
-        _refuse_runtime(options)
         if is_address(options.server):
             from ptserver.running.remotely import run_remotely
 

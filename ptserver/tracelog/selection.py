@@ -2,8 +2,9 @@
 
     --goid N          made by one of these goroutines; 0: by none
     --func REGEXP     with a function on the goroutine's stack whose name the regular expression is found in
-    --path PATTERN    that name such a file, or use a descriptor that a call in the trace has opened by such a name, or
-                      that was open to such a file before; a pattern is a whole path as the program gives it, with `*`, `?` and `[...]` as in a shell
+    --path PATTERN    that name such a file, or use a descriptor that a call in the trace has opened by such a name,
+                      or that was open to such a file before; a pattern is a whole path as the program gives
+                      it, with `*`, `?` and `[...]` as in a shell
     --duration TEST   that took so long: `>1ms`, `>=20us`, `<500ns`; a plain `1ms` means `>1ms`
     --errors          that failed
 
