@@ -30,7 +30,6 @@ from ptserver.hosts.known_streams import KnownStreams
 from ptserver.hosts.known_upcoming import KnownUpcoming
 from ptserver.hosts.pending_call import PendingCall
 from ptserver.messages import Ahead, DescriptorState, Message, Result, Signal, Syscall, Upcoming
-from stepping.errors import MemoryFaultError
 from stepping.listener import Notification
 from stepping.syscalls import SYSCALLS, Arch
 from stepping.tracee_memory import TraceeMemory
@@ -69,7 +68,7 @@ _F_GETFD, _F_SETFD, _F_GETFL, _F_SETFL = 1, 2, 3, 4
 _QUIET_FCNTL = frozenset({_F_GETFD, _F_SETFD, _F_GETFL})
 _SETTABLE = os.O_APPEND | os.O_NONBLOCK | os.O_ASYNC | os.O_DIRECT | os.O_NOATIME
 _EPOLL_CTL_ADD = 1
-_PATH_MAX = 4096
+_AT_EMPTY_PATH = 0x1000
 
 
 class KnownFiles:
@@ -160,7 +159,10 @@ class KnownFiles:
         Return the value and errno of a call of the process *pid*, or None: nothing has happened, it is to be served.
         """
         if notification.nr == self._newfstatat_number:
-            return self._newfstatat_quickly(notification, memory)
+            answer = self._folders.quick(notification, memory)
+            if answer is not None:
+                self._expect()
+            return answer
         return self._known_streams.quick(notification, memory)
 
     def take(self, message: Message) -> bool:
@@ -414,33 +416,25 @@ class KnownFiles:
         return True
 
     def _fstat(self, call: PendingCall) -> bool:
+        return self._tell_attributes(call, 1)
+
+    def _tell_attributes(self, call: PendingCall, where: int) -> bool:
+        """Answer with the attributes of a descriptor, which argument *where* leads to room for, if they are known."""
         file = self._files.get(call.args[0] & 0xFFFFFFFF)
-        if file is None or not file.is_fresh or 1 not in call.gathered.outs:
+        if file is None or not file.is_fresh or where not in call.gathered.outs:
             return False
-        self._answer(call, 0, 0, {1: file.stat})
+        self._answer(call, 0, 0, {where: file.stat})
         return True
 
     def _newfstatat(self, call: PendingCall) -> bool:
         args = call.args
+        if args[3] & 0xFFFFFFFF == _AT_EMPTY_PATH and call.gathered.ins.get(1) == b"":
+            return self._tell_attributes(call, 2)
         found = self._folders.attributes(args[0], call.gathered.ins.get(1, b""), args[3] & 0xFFFFFFFF)
         if found is None or 2 not in call.gathered.outs:
             return False
         self._answer(call, 0, 0, {2: found})
         return True
-
-    def _newfstatat_quickly(self, notification: Notification, memory: TraceeMemory) -> tuple[int, int] | None:
-        if not self._folders:
-            return None
-        try:
-            path = memory.read_string(notification.a1, _PATH_MAX)
-            found = self._folders.attributes(notification.a0, path, notification.a3 & 0xFFFFFFFF)
-            if found is None:
-                return None
-            memory.write(notification.a2, found)
-        except (MemoryFaultError, ValueError):
-            return None
-        self._expect()
-        return 0, 0
 
     def _getdents(self, call: PendingCall) -> bool:
         fd = call.args[0] & 0xFFFFFFFF
@@ -484,6 +478,7 @@ class KnownFiles:
     def _close(self, call: PendingCall) -> bool:
         fd = call.args[0] & 0xFFFFFFFF
         self._streams.discard(fd)
+        self._folders.closed(fd)
         if fd in self._files:
             self._files[fd].told_position = self._files[fd].position  # nobody will ask
             self._untrack(fd)

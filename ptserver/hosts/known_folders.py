@@ -12,10 +12,14 @@ import time
 
 from ptserver.hosts.known_file import FRESH_SECONDS
 from ptserver.messages import Ahead
+from stepping.errors import MemoryFaultError
+from stepping.listener import Notification
+from stepping.tracee_memory import TraceeMemory
 
 _AT_SYMLINK_NOFOLLOW = 0x100
 _AT_FDCWD = -100 & 0xFFFFFFFF
 _MAX_FOLDERS = 64
+_PATH_MAX = 4096
 _UNKNOWN = (float("-inf"), b"")
 
 
@@ -31,9 +35,6 @@ class KnownFolders:
         self._folders: collections.OrderedDict[tuple[int, bytes], dict[bytes, tuple[float, bytes]]]
         self._folders = collections.OrderedDict()
 
-    def __bool__(self) -> bool:
-        return bool(self._folders)
-
     def opened(self, folder: int, path: bytes, fd: int, ahead: Ahead) -> None:
         """Hear of an openat of *path*, relative to *folder*, that has given *fd*."""
         keys = [(fd, b"")]
@@ -45,8 +46,9 @@ class KnownFolders:
 
     def looked_at(self, folder: int, path: bytes, ahead: Ahead) -> None:
         """Hear of a newfstatat of *path*, relative to *folder*, with which came what is beside it."""
-        if is_lasting(folder, path):
-            self._know((folder, path[: path.rfind(b"/") + 1]), ahead)
+        name_at = path.rfind(b"/") + 1
+        if not name_at or is_lasting(folder, path):
+            self._know((folder, path[:name_at]), ahead)
 
     def attributes(self, folder: int, path: bytes, flags: int) -> bytes | None:
         """Return what newfstatat gives, if that is known."""
@@ -63,6 +65,20 @@ class KnownFolders:
             return found
         is_link = stat.S_ISLNK(int.from_bytes(found[24:28], "little"))
         return None if flags or is_link else found
+
+    def quick(self, notification: Notification, memory: TraceeMemory) -> tuple[int, int] | None:
+        """Make the newfstatat of *notification*; return its value and errno, or None if nothing has happened."""
+        if not self._folders:
+            return None
+        try:
+            path = memory.read_string(notification.a1, _PATH_MAX)
+            found = self.attributes(notification.a0, path, notification.a3 & 0xFFFFFFFF)
+            if found is None:
+                return None
+            memory.write(notification.a2, found)
+        except (MemoryFaultError, ValueError):
+            return None
+        return 0, 0
 
     def closed(self, fd: int) -> None:
         """Hear that *fd* is something else from now on."""

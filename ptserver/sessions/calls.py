@@ -147,6 +147,8 @@ class Calls:
         if self._states is not None and self._behind is not None:
             self._states.forget(first, last)
             self._behind.forget(first, last)
+        if self.foresight is not None:
+            self.foresight.forget(first, last)
 
     def take_call(self, message: Syscall) -> None:
         """Answer a call, now or later.

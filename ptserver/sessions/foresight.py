@@ -114,6 +114,10 @@ class Foresight:
         if told is not None:
             self._folders.opened(_AT_FDCWD, *told)
 
+    def forget(self, first: int, last: int) -> None:
+        """Hear that the numbers from *first* to *last* no longer stand for what they did."""
+        self._folders.closed(first, last)
+
     def _opened(self, message: Syscall, fd: int) -> None:
         ahead = self._describe(message.id, fd)
         if ahead is None:
@@ -130,11 +134,13 @@ class Foresight:
         path = message.ins.get(1, b"")
         folder, name_at = message.args[0] & _INT, path.rfind(b"/") + 1
         key, name = (folder, path[:name_at]), path[name_at:]
-        if not self._folders.wants(key, name) or (folder != _AT_FDCWD and path[:1] != b"/"):
+        is_seen_from_descriptor = folder != _AT_FDCWD and path[:1] != b"/"
+        if not name or (name_at and is_seen_from_descriptor) or not self._folders.wants(key, name):
             return
         self._wants_attributes = True
         with contextlib.suppress(OSError):
-            fd = os.open(key[1] or b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            how = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+            fd = os.open(key[1] or b".", how, dir_fd=folder if is_seen_from_descriptor else None)
             try:
                 if self.is_plain(fd, os.fstat(fd).st_dev):
                     found = attributes(fd, self._folders.next_names(key, name, fd))

@@ -48,7 +48,15 @@ class ToldFolders:
         for known in ((folder, path[: path.rfind(b"/") + 1]), (folder, prefix_of(path))):
             if known in self._folders:
                 self._folders.move_to_end(known)
-        self._folders[folder, prefix_of(path)] = _Told(names)
+        self._keep((folder, prefix_of(path)), _Told(names))
+
+    def closed(self, first: int, last: int) -> None:
+        """Hear that the descriptors *first* to *last* stand for something else from now on."""
+        for key in [key for key in self._folders if first <= key[0] <= last]:
+            del self._folders[key]
+
+    def _keep(self, key: Key, told: _Told) -> None:
+        self._folders[key] = told
         if len(self._folders) > _FOLDERS:
             self._folders.popitem(last=False)
 
@@ -56,6 +64,8 @@ class ToldFolders:
         """Whether the host is to be told of entries after *name*, for whose attributes it has asked."""
         told = self._folders.get(key)
         if told is None:
+            if not key[1]:  # seen from a descriptor; the next look at something in it counts
+                self._keep(key, _Told((name,)))
             return False
         if time.monotonic() - told.since > _AGAIN_SECONDS:
             told = self._folders[key] = _Told(())

@@ -65,9 +65,9 @@ class Host:
         self.known.heard(call, Result(call.id))
         return None
 
-    def call_sent(self, name: str, *args: int) -> Any:
+    def call_sent(self, name: str, *args: int, path: bytes = b"") -> Any:
         """Return a call that goes to the session, which has not answered."""
-        call = self._new(name, args, {}, {}, PID)
+        call = self._new(name, args, {1: path}, {}, PID)
         assert not self.known.serve(call)
         return call
 
@@ -131,6 +131,7 @@ def test_a_small_file_is_read_without_asking(host: Host) -> None:
     assert host.call("epoll_ctl", 9, 1, 5) == (0, errno.EPERM, {})
     assert host.call("fcntl", 5, 3) == (os.O_NONBLOCK, 0, {})
     assert host.call("fstat", 5, 1, outs={1: 144}) == (0, 0, {1: STAT})
+    assert host.call("newfstatat", 5, 1, 1, 0x1000, ins={1: b""}, outs={2: 144}) == (0, 0, {2: STAT})
     assert host.read(10) == DATA[:10]
     assert host.call("pread64", 5, 1, 4, 2, outs={1: 4}) == (4, 0, {1: DATA[2:6]})
     assert host.call("lseek", 5, (1 << 64) - 5, os.SEEK_CUR) == (5, 0, {})
@@ -299,6 +300,15 @@ def test_folders_that_nobody_opens_are_given_back(host: Host, monkeypatch: pytes
     monkeypatch.setattr(time, "monotonic", lambda: now + 2)
     assert host.call("statfs", 1) is None
     assert taken(host) == [(2, -1)]
+
+
+def test_entries_seen_from_a_descriptor_are_known_until_it_is_closed(host: Host) -> None:
+    call = host.call_sent("newfstatat", 9, 1, 1, 0x100, path=b"other")
+    host.known.take(Ahead(call.id, 0, STAT, names=(Named(b"file", STAT),)))
+    host.known.heard(call, Result(call.id))
+    assert host.call("newfstatat", 9, 1, 1, 0x100, ins={1: b"file"}, outs={2: 144}) == (0, 0, {2: STAT})
+    assert host.call("close", 9) is None
+    assert host.call("newfstatat", 9, 1, 1, 0x100, ins={1: b"file"}, outs={2: 144}) is None
 
 
 def test_a_folder_is_read_on_by_the_session_where_no_more_is_known(host: Host) -> None:

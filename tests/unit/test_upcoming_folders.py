@@ -35,10 +35,10 @@ class Session:
         os.close(fd)
         return kept
 
-    def call(self, name: str, path: Path, how: int, outs: dict[int, int]) -> int:
+    def call(self, name: str, path: Path, how: int, outs: dict[int, int], folder: int = AT_FDCWD) -> int:
         self._ids += 1
-        message = Syscall(self._ids, 1, 1, name, (AT_FDCWD, 8, how, 0, 0, 0), {1: os.fsencode(path)}, outs)
-        args = (AT_FDCWD, 8, how if name == "openat" else 8, 0, 0, 0)
+        args = (folder, 8, how if name == "openat" else 8, 0, 0, 0)
+        message = Syscall(self._ids, 1, 1, name, args, {1: os.fsencode(path)}, outs)
         executed = execute(SYSCALLS[name], args, message.ins, outs)
         self.foresight.look(message, executed)
         return executed[0]
@@ -144,6 +144,23 @@ def test_a_large_folder_is_told_of_piece_by_piece_as_it_is_gone_through(
         "newfstatat", tmp_path / names[0], 0, {2: 144}
     )  # which was told; something must have changed
     assert len(session.sent) == before
+
+
+def test_entries_may_be_seen_from_a_descriptor(tree: Path) -> None:
+    session = Session()
+    folder = os.open(tree, os.O_RDONLY)
+    try:
+        for number in range(3):
+            session.call("newfstatat", Path(f"d{number:02}"), 0, {2: 144}, folder=folder)
+            assert len(session.sent) == bool(number)
+        (ahead,) = session.sent
+        assert isinstance(ahead, Ahead)
+        assert len(ahead.names) == 20
+        session.foresight.forget(folder, folder)
+        session.call("newfstatat", Path("d03"), 0, {2: 144}, folder=folder)
+        assert len(session.sent) == 1
+    finally:
+        os.close(folder)
 
 
 def test_who_does_not_want_them_is_soon_told_of_no_more(tree: Path) -> None:
