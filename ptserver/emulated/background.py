@@ -3,25 +3,36 @@
 Each is made on a thread of its own. A signal for the program's thread that waits interrupts the call as the kernel
 would: what it has done by then counts, and otherwise it is made again or fails, as the handler's SA_RESTART says.
 
+Where a run is to be repeatable, such calls get a moment in earnest after each call that may let them go on, so that
+it does not depend on this machine whether they return before the program goes on.
+
 Thread rules: the machine's thread alone, which must be the process's main thread.
 """
 
 import errno
 import itertools
 import os
+import time
 from collections.abc import Callable
+from operator import itemgetter
 
 from ptserver.shadow.execute import Executed
 from ptserver.shadow.workers import RETRY_SECONDS, Workers
 from stepping.emulation.threads import Outcome, Scheduler, Thread, Wait, keep_descriptor
 
+#: How long a call may take that is not seen to wait, and how often that is looked at.
+_SETTLE_SECONDS, _LOOK_SECONDS = 0.03, 0.001
 _RETRY_NS = int(RETRY_SECONDS * 1_000_000_000)
 
 
 class Background:
-    """The calls that are under way. Nothing is set up before the first."""
+    """The calls that are under way. Nothing is set up before the first.
+
+    settles: whether they get a moment, so that the run is repeatable.
+    """
 
     def __init__(self) -> None:
+        self.settles = False
         self._workers: Workers[int] | None = None
         self._scheduler: Scheduler | None = None
         self._keys = itertools.count()
@@ -46,7 +57,18 @@ class Background:
         wait = Wait(restarts=restarts, interrupt=lambda: self._interrupt(key))
         self._waiting[key] = (thread, wait, lambda done: finish(wait, done))
         self._workers.start(key, call)
-        return scheduler.block(thread, wait)
+        outcome = scheduler.block(thread, wait)
+        self.settle()
+        return outcome
+
+    def settle(self) -> None:
+        """If `settles`: let those calls return that will before long, in the order in which they were made."""
+        if not self.settles or self._workers is None or not self._waiting:
+            return
+        deadline = time.monotonic() + _SETTLE_SECONDS
+        while self._workers.has_running and (left := deadline - time.monotonic()) > 0:
+            time.sleep(min(left, _LOOK_SECONDS))
+        self._take()
 
     def identity_changed(self) -> None:
         """Take note that threads to come have other rights than those that there are."""
@@ -69,7 +91,7 @@ class Background:
     def _take(self) -> None:
         assert self._workers is not None
         assert self._scheduler is not None
-        for key, done in self._workers.take_finished():
+        for key, done in sorted(self._workers.take_finished(), key=itemgetter(0)):
             thread, wait, finish = self._waiting.pop(key)
             if thread.wait is not wait:
                 continue  # it is gone
@@ -81,6 +103,7 @@ class Background:
     def _interrupt(self, key: int) -> None:
         assert self._workers is not None
         self._workers.interrupt(key)
+        self.settle()
         if not self._retries:
             self._retries = True
             self._retry_later()

@@ -250,6 +250,7 @@ def run_emulated(
         keep_descriptor=lambda fd: fd,
     )
     resources = EmulatedResources(arch, path, server, session, away)
+    resources.background.settles = seed is not None
     pid = own_pid() if seed is None else REPEATABLE_PID
     machine = Machine(path, argv, env, resources, pid=pid, seed=seed, observer=sink)
     if remote is not None:

@@ -124,6 +124,7 @@ class ServedCall:
         done = self._resources.execute(self.row, call.args, call.ins, call.outs)
         if self.row.name in _FILES_CHANGE:
             self.machine.space.files_changed()
+        self._resources.background.settle()
         return self._finish(done)
 
     def _finish(self, done: _Executed) -> Result:

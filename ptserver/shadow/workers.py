@@ -62,6 +62,11 @@ class Workers(Generic[_Key]):
         return key in self._busy
 
     @property
+    def has_running(self) -> bool:
+        """Whether work is under way that `take_finished` does not have yet."""
+        return len(self._finished) < len(self._busy)
+
+    @property
     def is_interrupting(self) -> bool:
         """Whether `interrupt_again` is to be called within `RETRY_SECONDS`."""
         return bool(self._interrupted)
