@@ -4,8 +4,9 @@ Measured in one run, each the median of all rounds:
 
 - decoding the whole text of a Go program into classified blocks, with an empty cache, in MB per second of processor
   time; and opening a cache that holds a text of 20 MB;
-- single steps a second: by ptrace from Python (`stepping.stepped_run`), by a loop of ptrace calls in C, which is what
-  the kernel and processor allow, by gdb (`stepi N`), and on the emulator, by gdb over its remote protocol and alone.
+- single steps a second: by ptrace from Python (`stepping.singlestep`), the same by blocks (`stepping.stepped_run`),
+  by a loop of ptrace calls in C, which is what the kernel and processor allow, by gdb (`stepi N`), and on the
+  emulator, by gdb over its remote protocol and alone.
 
 Targets: 1 MB/s and 100 ms. Absent: what is not installed.
 """
@@ -32,6 +33,7 @@ from stepping.instructions import Flow, Touch
 from stepping.launch import Program
 from stepping.ptrace_api import FOLLOW_ALL
 from stepping.singlestep import StepExecutor
+from stepping.stepped_run import SteppedRun
 from stepping.tracee_launch import launch_stopped
 from stepping.tracee_memory import TraceeMemory
 from tests.gofixtures import build
@@ -115,6 +117,18 @@ def stepping_by_ptrace() -> float:
     return _STEPS / took
 
 
+def stepping_by_blocks() -> float:
+    """Return instructions a second of a whole program whose instructions nobody watches."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    program = Program(str(build("hello")), [b"hello"], [], stdio=(0, null, null))
+    run = SteppedRun(launch_stopped(program, FOLLOW_ALL))
+    began = time.perf_counter()
+    run.run()
+    took = time.perf_counter() - began
+    os.close(null)
+    return run.count / took
+
+
 def stepping_in_c() -> float:
     """Return steps a second by a loop in C."""
     with tempfile.TemporaryDirectory() as folder:
@@ -173,6 +187,7 @@ FIGURES: dict[str, tuple[str, Callable[[], float], str | None]] = {
     "open the cache of 20 MB": ("ms", opening, None),
     "step: ptrace in C": ("1/s", stepping_in_c, "gcc"),
     "step: ptserver": ("1/s", stepping_by_ptrace, None),
+    "step: ptserver, by blocks": ("1/s", stepping_by_blocks, None),
     "step: gdb": ("1/s", stepping_by_gdb, "gdb"),
     "step: emulated": ("1/s", stepping_emulated, None),
     "step: emulated, by gdb": ("1/s", stepping_by_gdb_remotely, "gdb"),
