@@ -85,16 +85,17 @@ def _frames(stream: socket.socket) -> Iterator[bytes]:
                 data = data[end:]
 
 
+@pytest.mark.parametrize("engine", ["native", pytest.param("emulate", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("moment", "done"),
     [("before it is sent", CUT - 1), ("half sent", CUT - 1), ("done, and not answered", CUT)],
 )
-def test_it_has_happened_once_or_not_at_all(moment: Moment, done: int, tmp_path: Path) -> None:
+def test_it_has_happened_once_or_not_at_all(moment: Moment, done: int, engine: str, tmp_path: Path) -> None:
     program = build("remote_counter")
     log = tmp_path / "server-log"
     with serving("passthrough", "127.0.0.1:0", cwd=tmp_path, env=base_environment(), log=log) as (address, _):
         cutter = Cutter(address, moment)
-        run = ["ptserver", "run", "--remote-var", "main.counter", "--server"]
+        run = ["ptserver", "run", f"--engine={engine}", "--remote-var", "main.counter", "--server"]
         child = subprocess.run(
             [*run, cutter.address, program, "add", "100", "1"], capture_output=True, text=True, check=False
         )
