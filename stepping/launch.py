@@ -21,9 +21,10 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
 
+from goabi.elf_header import ElfHeader
 from stepping import seccomp
 from stepping.dispositions import restore_ignored_signals
-from stepping.errors import SeccompRefusedError, SteppingError
+from stepping.errors import PtraceRefusedError, SeccompRefusedError, SteppingError
 from stepping.listener import Listener
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ class Program:
     `seccomp.assemble`, or None; stdio: descriptors to become 0, 1 and 2; new_session: call setsid(2); new_group: call
     setpgid(2), so that the program can be stopped (an orphaned group cannot: setpgid(2)); without_vdso: make clock
     reads real syscalls; blocked: the signals that it starts with blocked; traced: trace its threads by the calling
-    thread.
+    thread; direct: let it make some calls itself.
     """
 
     path: str
@@ -68,19 +69,36 @@ class Program:
     without_vdso: bool = False
     blocked: Collection[int] = ()
     traced: bool = False
+    direct: "Direct | None" = None
+
+    @property
+    def is_seized(self) -> bool:
+        """Whether it is traced when it begins."""
+        return self.traced or self.direct is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Direct:
+    """How a program makes calls itself, see `stepping.direct_calls`. given_pass: the pass; site: of `find_site`."""
+
+    given_pass: int
+    site: int
+    header: ElfHeader
 
 
 @dataclass(frozen=True, slots=True)
 class Launched:
     """A running program, a child of this process. pidfd: readable when it has exited.
 
-    tracees: if it is traced: its one thread, stopped before its first instruction.
+    tracees: if it is traced: its one thread, stopped before its first instruction. direct_table: the address of its
+    table of descriptors, if it can make calls itself, else 0.
     """
 
     pid: int
     pidfd: int
     listener: Listener | None
     tracees: "TraceeGroup | None" = None
+    direct_table: int = 0
 
 
 def launch(program: Program) -> Launched:
@@ -92,25 +110,35 @@ def launch(program: Program) -> Launched:
     """
     page = mmap.mmap(-1, _PAGE.size)
     exec_pipe, exec_pipe_child = os.pipe()
-    go, go_child = os.pipe() if program.traced else (-1, -1)
+    go, go_child = os.pipe() if program.is_seized else (-1, -1)
     pid = os.fork()
     if pid == 0:
-        if program.traced:
+        if program.is_seized:
             os.close(go_child)
         _become(program, page, go)
     os.close(exec_pipe_child)
     pidfd = os.pidfd_open(pid)
     listener = None
     tracees = None
+    direct_table = 0
     try:
-        if program.traced:
+        if program.is_seized:
             os.close(go)
-            tracees = _seize(pid, go_child)
+            try:
+                tracees = _seize(pid, go_child)
+            except PtraceRefusedError:
+                if program.traced or program.without_vdso:
+                    raise
         if program.bpf is not None:
             listener = Listener(_take_listener(page, pidfd))
         _await_exec(program, page, listener, pid, exec_pipe)
         if tracees is not None:
             _run_to_first_instruction(tracees, without_vdso=program.without_vdso)
+            if program.direct is not None:
+                direct_table = _install_direct(tracees, program.direct)
+            if not program.traced:
+                tracees.detach_all()
+                tracees = None
         elif program.without_vdso:
             from stepping.vdso import hide_vdso
 
@@ -125,7 +153,7 @@ def launch(program: Program) -> Launched:
     finally:
         os.close(exec_pipe)
         page.close()
-    return Launched(pid, pidfd, listener, tracees)
+    return Launched(pid, pidfd, listener, tracees, direct_table)
 
 
 def _seize(pid: int, go: int) -> "TraceeGroup":
@@ -137,8 +165,8 @@ def _seize(pid: int, go: int) -> "TraceeGroup":
     try:
         tracees = TraceeGroup(pid)
         tracees.add(Tracee.seize(pid, pid, FOLLOW_THREADS | Option.EXITKILL))
-        os.write(go, b"g")
     finally:
+        os.write(go, b"g")
         os.close(go)
     return tracees
 
@@ -152,6 +180,15 @@ def _run_to_first_instruction(tracees: "TraceeGroup", *, without_vdso: bool) -> 
         from stepping.vdso import take_vdso_out
 
         take_vdso_out(tracees.pid)
+
+
+def _install_direct(tracees: "TraceeGroup", direct: Direct) -> int:
+    """Let the program, which is about to begin, make calls itself; return where its table is, 0 if it cannot."""
+    from stepping.direct_calls import install, load_bias
+
+    assert tracees.leader is not None
+    bias = load_bias(tracees.pid, direct.header)
+    return install(tracees.leader, direct.site + bias, direct.given_pass) or 0
 
 
 def _take_listener(page: mmap.mmap, pidfd: int) -> int:
@@ -195,7 +232,7 @@ def _await_exec(
 def _become(program: Program, page: mmap.mmap, go: int) -> NoReturn:
     """In the child: wait at *go* to be seized, if it is to be, set it up and execute the program."""
     try:
-        if program.traced and os.read(go, 1) != b"g":
+        if program.is_seized and os.read(go, 1) != b"g":
             os._exit(127)
         restore_ignored_signals()
         _put_in_place(program.stdio)
@@ -206,7 +243,7 @@ def _become(program: Program, page: mmap.mmap, go: int) -> NoReturn:
         libc = ctypes.CDLL(None)
         if not program.traced:  # then its tracer's end is its own (PTRACE_O_EXITKILL), unless that lets it go
             libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        if program.without_vdso and not program.traced:
+        if program.without_vdso and not program.is_seized:
             libc.ptrace(_PTRACE_TRACEME, 0, 0, 0)
         signal.pthread_sigmask(signal.SIG_SETMASK, program.blocked)
         if program.bpf is not None:

@@ -24,6 +24,7 @@ import time
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from stepping import direct_calls
 from stepping.errors import MemoryFaultError, PtraceRefusedError, SteppingError, TraceeGoneError
 from stepping.first_in_line import first_in_line
 from stepping.maps import read_maps
@@ -42,7 +43,8 @@ from stepping.ring_layout import (
     encode_page,
 )
 from stepping.ring_probes import AREA_BYTES, Patch, Probes, build_area, decode_patches
-from stepping.ring_site import AFTER_BYTES, AFTER_OFFSET, SIGNATURE, NoRingError, RingSite, read_entry
+from stepping.ring_site import AFTER_BYTES, NoRingError, RingSite, read_entry
+from stepping.syscall6 import AFTER_OFFSET, SIGNATURE
 from stepping.syscalls.model import Syscall
 from stepping.tracee import Tracee
 from stepping.tracee_group import TraceeGroup
@@ -266,6 +268,7 @@ def _install_stopped(
     mapped: bool,
 ) -> tuple[int, Parameters, int]:
     try:
+        direct_calls.remove(memory, site.entry)
         if read_entry(memory, site) != SIGNATURE:
             raise NoRingError("its Syscall6 has been changed by another tool")
     except MemoryFaultError as error:

@@ -12,12 +12,9 @@ from goabi.binary import GoBinary
 from goabi.errors import GoAbiError, MemoryFaultError
 from stepping.errors import SteppingError, TraceeGoneError
 from stepping.maps import read_maps
+from stepping.syscall6 import AFTER_OFFSET, CALL_OFFSET, SIGNATURE
 from stepping.tracee_memory import TraceeMemory
 
-#: Syscall6 from its entry to the compare: four moves, syscall, cmp $-4095,%rax.
-SIGNATURE = bytes.fromhex("4989f24889fa4889ce4889df0f05483d01f0ffff")
-CALL_OFFSET = 12
-AFTER_OFFSET = 14
 AFTER_BYTES = 6
 
 _CGO = "it uses cgo, and the ring sees no calls made by C code"

@@ -35,13 +35,15 @@ class Verdict(Enum):
 class Rule:
     """What happens to syscall *sysno*; with *only_if*, just to calls of which that holds (others are allowed).
 
-    errno: what a denied call returns, 1 to 4095.
+    errno: what a denied call returns, 1 to 4095. given_pass: calls whose sixth argument is that are allowed, unless
+    it is 0; then *only_if* may not be set.
     """
 
     sysno: Sysno
     verdict: Verdict
     only_if: OnlyIf | None = None
     errno: int = errno.ENOSYS
+    given_pass: int = 0
 
 
 _AUDIT_ARCH: dict[Arch, int] = {"amd64": 0xC000003E, "arm64": 0xC00000B7}
@@ -49,6 +51,7 @@ _X32_BIT = 0x4000_0000
 
 _LD_ABS, _AND, _JA, _JEQ, _JGE, _RET = 0x20, 0x54, 0x05, 0x15, 0x35, 0x06
 _NR_OFFSET, _ARCH_OFFSET, _ARGS_OFFSET = 0, 4, 16
+_PASS_OFFSET = _ARGS_OFFSET + 8 * 5
 
 _SET_MODE_FILTER, _NEW_LISTENER = 1, 8
 _NR_SECCOMP: dict[str, int] = {"x86_64": 317, "aarch64": 277}
@@ -134,6 +137,15 @@ def _search(segments: list[tuple[int, list[Instruction]]]) -> list[Instruction]:
 
 def _leaf(rule: Rule) -> list[Instruction]:
     verdict = _ret(rule.verdict, rule.errno if rule.verdict is Verdict.DENY else 0)
+    if rule.given_pass:
+        return [
+            (_LD_ABS, 0, 0, _PASS_OFFSET),
+            (_JEQ, 0, 3, rule.given_pass & 0xFFFFFFFF),
+            (_LD_ABS, 0, 0, _PASS_OFFSET + 4),
+            (_JEQ, 0, 1, rule.given_pass >> 32),
+            _ret(Verdict.ALLOW),
+            verdict,
+        ]
     if rule.only_if is None:
         return [verdict]
     only = rule.only_if

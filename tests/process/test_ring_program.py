@@ -17,7 +17,8 @@ from goabi.binary import GoBinary
 from stepping.errors import PtraceRefusedError, TraceeGoneError
 from stepping.ring import Ring, RingCall
 from stepping.ring_inject import find_pages, install, remove_leftovers
-from stepping.ring_site import SIGNATURE, NoRingError, RingSite, check_file, find_site
+from stepping.ring_site import NoRingError, RingSite, check_file, find_site
+from stepping.syscall6 import SIGNATURE
 from stepping.syscalls.model import Syscall
 from stepping.syscalls.table import SYSCALLS
 from stepping.tracee_memory import TraceeMemory

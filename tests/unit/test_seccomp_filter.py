@@ -39,6 +39,18 @@ def test_a_rule_takes_its_number_and_no_neighbour() -> None:
     assert {verdict(program, nr) for nr in (0, 256, 258, 0xFFF0)} == {Verdict.ALLOW.value}
 
 
+def test_calls_with_the_pass_are_allowed() -> None:
+    given = 0x8123456789ABCDEF
+    program = assemble(
+        [Rule(Sysno(0), Verdict.NOTIFY, given_pass=given), Rule(Sysno(3), Verdict.NOTIFY)], "amd64"
+    )
+    assert verdict(program, 0, 1, 2, 3, 4, 5, given) == Verdict.ALLOW.value
+    almost = (0, given ^ 1, given ^ 1 << 32, given & 0xFFFFFFFF, given >> 32)
+    for nr, passed in [*((0, passed) for passed in almost), (3, given)]:
+        assert verdict(program, nr, 1, 2, 3, 4, 5, passed) == Verdict.NOTIFY.value
+    assert verdict(program, 0, given, given, given, given, given) == Verdict.NOTIFY.value
+
+
 def test_the_calls_of_other_abis_do_not_escape_the_rules() -> None:
     program = assemble([Rule(Sysno(257), Verdict.NOTIFY)], "amd64")
     assert verdict(program, 257, arch=I386) == denied(errno.ENOSYS)
