@@ -42,6 +42,9 @@ MAX_SHOWN_ARGUMENTS, MAX_SHOWN_ARGUMENT_BYTES = 1024, 24 << 10
 #: The most goroutines of one `GoroutineStatistics`, sessions of a `WatcherWelcome`, and calls of a `WatchedCalls`.
 MAX_STATISTICS, MAX_LISTED_SESSIONS, MAX_WATCHED_CALLS = 1024, 1000, 1024
 
+#: How much may be on its way, in each direction, of a socket that a program reads and writes at its host.
+DIRECT_WINDOW_BYTES = 256 << 10
+
 #: The most bytes that a watcher is shown of a name or buffer.
 MAX_WATCHED_BYTES = 4096
 
@@ -493,6 +496,50 @@ class DescriptorState(Message, frozen=True):
     watched: Annotated[int, Meta(ge=-1, le=(1 << 31) - 1)] = -1
 
 
+class DirectBytes(msgspec.Struct, frozen=True):
+    """What has happened to the socket *fd* of a `Direct`.
+
+    To the server: the program has taken *count* bytes of what came before, and has written *data*. To the host:
+    *count* bytes of what the program wrote have been given to the socket's buffer, and the next bytes to read are
+    *data*; they stay in the socket's queue until they are taken. At most 256 KiB are on their way in each direction.
+    """
+
+    fd: Descriptor
+    count: Annotated[int, Meta(ge=0, le=1 << 31)] = 0
+    data: Annotated[bytes, Meta(max_length=DIRECT_WINDOW_BYTES)] = b""
+
+
+class DirectBegin(Message, frozen=True):
+    """Host to server: the program reads and writes the connected TCP socket *fd* at the host from now on.
+
+    It is watched by the epoll instance *epfd*, edge-triggered, with *events* and *data*; until `DirectEnd` that tells
+    nothing of it. A server that does not want this answers `DirectEnd` at once. Only if the welcome has `ahead`.
+    """
+
+    fd: Descriptor
+    epfd: Descriptor
+    events: Annotated[int, Meta(ge=0, le=(1 << 32) - 1)]
+    data: U64
+
+
+class Direct(Message, frozen=True):
+    """Either way: what has happened to sockets that the program reads and writes at the host."""
+
+    sockets: Annotated[tuple[DirectBytes, ...], Meta(max_length=1 << 16)]
+
+
+class DirectEnd(Message, frozen=True):
+    """Either way: the program's calls on the socket *fd* are made by the server again.
+
+    The server sends it when the socket has failed, or its peer has ended, and tells nothing of it any more; the host
+    answers with its own, after a last `Direct`. What the server has not given to the socket by then counts as a
+    posted write with the host's *id*. The socket is watched again as it was.
+    """
+
+    fd: Descriptor
+    id: Annotated[int, Meta(ge=0, le=(1 << 53) - 1)] = 0
+
+
 class Observed(Message, frozen=True):
     """Host to server: a thread makes a call that the server only observes; nobody waits.
 
@@ -860,6 +907,9 @@ ToServer = (
     | Observed
     | Taken
     | Cancel
+    | DirectBegin
+    | Direct
+    | DirectEnd
     | MemoryDeclare
     | MemoryGet
     | MemorySet
@@ -895,6 +945,8 @@ ToHost = (
     | Ahead
     | Upcoming
     | DescriptorState
+    | Direct
+    | DirectEnd
     | Result
     | MemoryResult
     | StreamData

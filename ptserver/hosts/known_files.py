@@ -256,6 +256,24 @@ class KnownFiles:
         self._numbers.forget()
         self._forget_contents()
 
+    def heard_word(self) -> None:
+        """Hear that the program may learn of others: it knows no contents any more."""
+        self._forget_contents()
+
+    def took(self, fd: int, size: int) -> None:
+        """Hear that the program has taken so many bytes out of the queue of a direct socket."""
+        self._known_streams.took(fd, size)
+
+    def forget_stream(self, fd: int) -> None:
+        """Hear that a socket becomes direct, or is so no more."""
+        self._known_streams.forget_contents(fd)
+
+    def close_direct(self, call: PendingCall) -> None:
+        """Have the session close a direct socket, which the program does itself."""
+        self._streams.discard(call.args[0] & 0xFFFFFFFF)
+        self._known_streams.made(call, shares=False)
+        self._post("close", (call.args[0] & 0xFFFFFFFF, 0, 0, 0, 0, 0))
+
     def _forget_contents(self) -> None:
         """Know only descriptors any more, and their offsets."""
         self._folders.forget()

@@ -241,6 +241,16 @@ class KnownStreams:
         self._nonblocking.clear()
         self._emptied.clear()
 
+    def forget_contents(self, fd: int) -> None:
+        """Know nothing of what can be read from *fd*, or written to it, any more."""
+        self._streams.pop(fd, None)
+        self._emptied.pop(fd, None)
+
+    def took(self, fd: int, size: int) -> None:
+        """Hear that so many bytes were taken out of the queue of a socket, otherwise than by calls."""
+        if fd in self._own_sockets:
+            self._own_sockets[fd] += size
+
     def _closed(self, fd: int) -> None:
         self._streams.pop(fd, None)
         self._emptied.pop(fd, None)

@@ -18,7 +18,7 @@ from ptserver.net.keepalive import DEFAULT_SECONDS
 from ptserver.remote_memory.options import Wanted
 from ptserver.running.here import environment
 from stepping.door import at_door, check_has_door
-from stepping.launch import Program, launch
+from stepping.launch import Direct, Program, launch
 from stepping.seccomp import assemble
 
 _Host = TypeVar("_Host", bound=RemoteHost)
@@ -73,7 +73,15 @@ def launch_host(
         LaunchError: the server lacks the dynamic linker that the program needs.
     """
     arch = native_arch()
-    rules = filter_rules(welcome.interest, welcome.default_interest, arch, has_pid=bool(welcome.pid))
+    may_be_direct = welcome.ahead and not traced and emulation is None
+    direct = _direct(path, header) if may_be_direct else None
+    rules = filter_rules(
+        welcome.interest,
+        welcome.default_interest,
+        arch,
+        has_pid=bool(welcome.pid),
+        given_pass=direct.given_pass if direct is not None else 0,
+    )
     signals = HostSignals()
     carried = welcome.resources == "server"
     env: Sequence[bytes] = welcome.environment or environment()
@@ -99,6 +107,7 @@ def launch_host(
             without_vdso=serves_time(welcome.interest) and emulation is None,
             blocked=signals.original_mask,
             traced=traced,
+            direct=direct,
         )
     )
     for fd in (null, *needed):
@@ -122,3 +131,14 @@ def launch_host(
         "goosremote": welcome.abstraction,
     }
     return host
+
+
+def _direct(path: str, header: ElfHeader) -> Direct | None:
+    """Return how the program can make calls itself; None if it is not made for that."""
+    from stepping.direct_calls import find_site, make_pass
+
+    try:
+        site = find_site(path, header)
+    except OSError:
+        return None
+    return None if site is None else Direct(make_pass(), site, header)

@@ -17,6 +17,12 @@ HOST_CALLS: frozenset[str] = frozenset(
     "getppid getpgid getpgrp getsid setpgid setsid kill rt_sigqueueinfo".split()  # its process is there
 )
 
+#: The calls that may be written behind.
+WRITES: frozenset[str] = frozenset({"write", "writev", "sendto"})
+
+#: Calls that a program can make itself, by a pass (`stepping.direct_calls`).
+DIRECT_CALLS: frozenset[str] = frozenset({"read", "write"})
+
 #: Calls that name a process: allowed on the program itself, refused on others.
 REACHES_SELF_ONLY: frozenset[str] = frozenset("kill tkill tgkill rt_sigqueueinfo rt_tgsigqueueinfo".split())
 
@@ -66,11 +72,16 @@ def interest_in(
 
 
 def filter_rules(
-    interest: Mapping[str, Interest], default: Interest, arch: Arch, *, has_pid: bool = False
+    interest: Mapping[str, Interest],
+    default: Interest,
+    arch: Arch,
+    *,
+    has_pid: bool = False,
+    given_pass: int = 0,
 ) -> list[Rule]:
     """Return the rules of the filter that takes just what a server wants; empty if it wants nothing.
 
-    has_pid: as of `interest_in`.
+    has_pid: as of `interest_in`. given_pass: reads and writes that have it are not taken, unless it is 0.
     """
     # The host's own rules come first, because the first rule for a call decides.
     rules = _host_rules(arch, has_pid) if default != "ignore" else []
@@ -78,7 +89,10 @@ def filter_rules(
         if arch not in row.numbers or interest_in(row, interest, default, has_pid=has_pid) == "ignore":
             continue
         named = row.name in interest
-        rules.append(Rule(row.numbers[arch], Verdict.NOTIFY, None if named else row.only_if))
+        passes = given_pass if row.name in DIRECT_CALLS else 0
+        rules.append(
+            Rule(row.numbers[arch], Verdict.NOTIFY, None if named else row.only_if, given_pass=passes)
+        )
     return rules
 
 

@@ -13,22 +13,23 @@ and nothing else of this machine.
 """
 
 import contextlib
-import errno
 import os
 import select
 import signal
 from collections.abc import Callable, Collection
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from ptserver.errors import ProtocolError
+from ptserver.hosts.alone import serve_last_words, serve_signal_to_self
 from ptserver.hosts.connected import ConnectedHost
+from ptserver.hosts.direct import DirectCalls
 from ptserver.hosts.endings import exit_of
 from ptserver.hosts.file_calls import Asked
 from ptserver.hosts.file_mappings import FileMappings
 from ptserver.hosts.host import ThreadChange
 from ptserver.hosts.known_files import KnownFiles
 from ptserver.hosts.pending_call import PendingCall, Process
-from ptserver.hosts.policy import CLOCKS_OF_DAY, FORKS, REACHES_SELF_ONLY, interest_in
+from ptserver.hosts.policy import CLOCKS_OF_DAY, FORKS, REACHES_SELF_ONLY, WRITES, interest_in
 from ptserver.hosts.postponed import Postponed
 from ptserver.hosts.processes import RemoteProcesses
 from ptserver.hosts.signals import HostSignals
@@ -38,6 +39,8 @@ from ptserver.hosts.telling import HostTelling
 from ptserver.hosts.to_user import say
 from ptserver.messages import (
     Cancel,
+    Direct,
+    DirectEnd,
     Executed,
     Exited,
     Goodbye,
@@ -70,7 +73,9 @@ from stepping.launch import Launched
 from stepping.syscalls import Arch
 from stepping.wait_status import WAIT_ALL
 
-_STDERR = 2
+if TYPE_CHECKING:
+    from ptserver.tracelog.events import TraceSink
+
 #: How long a program with the stub may take to print its goroutines after the connection was lost.
 _PANIC_SECONDS = 10.0
 #: How long the server may take to deliver the program's last output.
@@ -141,13 +146,14 @@ class RemoteHost(ConnectedHost):
         self._telling = HostTelling(self, self._loop, connection, lambda: self.lost is None)
         self._postponed = Postponed(connection, self._loop)
         self._known: KnownFiles | None = None
+        self._direct: DirectCalls | None = None
         if welcome.ahead:
             self._known = KnownFiles(
                 self.pid,
                 welcome.pid or self.pid,
                 welcome.streams,
-                connection.send,
-                self._postponed.send,
+                self._send_call,
+                self._post_call,
                 self._answer,
                 self._make,
                 lambda: next(self._ids),
@@ -155,6 +161,22 @@ class RemoteHost(ConnectedHost):
                 arch,
             )
             self._quick = self._known.quick
+        if self._known is not None and launched.direct_table:
+            self._direct = DirectCalls(
+                self._main,
+                launched.direct_table,
+                self._loop,
+                self._listener,
+                self._known,
+                connection.send,
+                self._answer,
+                self._make,
+                self._ids,
+                self._in_flight,
+                self._asked,
+                arch,
+            )
+            self._quick = self._direct.quick
         self._goodbye = False
         self._congested = False
         self._streams = HostStreams(streams, self._loop, connection.send)
@@ -165,6 +187,8 @@ class RemoteHost(ConnectedHost):
             self._on_ready()
         self._telling.start_statistics(self._welcome.statistics_ms)
         status = super().run()
+        if self._direct is not None and self.lost is None:
+            self._direct.stop()
         self._mappings.finish()
         while self.lost is None and self._mappings.is_working:
             self._round()
@@ -184,6 +208,8 @@ class RemoteHost(ConnectedHost):
         self._telling.close()
         self.disconnect()
         self._mappings.close()
+        if self._direct is not None:
+            self._direct.close()
         if self._children is not None:
             self._children.kill()
             if self._wait_status is None:
@@ -198,6 +224,19 @@ class RemoteHost(ConnectedHost):
                 pid, status = os.waitpid(-1, WAIT_ALL)
                 if pid == self.pid:
                     self._wait_status = status
+
+    def start_trace(
+        self,
+        sink: "TraceSink",
+        names: Collection[str],
+        *,
+        stacks: bool = False,
+        events: Collection[str] = (),
+    ) -> None:
+        """Log calls, as `Host.start_trace`; the program makes none any more that nobody sees."""
+        super().start_trace(sink, names, stacks=stacks, events=events)
+        if self._direct is not None:
+            self._direct.stop()
 
     # Calls of the program.
 
@@ -218,9 +257,9 @@ class RemoteHost(ConnectedHost):
         ):
             self._proceed(call)
         elif self.lost is not None:
-            self._serve_last_words(call)
+            serve_last_words(call, self._answer)
         elif self._children is None and row.name in REACHES_SELF_ONLY and row.name not in self._served:
-            self._serve_signal_to_self(call)
+            serve_signal_to_self(call, self.pid, self._answer, self._proceed)
         elif row.name in self._observed:
             args, ins, *_ = call.gathered
             self._connection.send(Observed(call.tid, call.process.id, row.name, args, ins, call.goid))
@@ -232,6 +271,9 @@ class RemoteHost(ConnectedHost):
         """Have the server make *call*, unless its answer is known."""
         if self._mappings.serve(call):
             return
+        if self._direct is not None and self._direct.serve(call):
+            self._loop.expect()
+            return
         if self._known is not None and self._known.serve(call):
             self._loop.expect()  # the next call
         else:
@@ -242,12 +284,30 @@ class RemoteHost(ConnectedHost):
         assert call.row is not None
         args, ins, outs, *_ = call.gathered
         self._in_flight[call.id] = call
-        self._connection.send(
+        self._send_call(
             Syscall(call.id, call.tid, call.process.id, call.row.name, args, ins, outs, call.goid)
         )
 
+    def _may_be_direct(self) -> bool:
+        """Whether the program may make calls that nobody sees."""
+        return self.trace is None and self._goids is None and self._main.remote is None
+
+    def _send_call(self, message: Message) -> None:
+        """Send a call, after all that the program has written before."""
+        if self._direct is not None and type(message) is Syscall:
+            self._direct.before(message)
+        self._connection.send(message)
+
+    def _post_call(self, message: Message) -> None:
+        """Send a call that was answered here, in its turn, a little later."""
+        if self._direct is not None and type(message) is Syscall and message.name in WRITES:
+            self._direct.before(message)
+        self._postponed.send(message)
+
     def _abandon(self, call: PendingCall) -> None:
         if self._known is not None and self._known.abandon(call):
+            return
+        if self._direct is not None and self._direct.abandon(call):
             return
         if self._in_flight.get(call.id) is call:
             self._in_flight[call.id] = None
@@ -270,23 +330,8 @@ class RemoteHost(ConnectedHost):
         call_id, tid = (next(self._ids), asked.process.pid) if call is None else (call.id, call.tid)
         self._asked[call_id] = take
         _, name, args, ins, outs, _ = asked
-        self._tell(Syscall(call_id, tid, asked.process.id, name, args, ins, outs))
-
-    def _serve_signal_to_self(self, call: PendingCall) -> None:
-        """Let the program signal itself (its own process, or its group, in which it is alone), nobody else."""
-        target = call.args[0] & 0xFFFFFFFF
-        if target in (self.pid, 0, (1 << 32) - self.pid):
-            self._proceed(call)
-        else:
-            self._answer(call, 0, errno.ESRCH, {})
-
-    def _serve_last_words(self, call: PendingCall) -> None:
-        """After the connection was lost: print what goes to standard error, let everything else wait."""
-        assert call.row is not None
-        if call.row.name == "write" and call.args[0] == _STDERR:
-            with contextlib.suppress(OSError):
-                os.write(_STDERR, call.gathered.ins.get(1, b""))
-            self._answer(call, call.gathered.args[2], 0, {})
+        if self.lost is None:
+            self._send_call(Syscall(call_id, tid, asked.process.id, name, args, ins, outs))
 
     # Messages of the server.
 
@@ -297,6 +342,8 @@ class RemoteHost(ConnectedHost):
         if self._known is not None and self._known.take(message):
             return
         match message:
+            case Direct() | DirectEnd() if self._direct is not None:
+                self._direct.take(message)
             case StreamData() | StreamCredit() | StreamEnd():
                 self._streams.take(message)
             case Signal() if self._children is not None:
@@ -335,6 +382,8 @@ class RemoteHost(ConnectedHost):
             if self._known is not None:
                 self._known.heard_late(result)
             return
+        if self._direct is not None and self._direct.heard(call, result, may_begin=self._may_be_direct()):
+            return
         if self._known is not None:
             self._known.heard(call, result)
         if (
@@ -369,6 +418,8 @@ class RemoteHost(ConnectedHost):
             self._on_waiting(False)
         self.lost = reason
         self._quick = None
+        if self._direct is not None:
+            self._direct.pause(paused=True)
         self.keepalive.stop()
         self._loop.unwatch(self._connection.fileno())
         self._loop.watch(self._listener.fileno(), self._on_call)
@@ -450,6 +501,8 @@ class RemoteHost(ConnectedHost):
             if connection.congested != self._congested:
                 self._congested = connection.congested
                 self._streams.changed()
+                if self._direct is not None:
+                    self._direct.pause(paused=self._congested)
                 if self._congested:
                     self._loop.unwatch(self._listener.fileno())
                 else:

@@ -21,7 +21,7 @@ import struct
 from collections.abc import Callable
 
 from ptserver.errors import ProtocolError
-from ptserver.hosts.policy import EXECS, FORKS
+from ptserver.hosts.policy import EXECS, FORKS, WRITES
 from ptserver.messages import DescriptorKind, Syscall
 from ptserver.sessions.descriptor_states import DescriptorStates
 from ptserver.shadow.execute import Executed, execute
@@ -31,8 +31,6 @@ from ptserver.shadow.workers import Workers
 from stepping.syscalls import SYSCALLS
 from stepping.syscalls import Syscall as Row
 
-#: The calls that may be written behind.
-WRITES = frozenset({"write", "writev", "sendto"})
 #: The calls that tell of an earlier write's failure.
 _TELLS = WRITES | frozenset(
     "pwrite64 pwritev pwritev2 sendmsg sendmmsg fsync fdatasync sync_file_range close shutdown ftruncate".split()
@@ -133,6 +131,11 @@ class WriteBehind:
             self._failed[fd] = executed[1]
         self._states.failed(fd, kind)
         self._made(SYSCALLS[message.name], message.args, executed)
+
+    def note_failure(self, fd: int, failure: int) -> None:
+        """Remember that a write to the connection *fd*, which was made elsewhere, has failed."""
+        args = (fd, _SOME_ADDRESS, 0, 0, 0, 0)
+        self._fail(Syscall(1, 0, 0, "write", args, posted=True), "tcp", (0, failure, {}))
 
     def finished(self, call_id: int, executed: Executed) -> bool:
         """Take the end of a worker's work; return whether it was one from here."""

@@ -12,14 +12,15 @@ from typing import NamedTuple, Protocol
 from ptserver.call import Call
 from ptserver.confinement.gate import GATED, Gate
 from ptserver.errors import ProtocolError
-from ptserver.hosts.policy import CLOCK_CALLS, EXECS, FORKS, SHADOW_CALLS
+from ptserver.hosts.policy import CLOCK_CALLS, EXECS, FORKS, SHADOW_CALLS, WRITES
 from ptserver.messages import Cancel, Message, Observed, Result, Signal, Syscall, Taken
 from ptserver.net.poll_loop import PollLoop
 from ptserver.outcomes import Delay, Done, Fail, OpenBytes, Outcome, Proceed, Return
 from ptserver.server import RuntimeServer
 from ptserver.session import Session
-from ptserver.sessions.behind import WRITES, WriteBehind
+from ptserver.sessions.behind import WriteBehind
 from ptserver.sessions.descriptor_states import DescriptorStates
+from ptserver.sessions.direct_sockets import DirectSockets
 from ptserver.sessions.foresight import LOOKED_AT, POSTED, Foresight
 from ptserver.shadow.events import EventWaits
 from ptserver.shadow.execute import Executed
@@ -115,8 +116,10 @@ class Calls:
         self._shadow = shadow
         self._workers = workers
         self._send = send
+        self._loop = loop
         self._later = loop.later
         self._gate = gate
+        self._copy = copy
         self._events = EventWaits(loop, copy, self.settle)
         shadow.forgets = self._forget_descriptors
         self._interest = type(server).declared_interest()
@@ -126,6 +129,7 @@ class Calls:
         self.foresight: Foresight | None = None
         self._states: DescriptorStates | None = None
         self._behind: WriteBehind | None = None
+        self.direct: DirectSockets | None = None
 
     def work_ahead(self, keep: Callable[[int], int], first_own: int) -> None:
         """Tell the host what it may ask next, and take what it has answered itself.
@@ -135,18 +139,22 @@ class Calls:
         self.foresight = Foresight(self._send, keep, self._later, first_own)
         self._states = DescriptorStates(self._send, self.foresight.is_plain, first_own)
         self._behind = WriteBehind(self._states, self._workers, self._made, self.take_call)
+        self.direct = DirectSockets(self._loop, self._send, self._copy, self._states, self._behind)
 
     @property
     def writes_behind(self) -> bool:
         """Whether something is still to be written that the program has written."""
-        return self._behind is not None and self._behind.is_busy
+        if self._behind is None or self.direct is None:
+            return False
+        return self._behind.is_busy or self.direct.is_busy
 
     def _forget_descriptors(self, first: int, last: int) -> None:
         """Hear that the numbers from *first* to *last* no longer stand for what they did."""
         self._events.forget(first, last)
-        if self._states is not None and self._behind is not None:
+        if self._states is not None and self._behind is not None and self.direct is not None:
             self._states.forget(first, last)
             self._behind.forget(first, last)
+            self.direct.forget(first, last)
         if self.foresight is not None:
             self.foresight.forget(first, last)
 
@@ -397,6 +405,8 @@ class Calls:
             assert self._states is not None
             self._states.take(message.args[0] & _INT, message.args[2])
             return
+        if message.name == "close" and self.direct is not None:
+            self.direct.closing(message.args[0] & _INT)
         self._shadow.execute(SYSCALLS[message.name], message.args, message.ins, message.outs, message.pid)
 
     def _complete(
@@ -420,6 +430,8 @@ class Calls:
 
     def _answer(self, call_id: int, call: Call | None, executed: Executed) -> None:
         value, failure, outs = executed
+        if self.direct is not None:
+            self.direct.look()
         self._send(Result(call_id, value, failure, outs))
         if self._watches_results and call is not None:
             self._server.finished(call, Done(value, failure, call.outs_by_name(outs)))

@@ -34,6 +34,8 @@ _SYNCHRONOUS = os.O_SYNC | os.O_DSYNC | os.O_DIRECT | os.O_PATH
 _EVENT = struct.Struct("=IQ") if os.uname().machine == "x86_64" else struct.Struct("=I4xQ")
 _EPOLL_CTL_ADD, _EPOLL_CTL_MOD = 1, 3
 _FAILURES = select.EPOLLERR | select.EPOLLHUP | select.EPOLLRDHUP
+#: Of these the error of the next write is known, which must not be made behind.
+_OVER = select.EPOLLERR | select.EPOLLHUP
 #: What must not be there for a short read to have brought all: the end, and urgent data, at which reads stop.
 _AFTER_DATA = select.POLLPRI | select.POLLRDHUP
 _EDGES = select.EPOLLET | select.EPOLLIN | select.EPOLLONESHOT | select.EPOLLEXCLUSIVE
@@ -191,6 +193,8 @@ class DescriptorStates:
             fd = self._watched.get(key, _SEVERAL)
             if fd == _SEVERAL:
                 self._send(DescriptorState(epfd, "epoll"))
+            elif self.kind(fd) == "tcp" and mask & _OVER:
+                self._send(DescriptorState(fd, "tcp"))
             elif self.kind(fd) == "tcp":
                 is_short = False
                 found = b""

@@ -24,6 +24,9 @@ from ptserver.errors import ConnectionLostError, ProtocolError, PtServerError, R
 from ptserver.hosts.endings import exit_of
 from ptserver.messages import (
     Cancel,
+    Direct,
+    DirectBegin,
+    DirectEnd,
     Executed,
     Exited,
     Fetch,
@@ -207,6 +210,9 @@ class SessionLoop:
             Ping: self._take_ping,
             Pong: lambda pong: None,
         }
+        if self._calls.direct is not None:
+            direct = self._calls.direct
+            self._takers |= {DirectBegin: direct.begin, Direct: direct.take, DirectEnd: direct.end}
         if variables is not None:
             memory = MemoryCalls(
                 self.session, server, variables.adopt(descriptors.keep), connection.send, connection.flush
@@ -276,6 +282,8 @@ class SessionLoop:
         events = 0 if connection.flush() else select.POLLOUT
         if not connection.congested:
             events |= select.POLLIN
+        if self._calls.direct is not None:
+            self._calls.direct.pause(paused=connection.congested)
         if self._recovery is not None and self._recovery.is_waiting:
             events = self._connection_events
         if events != self._connection_events:
