@@ -6,8 +6,9 @@ passive   it is about a socket, but neither about its bytes nor about when they 
 """
 
 import os
+import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 
 from ptserver.hosts.pending_call import PendingCall
 from ptserver.hosts.policy import EXECS, FORKS
@@ -22,6 +23,9 @@ _POLLS, _SELECTS = frozenset({"poll", "ppoll"}), frozenset({"select", "pselect6"
 _PASSIVE = frozenset({"getsockname", "getpeername", "fstat"})
 _POLLFD = struct.Struct("=ihh")
 _SOL_SOCKET = 1
+_INTERNET = frozenset({socket.AF_INET, socket.AF_INET6})
+_TYPE_MASK = 0xF
+_TCP = frozenset({0, socket.IPPROTO_TCP, 262})  # and IPPROTO_MPTCP
 _F_DUPFD, _F_GETFD, _F_SETFD, _F_GETFL, _F_SETFL, _F_DUPFD_CLOEXEC = 0, 1, 2, 3, 4, 1030
 _QUIET_CONTROLS = frozenset({_F_GETFD, _F_SETFD, _F_GETFL})
 _INT = 0xFFFFFFFF
@@ -80,15 +84,20 @@ def is_duplicate(call: PendingCall) -> bool:
     return name in _DUPLICATES or name in _MESSAGES
 
 
-def new_socket(call: PendingCall) -> bool | None:
-    """Return whether the socket that *call* makes does not block; None if it makes none."""
+def makes_tcp(call: PendingCall, tcp: Container[int]) -> bool:
+    """Whether *call* makes a socket of TCP, or MPTCP; *tcp*: those that are."""
     assert call.row is not None
-    name = call.row.name
-    if name == "accept4":
-        return bool(call.args[3] & os.O_NONBLOCK)
-    if name == "socket":
-        return bool(call.args[1] & os.O_NONBLOCK)
-    return False if name == "accept" else None
+    family, kind, protocol = (arg & _INT for arg in call.args[:3])
+    if call.row.name == "socket":
+        return family in _INTERNET and kind & _TYPE_MASK == socket.SOCK_STREAM and protocol in _TCP
+    return call.row.name in ("accept", "accept4") and family in tcp
+
+
+def makes_nonblocking(call: PendingCall) -> bool:
+    """Whether the socket that *call* makes does not block."""
+    assert call.row is not None
+    flags = {"accept4": call.args[3], "socket": call.args[1]}.get(call.row.name, 0)
+    return bool(flags & os.O_NONBLOCK)
 
 
 def makes_blocking(call: PendingCall) -> bool:

@@ -4,9 +4,9 @@
     host      this module  <->  the other end; `Direct` messages
     session   ptserver.sessions.direct_sockets  <->  the TCP socket
 
-A socket becomes direct when the program has first read from it or written to it by a call that was made as ever, if
-it is this process's alone, does not block, and one epoll instance watches it for edges. That the program's calls pass
-the filter then is done by `stepping.direct_calls`. Other calls that only move bytes (`writev`, `recvfrom`, ...) are
+A TCP socket becomes direct when the program has first read from it or written to it by a call that was made as ever,
+if it is this process's alone, does not block, and one epoll instance watches it for edges. That the program's calls
+pass the filter then is done by `stepping.direct_calls`. Other calls that only move bytes (`writev`, ...) are
 made here. What leaves the bytes alone (`getpeername`, options of TCP) goes to the session. Everything else ends the
 direct state first (`end`): after that all is as it was before.
 
@@ -30,8 +30,9 @@ from ptserver.hosts.direct_calls import (
     is_duplicate,
     is_passive,
     makes_blocking,
+    makes_nonblocking,
+    makes_tcp,
     names,
-    new_socket,
     shares_all,
 )
 from ptserver.hosts.direct_events import DirectEvents
@@ -108,6 +109,7 @@ class DirectSockets:
         self._events = events
         self._known = known
         self._own: set[int] = set()  # non-blocking sockets of this process alone, that may become direct
+        self._tcp: set[int] = set()  # sockets of TCP
         self._sockets: dict[int, _Socket] = {}
         self._by_ours: dict[int, _Socket] = {}
         self._ours = select.epoll()
@@ -147,6 +149,8 @@ class DirectSockets:
                 self.end(sock)
             if is_copied or makes_blocking(call) or row.name == "close":
                 self._own.discard(fd)
+            if is_copied or row.name == "close":
+                self._tcp.discard(fd)
         return False
 
     def heard(self, call: PendingCall, value: int, *, may_begin: bool) -> None:
@@ -157,9 +161,10 @@ class DirectSockets:
         assert call.row is not None
         if value < 0:
             return
-        blocks_not = new_socket(call)
-        if blocks_not:
-            self._own.add(value)
+        if makes_tcp(call, self._tcp):
+            self._tcp.add(value)
+            if makes_nonblocking(call):
+                self._own.add(value)
         elif call.row.name in DIRECT_CALLS and value and may_begin:
             self.consider(call.notification_id, call.args[0])
 

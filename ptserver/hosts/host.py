@@ -138,6 +138,7 @@ class Host:
             if self._statistics is not None:
                 self._statistics.measure_blocked(since_ns)
         self.trace.add(sink, names, stacks=stacks, kinds=events)
+        self._on_trace()
 
     def stop_trace(self, sink: "TraceSink") -> None:
         """Log no more to *sink*."""
@@ -209,6 +210,9 @@ class Host:
 
     def _on_thread(self, tid: int, event: ThreadChange) -> None:
         """Hear that a thread was created, or is about to exit."""
+
+    def _on_trace(self) -> None:
+        """Hear that calls are logged from now on."""
 
     def _on_window_size(self) -> None:
         """Hear that the user's terminal changed its size."""

@@ -17,7 +17,7 @@ import os
 import select
 import signal
 from collections.abc import Callable, Collection
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from ptserver.errors import ProtocolError
 from ptserver.hosts.alone import serve_last_words, serve_signal_to_self
@@ -72,9 +72,6 @@ from ptserver.terminal import user_terminal
 from stepping.launch import Launched
 from stepping.syscalls import Arch
 from stepping.wait_status import WAIT_ALL
-
-if TYPE_CHECKING:
-    from ptserver.tracelog.events import TraceSink
 
 #: How long a program with the stub may take to print its goroutines after the connection was lost.
 _PANIC_SECONDS = 10.0
@@ -225,16 +222,7 @@ class RemoteHost(ConnectedHost):
                 if pid == self.pid:
                     self._wait_status = status
 
-    def start_trace(
-        self,
-        sink: "TraceSink",
-        names: Collection[str],
-        *,
-        stacks: bool = False,
-        events: Collection[str] = (),
-    ) -> None:
-        """Log calls, as `Host.start_trace`; the program makes none any more that nobody sees."""
-        super().start_trace(sink, names, stacks=stacks, events=events)
+    def _on_trace(self) -> None:
         if self._direct is not None:
             self._direct.stop()
 

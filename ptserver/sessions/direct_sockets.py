@@ -117,10 +117,9 @@ class DirectSockets:
         fd, epfd = message.fd, message.epfd
         if fd in self._sockets or self._states.is_ours(fd) or self._states.is_ours(epfd):
             raise ProtocolError(f"the host says that descriptor {fd} is direct, which cannot be")
-        if self._states.kind(fd) != "tcp":
-            raise ProtocolError(f"the host says that descriptor {fd} is direct, which is no connection")
         sock = self._sockets[fd] = _Socket(fd, epfd, _EVENT.pack(message.events, message.data))
-        if not self._behind.is_quiet or self._control(epfd, _DEL, fd, b""):
+        is_plain = self._states.kind(fd) == "tcp" and self._behind.is_quiet
+        if not is_plain or self._control(epfd, _DEL, fd, b""):
             sock.watched = b""
             self._give_back(sock)
             return
