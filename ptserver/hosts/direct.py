@@ -56,7 +56,7 @@ class DirectCalls:
         self._asked = asked
         self._coming_back: set[int] = set()
         self._plain = frozenset({SYSCALLS["read"].numbers[arch], SYSCALLS["write"].numbers[arch]})
-        self._events = DirectEvents(loop, self, answer, known.heard_word, arch)
+        self._events = DirectEvents(loop, self, answer, known.forget_contents, arch)
         table = DirectTable(main.memory, address)
         self._sockets = DirectSockets(
             table,
@@ -143,7 +143,7 @@ class DirectCalls:
         if type(message) is DirectEnd:
             self._sockets.take_end(message)
         elif type(message) is Direct and self._sockets.take(message):
-            self._known.heard_word()
+            self._known.forget_contents()
 
     def abandon(self, call: PendingCall) -> bool:
         """Forget a call that does not wait any more; return whether it did here."""

@@ -188,7 +188,7 @@ class DirectSockets:
             sock.ours.close()
             sock.theirs.close()
             return
-        self._known.forget_stream(fd)
+        self._known.of_streams.forget_contents(fd)
         self._send(DirectBegin(fd, epfd, mask, data))
         self._sockets[fd] = sock
         self._by_ours[sock.ours.fileno()] = sock
@@ -325,7 +325,7 @@ class DirectSockets:
         left = _queued(sock.theirs, termios.FIONREAD) + len(sock.unsent)
         taken, sock.given = sock.given - left, left
         if taken:
-            self._known.took(sock.fd, taken)
+            self._known.of_streams.took(sock.fd, taken)
         return taken
 
     def _arm(self) -> None:
@@ -361,7 +361,7 @@ class DirectSockets:
     def end(self, sock: _Socket) -> None:
         """Give a socket back to the program's calls as they ever were."""
         self._finish(sock)
-        self._known.forget_stream(sock.fd)
+        self._known.of_streams.forget_contents(sock.fd)
         self._send(DirectEnd(sock.fd, self._next_id()))
 
     def _finish(self, sock: _Socket) -> None:

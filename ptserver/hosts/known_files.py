@@ -101,7 +101,7 @@ class KnownFiles:
         self._next_id = next_id
         self._expect = expect
         self._files: dict[int, KnownFile] = {}
-        self._known_streams = KnownStreams(self._post_for, answer, arch)
+        self.of_streams = KnownStreams(self._post_for, answer, arch)
         self._newfstatat_number = SYSCALLS["newfstatat"].numbers[arch]
         self._streams = set(streams)
         self._moved: set[int] = set()  # descriptors whose offset the session does not know
@@ -142,13 +142,13 @@ class KnownFiles:
             self._tell_positions()
             self._numbers.asked(call.id, name)
             if self._is_quiet(name, call) or name in _RECEIVING:
-                self._known_streams.made(call, shares=False)
+                self.of_streams.made(call, shares=False)
                 return False
             if name in _CHANGING:
-                self._known_streams.made(call, shares=False)
-                self._forget_contents()
+                self.of_streams.made(call, shares=False)
+                self.forget_contents()
                 return False
-        self._known_streams.made(call, shares=True)
+        self.of_streams.made(call, shares=True)
         self._pipes.shares(name, call, own=call.process.pid == self._pid)
         self._forget_all()
         return False
@@ -163,19 +163,19 @@ class KnownFiles:
             if answer is not None:
                 self._expect()
             return answer
-        return self._known_streams.quick(notification, memory)
+        return self.of_streams.quick(notification, memory)
 
     def take(self, message: Message) -> bool:
         """Remember what *message* tells; return whether that is all that it is for."""
         if type(message) is Ahead:
             self._aheads[message.id] = message
         elif type(message) is DescriptorState:
-            self._known_streams.take(message)
+            self.of_streams.take(message)
         elif type(message) is Upcoming:
             self._upcoming.take(message)
         else:
             if type(message) is Signal:
-                self._known_streams.heard_word()
+                self.of_streams.heard_word()
             return False
         return True
 
@@ -208,7 +208,7 @@ class KnownFiles:
         is_known = name in _CHANGING or name in _RECEIVING or self._is_quiet(name, call)
         shares = call.process.pid != self._pid or not is_known
         value = -1 if result.errno else result.value
-        self._known_streams.heard(call, value, shares=shares, brings_word=brings_word)
+        self.of_streams.heard(call, value, shares=shares, brings_word=brings_word)
         self._upcoming.heard(result.id)
         if call.process.pid == self._pid:
             self._numbers.heard(result.id, name, call.args[0] & 0xFFFFFFFF, value)
@@ -227,7 +227,7 @@ class KnownFiles:
                     file.move(result.value)
                     file.told_position = result.value
         elif name in _CHANGING or brings_word:
-            self._forget_contents()
+            self.forget_contents()
         if not result.errno:
             if not shares:
                 self._pipes.follow(name, call, result)
@@ -237,7 +237,7 @@ class KnownFiles:
     def heard_late(self, result: Result) -> None:
         """Consider the result of a call that nobody waits for any more; it may have changed something."""
         self._aheads.pop(result.id, None)
-        self._known_streams.heard_late(result.id)
+        self.of_streams.heard_late(result.id)
         self._numbers.heard_late(result.id)
         self.forget()
 
@@ -254,27 +254,15 @@ class KnownFiles:
         """Know no contents any more: the host itself makes a call."""
         self._tell_positions()
         self._numbers.forget()
-        self._forget_contents()
-
-    def heard_word(self) -> None:
-        """Hear that the program may learn of others: it knows no contents any more."""
-        self._forget_contents()
-
-    def took(self, fd: int, size: int) -> None:
-        """Hear that the program has taken so many bytes out of the queue of a direct socket."""
-        self._known_streams.took(fd, size)
-
-    def forget_stream(self, fd: int) -> None:
-        """Hear that a socket becomes direct, or is so no more."""
-        self._known_streams.forget_contents(fd)
+        self.forget_contents()
 
     def close_direct(self, call: PendingCall) -> None:
         """Have the session close a direct socket, which the program does itself."""
         self._streams.discard(call.args[0] & 0xFFFFFFFF)
-        self._known_streams.made(call, shares=False)
+        self.of_streams.made(call, shares=False)
         self._post("close", (call.args[0] & 0xFFFFFFFF, 0, 0, 0, 0, 0))
 
-    def _forget_contents(self) -> None:
+    def forget_contents(self) -> None:
         """Know only descriptors any more, and their offsets."""
         self._folders.forget()
         self._upcoming.forget()
@@ -366,7 +354,7 @@ class KnownFiles:
         file = self._files.get(fd)
         size = call.gathered.outs.get(1, 0)
         if file is None:
-            return self._known_streams.read(call)
+            return self.of_streams.read(call)
         if file.folder or not size:
             return False
         waiting = self._waiting.get(fd)
@@ -400,10 +388,10 @@ class KnownFiles:
 
     def _write(self, call: PendingCall) -> bool:
         self._pipes.written(call.args[0] & 0xFFFFFFFF)
-        if not self._known_streams.write(call):
+        if not self.of_streams.write(call):
             return False
-        if self._known_streams.writes_file(call.args[0] & 0xFFFFFFFF):
-            self._forget_contents()
+        if self.of_streams.writes_file(call.args[0] & 0xFFFFFFFF):
+            self.forget_contents()
             self._upcoming.written(self._next_id())
         return True
 
@@ -502,7 +490,7 @@ class KnownFiles:
             self._untrack(fd)
         elif self._pipes.can_close(fd):
             self._pipes.closed(fd)
-            self._known_streams.made(call, shares=False)
+            self.of_streams.made(call, shares=False)
         else:
             return False
         self._numbers.closed(fd)
