@@ -139,7 +139,7 @@ def run(options: RunOptions) -> int:
 def _check_rules_apply(options: RunOptions) -> None:
     from ptserver.net.transport import is_address
 
-    if options.emulated or options.on is not None or not is_address(options.server):
+    if options.on is not None or not is_address(options.server):
         raise RulesError(
             "--local, --remote and --rules say what of a program is not the server's: they belong to --server ADDR"
         )

@@ -38,7 +38,7 @@ def folders(tmp_path: Path) -> tuple[Path, Path, Path]:
 
 
 @needs_root
-@pytest.mark.parametrize("given", ["options", "file"])
+@pytest.mark.parametrize("given", ["options", "file", pytest.param("emulated", marks=pytest.mark.slow)])
 def test_a_program_uses_two_machines_at_once(
     folders: tuple[Path, Path, Path], tmp_path: Path, given: str
 ) -> None:
@@ -47,6 +47,8 @@ def test_a_program_uses_two_machines_at_once(
     if given == "file":
         (tmp_path / "rules.toml").write_text(f'local = ["{here}"]\n')
         words = ("--rules", str(tmp_path / "rules.toml"))
+    if given == "emulated":
+        words = ("--engine=emulate", *words)
     with serving("passthrough", "--listen", "127.0.0.1:0", "--root", str(root), "--user", "nobody") as server:
         status, out, err = ptserver(
             "run", "--server", server.address, *words, build("mixture"), str(here), str(there)
