@@ -61,6 +61,12 @@ from ptserver.tracelog.options import TraceOptions
     "all, none, or some of sysmon, wakeups, collections, stacks (docs/spread.md).",
 )
 @click.option(
+    "--fault-log",
+    metavar="FILE",
+    type=click.Path(dir_okay=False, writable=True),
+    help="With --spread: write to FILE what threads wait for, and when they get it, one JSON object a line.",
+)
+@click.option(
     "--check-memory",
     type=click.FloatRange(0, min_open=True),
     metavar="SECONDS",
@@ -174,6 +180,7 @@ def run_command(
     cpu: str,
     check_memory: float | None,
     adapt: str,
+    fault_log: str | None,
     token_file: str | None,
     keys: str | None,
     keepalive_seconds: float,
@@ -245,8 +252,8 @@ def run_command(
         raise click.UsageError("--seed belongs to --engine=emulate")
     if spread and (on is not None or engine == "emulate" or trace is not None or server != "passthrough"):
         raise click.UsageError("--spread goes with none of --on, --server, --engine=emulate and --trace")
-    if check_memory and not spread:
-        raise click.UsageError("--check-memory belongs to --spread")
+    if (check_memory or fault_log) and not spread:
+        raise click.UsageError("--check-memory and --fault-log belong to --spread")
     if engine == "step" and (server != "passthrough" or on is not None or spread or trace is not None):
         raise click.UsageError("--engine=step goes with none of --server, --on, --spread and --trace")
     if on is not None and (engine == "emulate" or trace is not None):
@@ -282,6 +289,7 @@ def run_command(
                 check_memory or 0.0,
                 cpu == "common",
                 adapt,
+                fault_log or "",
                 engine,
                 remote,
                 remote_trace,

@@ -9,6 +9,7 @@ from ptserver.net.keepalive import DEFAULT_SECONDS
 from ptserver.spread.adaptations import find_adaptations
 from ptserver.spread.agents import Agents, HostAddress
 from ptserver.spread.control import Control
+from ptserver.spread.fault_log import FaultLog
 from ptserver.spread.placement import Placement
 from ptserver.spread.processors import check, without
 from ptserver.spread.registry import registered
@@ -29,7 +30,7 @@ class SpreadOptions:
 
     check_seconds: how often to check that the hosts' memory is the same, 0 for never. common_cpu: have the program
     use only what all hosts' processors can do, instead of refusing a host that cannot do all that this one's can.
-    adapt: the adaptations to make.
+    adapt: the adaptations to make; fault_log: the file for a log of the faults, if there is to be one.
     """
 
     path: str
@@ -41,6 +42,7 @@ class SpreadOptions:
     check_seconds: float = 0.0
     common_cpu: bool = False
     adapt: tuple[str, ...] = ()
+    fault_log: str = ""
 
 
 def run_spread(options: SpreadOptions) -> int:
@@ -48,6 +50,7 @@ def run_spread(options: SpreadOptions) -> int:
 
     Raises:
         LaunchError, ProcessorError: a host cannot execute it.
+        OSError: the fault log cannot be written.
         MemoryDiffersError: a check failed; the program has been killed.
         HostLostError: a host was lost; the program has been killed.
         SteppingError: the kernel refuses what is needed.
@@ -84,6 +87,7 @@ def run_spread(options: SpreadOptions) -> int:
             options.check_seconds,
             unused,
             find_adaptations(options.path, options.adapt),
+            stack.enter_context(FaultLog(options.fault_log)) if options.fault_log else None,
         )
         registry, name = stack.enter_context(registered(options.path))
         control = Control(session, registry.listen(name), options.path)

@@ -19,6 +19,7 @@ from ptserver.net.poll_loop import PollLoop
 from ptserver.spread.adaptations import ADAPTATIONS, Adaptations
 from ptserver.spread.address_space import ANYWHERE, AddressSpace
 from ptserver.spread.agents import Agent, Agents, HostAddress
+from ptserver.spread.fault_log import FaultLog
 from ptserver.spread.home import Home
 from ptserver.spread.host import SpreadHost
 from ptserver.spread.messages import Alive, Begin, Ready, SpreadMessage, ToHome
@@ -55,7 +56,9 @@ class SpreadSession:
         check_seconds: float,
         unused: frozenset[str],
         adaptations: Adaptations,
+        fault_log: FaultLog | None = None,
     ) -> None:
+        self._fault_log = fault_log
         self._unused = unused
         self._patches = adaptations.patches
         changed = [instance.change_code(*msgspec.structs.astuple(patch)) for patch in adaptations.patches]
@@ -174,13 +177,20 @@ class SpreadSession:
         self.agents.flush(self.loop)
 
     def _send(self, host: int, message: SpreadMessage) -> None:
+        if self._fault_log is not None:
+            self._fault_log.sent(host, message)
         if host == 0:
             self._queue.append(lambda: self._host.take(message))
         else:
             self.agents[host].connection.send(message)
 
     def _take_own(self, message: SpreadMessage) -> None:
-        self._queue.append(lambda: self.home.take(0, message))
+        self._queue.append(lambda: self._tell_home(0, message))
+
+    def _tell_home(self, host: int, message: SpreadMessage) -> None:
+        if self._fault_log is not None:
+            self._fault_log.taken(host, message)
+        self.home.take(host, message)
 
     def _reader(self, number: int, agent: Agent) -> Callable[[], None]:
         def read() -> None:
@@ -227,7 +237,7 @@ class SpreadSession:
                 told("", number)
             return
         try:
-            self.home.take(number, message)
+            self._tell_home(number, message)
         except HostFailedError as error:
             raise HostLostError(f"{error}; the program has been killed") from error
 

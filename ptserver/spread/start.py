@@ -37,6 +37,7 @@ def start_spread(options: RunOptions, path: str, header: ElfHeader) -> int:
                 check_seconds=options.check_memory,
                 common_cpu=options.common_cpu,
                 adapt=parse_names(options.adapt),
+                fault_log=options.fault_log,
             )
         )
     )

@@ -103,6 +103,22 @@ def test_threads_that_move_anywhere_change_nothing(hosts: str, task: str, seed: 
         assert out == output
 
 
+def test_faults_are_logged_with_when_they_ended(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    status, _, err = _spread("local", "--fault-log", log, build("spread_tasks", stub=True), "where")
+    assert (status, err) == (0, "")
+    entries = [json.loads(line) for line in log.read_text().splitlines()]
+    granted = {(entry["host"], page) for entry in entries if "count" in entry for page in _pages(entry)}
+    asked = {(entry["host"], entry["page"]) for entry in entries if "tid" in entry}
+    assert {host for host, _ in asked} == {0, 1}
+    assert len(asked - granted) <= 1  # what a thread waits for as the program ends
+    assert [entry["at"] for entry in entries] == sorted(entry["at"] for entry in entries)
+
+
+def _pages(entry: dict[str, int]) -> range:
+    return range(entry["page"], entry["page"] + entry["count"])
+
+
 def test_files_are_those_of_the_first_host(tmp_path: Path) -> None:
     name = tmp_path / "written"
     status, out, _ = _spread("local", build("spread_tasks", stub=True), "files", name)
