@@ -7,6 +7,7 @@ be trusted. What it predicts for more hosts, each with a processor of its own, g
 """
 
 import json
+import math
 import subprocess
 import tempfile
 from collections.abc import Sequence
@@ -63,7 +64,7 @@ def plot(predictions: Sequence[Prediction]) -> str:
         return edge + (hosts.bit_length() - 1) * (width - 2 * edge) / steps
 
     def y(speed: float) -> float:
-        return height - edge - (max(speed, 1.0) - 1.0) * (height - 2 * edge) / (_HOSTS[-1] - 1)
+        return height - edge - math.log2(max(speed, 1.0)) * (height - 2 * edge) / steps
 
     lines = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" font-family="sans-serif"'
@@ -78,15 +79,15 @@ def plot(predictions: Sequence[Prediction]) -> str:
     ]
     for hosts in (1, *_HOSTS):
         lines.append(f'<text x="{x(hosts) - 6:.0f}" y="{height - edge + 18}">{hosts}</text>')
-        lines.append(f'<text x="{edge - 26}" y="{y(hosts) + 4:.0f}">{hosts}</text>' if hosts != 2 else "")
-    for name, color in zip(names, ("#1b6ca8", "#b8541a", "#3a7d34"), strict=False):
+        lines.append(f'<text x="{edge - 26}" y="{y(hosts) + 4:.0f}">{hosts}</text>')
+    for row, (name, color) in enumerate(zip(names, ("#1b6ca8", "#b8541a", "#3a7d34"), strict=False)):
         points = [(1, 1.0), *((each.hosts, each.speed) for each in predictions if each.round_trip == name)]
         path = "L".join(f"{x(hosts):.1f} {y(speed):.1f}" for hosts, speed in points)
         lines.append(f'<path d="M{path}" fill="none" stroke="{color}" stroke-width="2"/>')
         lines.append(
-            f'<text x="{width - edge + 4}" y="{y(points[-1][1]) + 4:.0f}" fill="{color}">{name}</text>'
+            f'<text x="{edge + 20}" y="{edge + 16 * row + 10}" fill="{color}">{name} between hosts</text>'
         )
-    return "\n".join(line for line in (*lines, "</svg>") if line) + "\n"
+    return "\n".join((*lines, "</svg>")) + "\n"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
