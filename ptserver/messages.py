@@ -816,8 +816,8 @@ class Watch(Message, frozen=True):
 
     - ``trace``: the calls that the host takes, `names` of them (none: all that reach outside), in `WatchedCalls`;
       stacks: with where they were made; events: kinds of what becomes of goroutines (as of `ptserver trace`'s
-      --events), in `WatchedRows` as docs/trace.schema.json describes its types goroutine, gc and loss; if there are
-      some, no names are no calls;
+      --events), in `WatchedRows` as docs/trace.schema.json describes its types goroutine, gc and loss; runtime: the
+      calls that Go's runtime makes by itself; with either of the two, no names are no calls;
     - ``goroutines``: the program's goroutines, once, in `WatchedRows` as docs/goroutines.schema.json describes them.
       stacks, labels, system, states, function: as the options of `ptserver goroutines`;
     - ``stack``: the same of goroutine `goid`;
@@ -840,6 +840,7 @@ class Watch(Message, frozen=True):
         tuple[Literal["create", "start", "block", "unblock", "exit", "gc"], ...], Meta(max_length=6)
     ] = ()
     exact: bool = False
+    runtime: bool = False
 
 
 class Unwatch(Message, frozen=True):

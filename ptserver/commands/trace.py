@@ -93,16 +93,20 @@ def _trace_session(connect: Connect, session: str, log: TraceOptions) -> None:
     from ptserver.watching.trace import trace_session
 
     runtime = log.runtime()
-    if runtime.calls:
-        raise click.UsageError(
-            "a session's host does not see the runtime's own calls: -e runtime needs a process"
-        )
     watcher = connect()
     try:
         facts = watcher.find(session)
         sink = log.open([os.fsencode(facts.program)], here=False, waits_by_events=True)
         try:
-            trace_session(watcher, facts.id, log.names(), sink, stacks=log.stacks, events=runtime.all_events)
+            trace_session(
+                watcher,
+                facts.id,
+                log.names(),
+                sink,
+                stacks=log.stacks,
+                events=runtime.all_events,
+                runtime=bool(runtime.calls),
+            )
         finally:
             sink.close()
     finally:

@@ -1,8 +1,10 @@
 """What becomes of the goroutines of a program that a host serves: by a ring that the host puts into it.
 
-The ring has probes only; the program's calls are the host's own matter. It is made without any call that the host
-would have to answer (`Ring.attach`, not mapped), for the host waits meanwhile: a millisecond or two. It stays in the
-program to its end; when nobody wants events any more, its probes record nothing.
+The ring has probes only; the program's calls are the host's own matter, but for those of Go's runtime, which the ring
+tells from others. It is made without any call that the host would have to answer (`Ring.attach`, not mapped), for the
+host waits meanwhile: a millisecond or two. It stays in the program to its end; when nobody wants events any more, its
+probes for goroutines record nothing. Those for the runtime's calls are only put in if the first who wants the ring
+wants them; then they record to the end.
 
 Unless the host is root's, events of the last moments before the program ends may be lost with it. Thread rules: those
 of the host.
@@ -38,15 +40,18 @@ class NoEventsError(PtServerError):
 class HostGoEvents:
     """Reads the events of process *pid* and gives them to *take*, whenever there are some; `want` says which.
 
-    own_id: what the program takes its first thread's number for. since_ns: from when on events are complete.
+    own_id: what the program takes its first thread's number for; calls: those that its runtime makes by itself that
+    are wanted, too. since_ns: from when on events are complete.
 
     Raises:
         NoEventsError: the program cannot have a ring.
     """
 
-    def __init__(self, pid: int, own_id: int, loop: PollLoop, take: Take) -> None:
+    def __init__(
+        self, pid: int, own_id: int, loop: PollLoop, take: Take, *, calls: Collection[str] = ()
+    ) -> None:
         path = f"/proc/{pid}/exe"
-        runtime = RuntimeWanted(events=frozenset(KINDS), waits=True)
+        runtime = RuntimeWanted(frozenset(calls), frozenset(KINDS), waits=True)
         try:
             site = find_site(pid, with_c_code=True)
             probes = runtime.find_probes(path)
@@ -71,15 +76,21 @@ class HostGoEvents:
         self._take = take
         self._lost = 0
         self._closed = self._wanted = self._reads = False
+        self.calls = frozenset(calls)
         self.since_ns = time.monotonic_ns()
 
-    def want(self, kinds: Collection[str]) -> None:
-        """Have events of these kinds from now on, and all waits if there are any; none, if *kinds* is empty."""
+    def want(self, kinds: Collection[str], *, calls: bool) -> None:
+        """Have events of these kinds from now on, and all waits if there are any; none, if *kinds* is empty.
+
+        calls: whether somebody wants the runtime's calls.
+        """
         changes = wanted_changes(kinds) | WAIT_CHANGES if kinds else frozenset()
         self._ring.want(changes & self._all)
-        self._wanted = bool(kinds)
+        self._wanted = bool(kinds) or calls
         if self._wanted and not self._reads:
             self._reads = True
+            if self.calls:
+                self._skip()
             self._loop.later(_BUSY_SECONDS, self._read)
 
     def finish(self) -> None:
@@ -97,6 +108,12 @@ class HostGoEvents:
                 self._read_all()
             self._ring.close()
             self._go.close()
+
+    def _skip(self) -> None:
+        """Leave out what was recorded while nobody wanted it."""
+        while self._ring.read_batch() is not None:
+            pass
+        self._lost = self._ring.lost
 
     def _read(self) -> None:
         if self._closed:

@@ -113,11 +113,12 @@ class Host:
         *,
         stacks: bool = False,
         events: Collection[str] = (),
+        runtime: Collection[str] = (),
     ) -> None:
         """Log the calls of *names* that are taken to *sink*, besides others.
 
         stacks: with where they were made, if `find_goroutines` found a Go program. events: the kinds of what becomes
-        of goroutines that are logged, too.
+        of goroutines that are logged, too; runtime: the calls that Go's runtime makes by itself that are.
 
         Raises:
             NoEventsError: there is none of that to be had.
@@ -125,19 +126,19 @@ class Host:
         from ptserver.hosts.go_events import NoEventsError
         from ptserver.hosts.trace import HostTrace
 
-        if events and self.tracees is not None:
+        if (events or runtime) and self.tracees is not None:
             raise NoEventsError(
                 "events of goroutines cannot be had: the program's remote variables are traced"
             )
         if self.trace is None:
-            self.trace = HostTrace(self._loop)
+            self.trace = HostTrace(self._loop, self.takes)
         if stacks and self._goids is not None:
             self.trace.name_stacks(self.pid, self._goids.runtime, self._main.memory)
-        if events:
-            since_ns = self.trace.start_events(self.pid, self._main.id)
+        if events or runtime:
+            since_ns = self.trace.start_events(self.pid, self._main.id, runtime)
             if self._statistics is not None:
                 self._statistics.measure_blocked(since_ns)
-        self.trace.add(sink, names, stacks=stacks, kinds=events)
+        self.trace.add(sink, names, stacks=stacks, kinds=events, runtime=runtime)
         self._on_trace()
 
     def stop_trace(self, sink: "TraceSink") -> None:

@@ -6,19 +6,20 @@ Thread rules: those of the host.
 
 import contextlib
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 from goabi.errors import GoAbiError
 from goabi.sched import GoRuntime
 from ptserver.hosts.endings import exit_of
-from ptserver.hosts.go_events import HostGoEvents, of_kinds
+from ptserver.hosts.go_events import HostGoEvents, NoEventsError, of_kinds
 from ptserver.hosts.pending_call import PendingCall
 from ptserver.inspection.call_stacks import CallStacks
 from ptserver.net.poll_loop import PollLoop
 from ptserver.tracelog.batch import CallBatch
 from ptserver.tracelog.events import ExitEvent, SyscallEvent, ThreadEvent, TraceSink
 from ptserver.tracelog.frame_names import FrameNames, exe_identity
+from stepping.syscalls.table import SYSCALLS
 from stepping.tracee_memory import TraceeMemory
 
 #: How long an event may lie in the sink's buffer while the program is quiet.
@@ -26,18 +27,26 @@ _FLUSH_SECONDS = 0.1
 
 
 class _Listener(NamedTuple):
-    """Who is told what: calls of these names, with *stacks* or not; events of goroutines, of these kinds."""
+    """Who is told what: calls of these names, with *stacks* or not; events of goroutines, of these kinds.
+
+    runtime: the calls that are wanted that the program's runtime makes by itself.
+    """
 
     sink: TraceSink
     names: Collection[str]
     stacks: bool
     kinds: Collection[str]
+    runtime: Collection[str]
 
 
 class HostTrace:
-    """Gives several sinks events: each of the answered calls whose names it wants, and of all threads."""
+    """Gives several sinks events: each of the answered calls whose names it wants, and of all threads.
 
-    def __init__(self, loop: PollLoop) -> None:
+    takes: whether the host answers the calls of a name, so that they are logged when it does.
+    """
+
+    def __init__(self, loop: PollLoop, takes: Callable[[str], bool]) -> None:
+        self._takes = takes
         self._listeners: list[_Listener] = []
         self._with_stack: frozenset[str] = frozenset()
         self._pid = 0
@@ -58,25 +67,34 @@ class HostTrace:
                 self._pid, self._exe = pid, exe_identity(pid)
 
     def add(
-        self, sink: TraceSink, names: Collection[str], *, stacks: bool = False, kinds: Collection[str] = ()
+        self,
+        sink: TraceSink,
+        names: Collection[str],
+        *,
+        stacks: bool = False,
+        kinds: Collection[str] = (),
+        runtime: Collection[str] = (),
     ) -> None:
         """Log calls of *names* to *sink*, too. stacks: with where they were made, if that can be told.
 
-        kinds: which events of goroutines are logged; `start_events` comes first.
+        kinds: which events of goroutines are logged; runtime: which calls that the runtime makes by itself. For both
+        `start_events` comes first.
         """
-        self._listeners.append(_Listener(sink, names, stacks, kinds))
+        self._listeners.append(_Listener(sink, names, stacks, kinds, runtime))
         self._note_wishes()
 
-    def start_events(self, pid: int, own_id: int) -> int:
+    def start_events(self, pid: int, own_id: int, runtime: Collection[str] = ()) -> int:
         """Be able to log what becomes of the goroutines of process *pid*; return since when that is known.
 
-        own_id: what the program takes its number for.
+        own_id: what the program takes its number for. runtime: the runtime's calls that are to be logged as well.
 
         Raises:
             NoEventsError: it cannot be known.
         """
         if self._events is None:
-            self._events = HostGoEvents(pid, own_id, self._loop, self._take_events)
+            self._events = HostGoEvents(pid, own_id, self._loop, self._take_events, calls=runtime)
+        if not self._events.calls >= set(runtime):
+            raise NoEventsError("the program has a ring already, for others, without the runtime's own calls")
         return self._events.since_ns
 
     def remove(self, sink: TraceSink) -> bool:
@@ -125,14 +143,29 @@ class HostTrace:
 
     def _take_events(self, batch: CallBatch) -> None:
         for listener in self._listeners:
-            others = of_kinds(batch.others, listener.kinds) if listener.kinds else ()
-            if others or batch.waits:
-                listener.sink.calls(batch._replace(others=others))
+            given = self._calls_for(listener, batch)
+            others = of_kinds(given.others, listener.kinds) if listener.kinds or listener.runtime else ()
+            if others or batch.waits or given.records.size:
+                listener.sink.calls(given._replace(others=others))
         self._flush_soon()
+
+    def _calls_for(self, listener: _Listener, batch: CallBatch) -> CallBatch:
+        """Return *batch* with those of the runtime's calls that *listener* wants, and does not hear of otherwise."""
+        if not batch.records.size:
+            return batch
+        wanted = {
+            name
+            for name in listener.runtime
+            if name not in listener.names or not self._takes(name) or SYSCALLS[name].only_if is not None
+        }
+        groups = (group for group in batch.records.groups() if group.row.name in wanted)
+        chosen = batch.select(sorted(index for group in groups for index in group.indexes))
+        return chosen._replace(name_stack=self._frames if listener.stacks else None)
 
     def _note_wishes(self) -> None:
         if self._events is not None:
-            self._events.want({kind for listener in self._listeners for kind in listener.kinds})
+            kinds = {kind for listener in self._listeners for kind in listener.kinds}
+            self._events.want(kinds, calls=any(listener.runtime for listener in self._listeners))
         wanted = (listener.names for listener in self._listeners if listener.stacks)
         self._with_stack = (
             frozenset(name for names in wanted for name in names) if self._stacks else frozenset()

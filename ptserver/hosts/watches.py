@@ -44,7 +44,7 @@ from ptserver.messages import (
 from ptserver.net.poll_loop import PollLoop
 from ptserver.tracelog.batch import CallBatch
 from ptserver.tracelog.events import Event, Frame, GcEvent, GoEvent, LossEvent, SyscallEvent
-from ptserver.tracelog.filters import parse_filters
+from ptserver.tracelog.filters import RUNTIME_CALLS, parse_filters
 from ptserver.tracelog.jsonl import line_of
 from stepping.syscalls import SYSCALLS
 
@@ -163,8 +163,10 @@ class _Trace:
         self._kept: deque[SyscallEvent | bytes] = deque()
         self._lost = 0
         self._waits = False
-        names = frozenset(watch.names) or (frozenset() if watch.events else parse_filters(()))
-        host.start_trace(self, names, stacks=watch.stacks, events=watch.events)
+        only_others = watch.events or watch.runtime
+        names = frozenset(watch.names) or (frozenset() if only_others else parse_filters(()))
+        runtime = RUNTIME_CALLS if watch.runtime else ()
+        host.start_trace(self, names, stacks=watch.stacks, events=watch.events, runtime=runtime)
 
     def stop(self) -> None:
         """Send what is left, as far as there is room."""
@@ -177,10 +179,12 @@ class _Trace:
             self._keep(event)
 
     def calls(self, batch: CallBatch) -> None:
-        """Keep events of goroutines; calls a host answers one by one."""
-        for _, event in batch.others:
+        """Keep events of goroutines, and calls of the runtime; others a host answers one by one."""
+        for event in batch.all_events():
             if isinstance(event, GoEvent | GcEvent | LossEvent):
                 self._keep(msgspec.json.encode(line_of(event)))
+            else:
+                self.event(event)
 
     def flush(self) -> None:
         """Send what was kept, as far as there is room; the rest a little later."""

@@ -193,7 +193,13 @@ def hosting(options: RunOptions, path: str, host: Host, *, goroutines: bool) -> 
             stack.callback(sink.close)
             runtime = options.trace.runtime()
             events = runtime.events | ({"block"} if runtime.waits else frozenset())
-            host.start_trace(sink, options.trace.names(), stacks=options.trace.stacks, events=events)
+            host.start_trace(
+                sink,
+                options.trace.names(),
+                stacks=options.trace.stacks,
+                events=events,
+                runtime=runtime.calls,
+            )
         yield
 
 

@@ -77,14 +77,6 @@ class RunOptions:
         return [os.fsencode(word) for word in (self.argv0 or self.program, *self.arguments)]
 
 
-def _refuse_runtime(options: RunOptions) -> None:
-    """Raise an error if a trace is to show the runtime's own calls apart from others, which a host cannot tell."""
-    if options.trace is not None and options.trace.runtime().calls:
-        from ptserver.tracelog.errors import TraceSourceError
-
-        raise TraceSourceError("-e runtime is for programs that run natively, without a server")
-
-
 def run(options: RunOptions) -> int:
     """Run the program; return the exit status for this process. Dies by the signal that the program died by.
 
@@ -125,7 +117,6 @@ def run(options: RunOptions) -> int:
         from ptserver.running.here import run_traced
 
         return run_traced(options, path)
-    _refuse_runtime(options)
     from ptserver.net.transport import is_address
 
     if is_address(options.server):

@@ -28,10 +28,12 @@ def trace_session(
     *,
     stacks: bool = False,
     events: frozenset[str] = frozenset(),
+    runtime: bool = False,
 ) -> None:
     """Give *sink* the calls *names* of a session until its program ends, or a signal says that it is enough.
 
-    stacks: with where they were made, if the host can tell. events: kinds of what becomes of goroutines.
+    stacks: with where they were made, if the host can tell. events: kinds of what becomes of goroutines. runtime:
+    also the calls that Go's runtime makes by itself.
 
     Raises:
         NoSessionError: the host cannot tell.
@@ -45,7 +47,15 @@ def trace_session(
     deadline: float | None = None
     pid = 0
     try:
-        watch = Watch(1, "trace", session, tuple(sorted(names)), stacks=stacks, events=tuple(sorted(events)))  # type: ignore[arg-type]
+        watch = Watch(
+            1,
+            "trace",
+            session,
+            tuple(sorted(names)),
+            stacks=stacks,
+            events=tuple(sorted(events)),  # type: ignore[arg-type]
+            runtime=runtime,
+        )
         number = watcher.begin(watch)
         while deadline is None or time.monotonic() < deadline:
             ready = {fd for fd, _ in poll.poll(_QUIET_MS)}

@@ -77,11 +77,17 @@ def test_what_makes_no_sense_is_refused(words: tuple[str, ...], said: str) -> No
     assert said in message
 
 
-def test_the_runtime_s_own_calls_of_a_served_program_are_refused() -> None:
-    words = ("run", "--trace", "-e", "runtime", "--server", "tracelogger", build("hello"))
-    status, message = refusal(*words)
-    assert status == 69
-    assert "without a server" in message
+def test_the_runtime_s_own_calls_of_a_served_program(folder: Path) -> None:
+    log = folder / "log"
+    words = ("run", f"--trace={log}", "--json", "-k", "-e", "runtime,openat", "--server", "tracelogger")
+    assert ptserver(*words, build("demo"), cwd=folder)[0] == 0
+    events = [json.loads(line) for line in log.read_text().splitlines()]
+    of = {name: [event for event in events if event.get("name") == name] for name in ("futex", "openat")}
+    assert of["futex"]
+    assert of["futex"][0]["stack"][0]["function"] == "runtime.futex"
+    # What the host answers comes once, whoever calls.
+    starts = [event["start_ns"] for event in of["openat"]]
+    assert len(starts) == len(set(starts)) > 0
 
 
 def test_events_of_a_program_without_a_ring_are_refused() -> None:
