@@ -241,6 +241,8 @@ class Calls:
             if not self._workers.is_interrupting:
                 self._later(RETRY_SECONDS, self._interrupt_again)
             self._workers.interrupt(call_id)
+            # Its thread goes on: what is written next is not for a read that nobody waits for any more.
+            self._workers.await_end(call_id)
         elif self._behind is not None and self._behind.cancel(call_id):
             self._send(Result(call_id, 0, errno.EINTR))
         elif call_id in self._waiting:

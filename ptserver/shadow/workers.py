@@ -13,6 +13,7 @@ import errno
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Hashable
 from queue import SimpleQueue
 from typing import Generic, TypeVar
@@ -24,6 +25,8 @@ Work = Callable[[], Executed]
 
 #: How soon an interrupted call that has not returned is interrupted again.
 RETRY_SECONDS = 0.01
+#: How long an interrupted call is waited for at most, and how often it is looked at meanwhile.
+_MOMENT_SECONDS, _LOOK_SECONDS = 0.05, 0.0002
 
 _MAX_WORKERS = 2048
 _MAX_IDLE = 32
@@ -94,6 +97,13 @@ class Workers(Generic[_Key]):
         """Let the work under *key* return soon, with what it did or with EINTR."""
         if key in self._busy:
             self._interrupted.add(key)
+            self._busy[key].signal()
+
+    def await_end(self, key: _Key) -> None:
+        """Wait until the work under *key*, which was interrupted, has returned; a moment at most."""
+        until = time.monotonic() + _MOMENT_SECONDS
+        while all(key != done for done, _ in tuple(self._finished)) and time.monotonic() < until:
+            time.sleep(_LOOK_SECONDS)
             self._busy[key].signal()
 
     def interrupt_again(self) -> None:
