@@ -28,12 +28,16 @@ from stepping.breakpoints import Breakpoints
 from stepping.errors import SteppingError, TraceeGoneError
 from stepping.executor import AboutToCall, CountUsedUp, LeftRange, Reached, RunResult, Until
 from stepping.instructions import Flow
+from stepping.registers import Registers
 from stepping.stop_results import is_step_trap, read_code, result_of_stop
 from stepping.stops import SyscallEntry, decode_syscall_info
 from stepping.tracee import Resume, Tracee
 from stepping.tracee_group import TraceeGroup
 from stepping.wait_status import Event, WaitKind, WaitStatus
 
+_NO_CALL = (1 << 64) - 1
+#: What interrupted calls return within the kernel: ERESTARTSYS, NOINTR, NOHAND and RESTARTBLOCK.
+_RESTARTS = frozenset({-512, -513, -514, -516})
 _TRAP_BIT = 1 << (signal.SIGTRAP - 1)
 _IN_CALL = (Event.CLONE, Event.FORK, Event.VFORK, Event.VFORK_DONE, Event.EXEC, Event.SECCOMP)
 
@@ -203,7 +207,7 @@ class StepExecutor:
                 self.begin_call(tracee)
                 status = self._group.wait_for(tracee)
                 if status.kind is WaitKind.SYSCALL:
-                    if not is_in_call(tracee):
+                    if not is_in_call(tracee) and not is_interrupted(tracee.read_registers()):
                         return None
                     continue
                 result = result_of_stop(tracee, status, self._breakpoints)
@@ -235,6 +239,16 @@ class StepExecutor:
         mask = self._masks.pop(tracee.tid, None)
         if mask is not None and tracee.is_stopped:
             ptrace_api.setsigmask(tracee.tid, mask)
+
+
+def is_interrupted(registers: Registers) -> bool:
+    """Whether the thread is at the end of a call that a signal has interrupted, which is about to be delivered.
+
+    It may be a call that waits with a signal mask of its own (sigsuspend, ppoll). Then the kernel shows the thread's
+    own mask, but would put what is set in the place of the other one: the signal would not come.
+    """
+    pending = registers.layout.pending
+    return pending is not None and registers[pending] != _NO_CALL and registers.result in _RESTARTS
 
 
 def is_in_call(tracee: Tracee) -> bool:

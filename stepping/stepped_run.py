@@ -16,7 +16,7 @@ from collections.abc import Callable
 from stepping.breakpoints import Breakpoints
 from stepping.errors import TraceeGoneError
 from stepping.registers import Registers
-from stepping.singlestep import StepExecutor, is_in_call
+from stepping.singlestep import StepExecutor, is_in_call, is_interrupted
 from stepping.stop_results import is_step_trap
 from stepping.tracee import Tracee
 from stepping.tracee_group import TraceeGroup
@@ -108,7 +108,7 @@ class SteppedRun:
                     return tracee, turn[1]
                 tracee.drop_signal()
                 registers = tracee.read_registers()
-        if is_in_call(tracee):
+        if is_in_call(tracee) or (is_interrupted(registers) and not tracee.pending_signal):
             self._stepper.begin_call(tracee)
             return None
         if not tracee.pending_signal:

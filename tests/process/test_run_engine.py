@@ -27,6 +27,12 @@ def test_a_small_program_on_each_engine(engine: str) -> None:
     assert ptserver("run", f"--engine={engine}", program) == (7, "handled\ncounted\n", "")
 
 
+@pytest.mark.parametrize("engine", ["native", "step", "emulate"])
+def test_calls_with_a_signal_mask_of_their_own_are_interrupted(engine: str) -> None:
+    program = build_c("suspend_c", flags=("-static",))
+    assert ptserver("run", f"--engine={engine}", program) == (0, "1 1 1\n1 1 1\n", "")
+
+
 @pytest.mark.parametrize("engine", ["auto", "native"])
 @pytest.mark.parametrize("name", ["hello", "goroutines"])
 def test_go_programs(engine: str, name: str) -> None:
