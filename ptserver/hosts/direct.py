@@ -84,6 +84,8 @@ class DirectCalls:
 
     def quick(self, notification: Notification, memory: TraceeMemory) -> tuple[int, int] | None:
         """Answer a call of the first process by its arguments alone, if that can be done; see `Host`."""
+        if notification.nr in self._plain and self._sockets.has(notification.a0):
+            return None  # it was made before the socket was direct; what is known may be older
         answer = self._events.quick(notification, memory)
         if answer is None:
             answer = self._known.quick(notification, memory)

@@ -224,8 +224,8 @@ class DirectEvents:
         if instance.waiters:
             return None
         events = self._events(instance, min(notification.a2, _MAX_EVENTS))
-        if not events:
-            return (0, 0) if not notification.a3 & _INT and not instance.must_ask else None
+        if not events and (notification.a3 & _INT or instance.must_ask):
+            return None
         self._stand(instance)
         try:
             memory.write(notification.a1, events)
@@ -269,6 +269,7 @@ class DirectEvents:
                 )
             else:
                 self._give(call, events)
+                self._stand(instance)
             return
         deadline = None if timeout is None else time.monotonic() + timeout
         instance.waiters.append((call, room, deadline))

@@ -153,6 +153,10 @@ class DirectSockets:
                 self._tcp.discard(fd)
         return False
 
+    def has(self, fd: int) -> bool:
+        """Whether *fd* is direct."""
+        return fd in self._sockets
+
     def heard(self, call: PendingCall, value: int, *, may_begin: bool) -> None:
         """Hear of the result of a call of the first process, negative if it failed, before the program does.
 
