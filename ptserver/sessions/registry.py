@@ -43,8 +43,9 @@ def registry_folder() -> Iterator[str]:
             if stat.S_ISDIR(facts.st_mode) and facts.st_uid == os.geteuid():
                 _remove_if_left(left)
     folder = tempfile.mkdtemp(prefix=_PREFIX)
-    with open(os.path.join(folder, _LOCK), "wb") as lock:
+    with tempfile.NamedTemporaryFile(dir=folder, delete=False) as lock:
         fcntl.lockf(lock, fcntl.LOCK_EX)  # this process's alone: those that it forks do not hold it
+        os.rename(lock.name, os.path.join(folder, _LOCK))  # not to be seen before it is held
         try:
             yield folder
         finally:

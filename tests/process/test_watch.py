@@ -8,6 +8,7 @@ import select
 import signal
 import socket
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -446,21 +447,32 @@ def check_statistics(worker: Worker, log: Path, *, sees_results: bool) -> None:
     uses = {each["goid"]: each for each in last["goroutines"]}
     done = worker.report()
     reader = uses[worker.goids["reader"]]
-    assert 0 < reader["use"]["calls"] <= done.reads
+    # The runtime makes a call of its own now and then on a goroutine's thread.
+    assert 0 < reader["use"]["calls"] <= done.reads + 10
     if sees_results:
-        # The runtime makes a call of its own now and then on a goroutine's thread.
         assert 0 <= 1000 * reader["use"]["calls"] - reader["use"]["read_bytes"] <= 10_000
     assert reader["site"].startswith("main.main main.go:")
     assert sum(each["use"].get("cpu_ns", 0) for each in uses.values()) > 0
 
 
-def test_nothing_is_left_of_a_server(tmp_path: Path) -> None:
-    before = set(Path("/tmp").glob("ptserver-sessions-*"))
+@pytest.fixture
+def short_folder() -> Iterator[Path]:
+    """Give an empty folder whose name leaves room for that of a Unix socket."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
+def test_nothing_is_left_of_a_server(short_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", str(short_folder))
     with serving() as served:
-        (folder,) = set(Path("/tmp").glob("ptserver-sessions-*")) - before
+        (folder,) = short_folder.iterdir()
         assert folder.stat().st_mode & 0o777 == 0o700
-        with served.working():
-            assert len(list(folder.iterdir())) == 2
+        with served.working() as (_, facts):
+            assert {path.name for path in folder.iterdir()} == {
+                "lock",
+                f"{facts.id}.json",
+                f"{facts.id}.sock",
+            }
             watcher = served.watcher()
             watcher.begin(Watch(1, "attach", watcher.sessions[0].id, interval_ms=100))
             while not any(isinstance(one, WatchedRows) for one in told(watcher)):
@@ -470,5 +482,5 @@ def test_nothing_is_left_of_a_server(tmp_path: Path) -> None:
                 pass
         watcher.close()
         assert served.sessions() == []
-        assert list(folder.iterdir()) == []
+        assert [path.name for path in folder.iterdir()] == ["lock"]
     assert not folder.exists()
