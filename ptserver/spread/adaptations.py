@@ -13,7 +13,7 @@ its pattern; where that is not found, the program runs correctly without the cha
     stacks       a goroutine's stack has 4 KiB at least instead of 2, a page of its own.
 
 To give the runtime's records pages of their own (by larger types) has been tried. It did not pay: for m, p and mcache
-nothing changed, and with a page for each g a program of 3,000 goroutines was three times slower.
+nothing changed, and with a page for each g a program of 3,000 goroutines was slower, though what it took varied.
 
 Source: Go 1.21 to 1.27: runtime/proc.go (sysmon, ready, goschedImpl, newproc1, gfget), runtime/mgcpacer.go
 (gcControllerState.init), runtime/stack.go (gcComputeStartingStackSize, shrinkstack).
