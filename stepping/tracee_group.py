@@ -186,7 +186,7 @@ class TraceeGroup:
             ):
                 raise SteppingError(
                     f"thread {tracee.tid} of process {self.pid} does not stop "
-                    f"(state {read_state(tracee.tid)}); it waits inside the kernel, try again"
+                    f"(state {read_state(tracee.tid)}); it waits in the kernel, or its cgroup is frozen; try again"
                 )
             elif time.monotonic() < patient_until:
                 os.sched_yield()  # most threads stop within microseconds; a sleep would be far longer
