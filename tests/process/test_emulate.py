@@ -181,7 +181,8 @@ def test_an_instruction_that_is_not_known_is_named(tmp_path: Path) -> None:
     done = run("ptserver", "run", "--engine=emulate", tmp_path / "avx")
     assert done.returncode == -signal.SIGILL
     assert re.fullmatch(
-        r"ptserver: the emulator does not know the instruction at 0x[0-9a-f]+: c5 f4 58 d0 .*\n", done.stderr
+        r"ptserver: the emulator does not know the instruction at 0x[0-9a-f]+ in main: c5 f4 58 d0 .*\n",
+        done.stderr,
     )
 
 

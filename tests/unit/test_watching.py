@@ -43,7 +43,9 @@ class FakeHost:
     def find_goroutines(self, path: str) -> None:
         assert path == "/proc/100/exe"
 
-    def start_trace(self, sink: TraceSink, names: object, *, stacks: bool, events: object) -> None:
+    def start_trace(
+        self, sink: TraceSink, names: object, *, stacks: bool, events: object, runtime: object
+    ) -> None:
         self.sinks.append(sink)
 
     def stop_trace(self, sink: TraceSink) -> None:
