@@ -19,26 +19,36 @@ Source: ptrace(2), clone(2); kernel/fork.c, kernel/signal.c.
 
 import os
 import signal
+from collections.abc import Mapping
 from enum import Enum
 
 from stepping import ptrace_api
-from stepping.clone_flags import CLONE_NAMESPACES, CLONE_PIDFD, CLONE_VFORK, CLONE_VM
+from stepping.clone3 import decode_clone3
+from stepping.clone_flags import (
+    CLONE_NAMESPACES,
+    CLONE_PARENT,
+    CLONE_PARENT_SETTID,
+    CLONE_PIDFD,
+    CLONE_VFORK,
+    CLONE_VM,
+)
 from stepping.errors import TraceeGoneError
 from stepping.ptrace_api import Option
 from stepping.registers import Registers
+from stepping.syscalls import Arch
+from stepping.syscalls.marshal import Args
 from stepping.syscalls.table import SYSCALLS
 from stepping.tracee import Resume, Tracee
 from stepping.wait_status import WAIT_ALL, Event, WaitKind, WaitStatus
 
-_CLONE_PARENT = 0x8000
+#: The affair of who makes the child's other half, or of whoever gives it its id.
+_OF_OTHERS = CLONE_PIDFD | CLONE_PARENT_SETTID | CLONE_NAMESPACES
 _PR_SET_PDEATHSIG = 1
 _ALL_SIGNALS = (1 << 64) - 1
 _OPTIONS = Option.SYSGOOD | Option.FORK | Option.VFORK | Option.CLONE | Option.EXITKILL
 _BIRTHS = frozenset({Event.FORK, Event.VFORK, Event.CLONE})
 #: The result of a call that the kernel is about to restart, as it stands in a register of x86.
 ERESTARTSYS = -512
-
-Args = tuple[int, int, int, int, int, int]
 
 
 class Outcome(Enum):
@@ -51,8 +61,13 @@ class Outcome(Enum):
     GONE = "gone"
 
 
-def clone_arguments(name: str, args: Args) -> Args:
-    """Return the arguments of the clone(2) that does what call *name* (fork, vfork, clone) with *args* does."""
+def clone_arguments(name: str, args: Args, ins: Mapping[int, bytes], arch: Arch) -> Args:
+    """Return the arguments of the clone(2) that does what call *name* (fork, vfork, clone, clone3) does.
+
+    ins: what it reads, by argument. What only clone3 has is left out. Raises: BadArgumentError.
+    """
+    if name == "clone3":
+        return decode_clone3(ins[0]).as_clone(arch)
     if name == "fork":
         return (signal.SIGCHLD, 0, 0, 0, 0, 0)
     if name == "vfork":
@@ -61,7 +76,7 @@ def clone_arguments(name: str, args: Args) -> Args:
 
 
 class ForkCall:
-    """One fork; namespaces are the affair of who makes the child's other half.
+    """One fork.
 
     outcome, errno; child: the new process's id here, 0 before it exists; child_is_free: it runs.
     """
@@ -79,7 +94,7 @@ class ForkCall:
         self.errno = 0
         self.child = 0
         self.child_is_free = False
-        self._args = (args[0] & ~(CLONE_PIDFD | CLONE_NAMESPACES) | _CLONE_PARENT, *args[1:])
+        self._args = (args[0] & ~_OF_OTHERS | CLONE_PARENT, *args[1:])
         self._result = result
         self._ip = ip
         self._thread = Tracee.seize(tid, pid, _OPTIONS)

@@ -43,7 +43,7 @@ CLOCK_CALLS: frozenset[str] = frozenset(
 #: Of the clocks, those of the day: CLOCK_REALTIME, REALTIME_COARSE, REALTIME_ALARM, TAI. Others only measure.
 CLOCKS_OF_DAY: frozenset[int] = frozenset({0, 5, 8, 11})
 
-FORKS: frozenset[str] = frozenset({"fork", "vfork", "clone"})
+FORKS: frozenset[str] = frozenset({"fork", "vfork", "clone", "clone3"})
 EXECS: frozenset[str] = frozenset({"execve", "execveat"})
 
 #: Calls that matter to mappings of files, which are kept right where the program executes.
@@ -52,7 +52,8 @@ MAPPING_CALLS: frozenset[str] = frozenset({"munmap", "msync"})
 #: Calls that every new thread makes first, in Go's runtime and in C libraries, and the one that ends it.
 THREAD_CALLS: frozenset[str] = frozenset("sigaltstack set_robust_list exit".split())
 
-#: Refused without asking, so that libraries fall back to the older call, which can be told apart by its flags.
+#: Refused without asking where the server has no processes: libraries fall back to the older call, whose flags a
+#: filter sees.
 _DENIED = ("clone3",)
 
 
@@ -112,8 +113,10 @@ def thread_rules(arch: Arch) -> list[Rule]:
 
 
 def _host_rules(arch: Arch, has_pid: bool) -> list[Rule]:
-    rules = [Rule(SYSCALLS[name].numbers[arch], Verdict.DENY) for name in _DENIED]
     taken = REACHES_SELF_ONLY | MAPPING_CALLS
+    rules = []
     if has_pid:
         taken = taken | ID_CALLS | SHADOW_CALLS
+    else:
+        rules = [Rule(SYSCALLS[name].numbers[arch], Verdict.DENY) for name in _DENIED]
     return rules + [Rule(SYSCALLS[name].numbers[arch], Verdict.NOTIFY) for name in sorted(taken)]

@@ -20,11 +20,11 @@ import ctypes
 import errno
 import os
 import signal
-import struct
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from ptserver.hosts.endings import exit_of
+from ptserver.hosts.forks import prepare_fork, write_new_ids
 from ptserver.hosts.own_files import CONTENT, OPENING, host_content
 from ptserver.hosts.pending_call import PendingCall, Process
 from ptserver.hosts.policy import EXECS, FORKS, OPTIONS_OF_PROCESSES
@@ -37,10 +37,10 @@ from ptserver.hosts.process_signals import (
     mask_of,
     queue_signal,
 )
+from ptserver.machine import native_arch
 from ptserver.messages import Cancel, Message, ProcessExited, ProcessStopped, Signal, SignalState
 from ptserver.net.poll_loop import PollLoop
-from stepping.clone_flags import CLONE_NEWPID
-from stepping.errors import MemoryFaultError, SteppingError, TraceeGoneError
+from stepping.errors import SteppingError, TraceeGoneError
 from stepping.listener import Listener
 from stepping.signal_sets import has_one_thread, read_signal_sets
 from stepping.syscalls import Syscall, Sysno
@@ -53,11 +53,6 @@ if TYPE_CHECKING:
 #: Calls before which the server must know how the process treats signals.
 _DEPEND_ON_SIGNALS = FORKS | EXECS | {"wait4", "waitid"}
 
-_CLONE_PIDFD = 0x1000
-_CLONE_PARENT_SETTID = 0x100000
-#: Another numbering of processes; descriptors or a folder shared with another process: no shadow has that.
-_CLONE_REFUSED = 0x00000200 | 0x00000400 | CLONE_NEWPID | 0x00000080
-_PARENT_TID = 2
 #: Nothing must hold these up.
 _AT_ONCE = frozenset({signal.SIGKILL, signal.SIGCONT, signal.SIGPIPE})
 #: By which glibc reaches all threads (SIGCANCEL, SIGSETXID); musl has one more.
@@ -65,7 +60,6 @@ _OF_LIBRARY = frozenset({32, 33, 34})
 _TERMINAL_STOPS = (signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
 _NR_TGKILL = {"x86_64": 234, "aarch64": 131}[os.uname().machine]
 _MASK32 = 0xFFFFFFFF
-_U32 = struct.Struct("=I")
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -158,7 +152,8 @@ class RemoteProcesses:
             case "unshare" if not has_one_thread(process.pid):  # a thread's own namespace
                 self._answer(call, 0, errno.EPERM, {})
             case name:
-                if name in FORKS and not self._can_fork(call):
+                if name in FORKS and (refusal := prepare_fork(call)):
+                    self._answer(call, 0, refusal, {})
                     return True
                 if name in MASK_ARGUMENTS:
                     self._look_at_pending(call)
@@ -171,16 +166,6 @@ class RemoteProcesses:
                     if content is not None:
                         call.gathered.ins[CONTENT] = content
                 return False
-        return True
-
-    def _can_fork(self, call: PendingCall) -> bool:
-        """Refuse a fork that no shadow can follow; else ask the server for what it wants besides."""
-        flags = call.args[0] if call.row is not None and call.row.name == "clone" else 0
-        if flags & _CLONE_REFUSED:
-            self._answer(call, 0, errno.EINVAL, {})
-            return False
-        if flags & _CLONE_PIDFD and call.args[_PARENT_TID]:
-            call.gathered.outs[_PARENT_TID] = _U32.size
         return True
 
     def _tell_signals(self, call: PendingCall) -> None:
@@ -249,10 +234,9 @@ class RemoteProcesses:
             return
         row = call.row
         assert row is not None
-        arguments = clone_arguments(row.name, call.args)
+        arguments = clone_arguments(row.name, call.args, call.gathered.ins, native_arch())
         try:
-            for index, data in outs.items():
-                call.process.view.write(call.args[index], data)
+            write_new_ids(call, arguments, shadow, outs)
             fork = ForkCall(call.process.pid, call.tid, call.ip, arguments, shadow)
         except (SteppingError, OSError):
             self._answer(call, 0, errno.EAGAIN, {})
@@ -271,7 +255,7 @@ class RemoteProcesses:
             fork.advance()
             if fork.child and call.id in self._unborn:
                 del self._unborn[call.id]
-                self._add(fork.child, shadow, call)
+                self._add(fork.child, shadow)
             if fork.has_returned:  # its thread may fork again before the new process is free
                 self._forget(call)
                 self.abandon(call)
@@ -301,13 +285,10 @@ class RemoteProcesses:
                 if stop.is_over:
                     del self._stops[pid]
 
-    def _add(self, pid: int, shadow: int, call: PendingCall) -> None:
+    def _add(self, pid: int, shadow: int) -> None:
         process = Process(pid, shadow)
         self._by_pid[pid] = self._by_id[shadow] = process
         self._loop.watch(process.pidfd, lambda: self._ended(process))
-        if call.row is not None and call.row.name == "clone" and call.args[0] & _CLONE_PARENT_SETTID:
-            with contextlib.suppress(MemoryFaultError, OSError):
-                call.process.view.write(call.args[_PARENT_TID], _U32.pack(shadow))
 
     def abandon(self, call: PendingCall) -> None:
         """Tell the server that the process it made for *call* does not come, if it does not exist."""

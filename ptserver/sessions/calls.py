@@ -22,6 +22,7 @@ from ptserver.sessions.behind import WriteBehind
 from ptserver.sessions.descriptor_states import DescriptorStates
 from ptserver.sessions.direct_sockets import DirectSockets
 from ptserver.sessions.foresight import LOOKED_AT, POSTED, Foresight
+from ptserver.shadow.birth import Birth, birth_of
 from ptserver.shadow.events import EventWaits
 from ptserver.shadow.execute import Executed
 from ptserver.shadow.state import Shadow
@@ -29,6 +30,7 @@ from ptserver.shadow.waiting import EPOLLS, Args
 from ptserver.shadow.workers import RETRY_SECONDS, Workers
 from stepping.syscalls import SYSCALLS
 from stepping.syscalls import Syscall as Row
+from stepping.syscalls.marshal import BadArgumentError
 
 #: More calls in flight than any program has threads waiting.
 _MAX_WAITING = 16384
@@ -93,7 +95,7 @@ class Calls:
         copy: Callable[[int], int],
         gate: Gate | None = None,
         *,
-        fork: Callable[[int, dict[int, int]], Executed],
+        fork: Callable[[Birth, dict[int, int]], Executed],
         become: Callable[[str, Args, dict[int, bytes]], int | None],
         take_signals: Callable[[], None],
         elsewhere: "Elsewhere | None" = None,
@@ -318,8 +320,11 @@ class Calls:
         elif self._gate and row.name in GATED and (failure := self._gate.judge(row.name, args, ins)):
             self._complete(call_id, call, then, (0, failure, {}))
         elif row.name in FORKS:
-            flags = args[0] if row.name == "clone" else 0
-            self._complete(call_id, call, then, self._fork(flags, outs))
+            try:
+                forked = self._fork(birth_of(row.name, args, ins), outs)
+            except BadArgumentError as error:
+                forked = 0, error.errno, {}
+            self._complete(call_id, call, then, forked)
         elif row.name in EXECS:
             refusal = self._become(row.name, args, ins)
             if refusal is not None:

@@ -27,6 +27,7 @@ from ptserver.net.connection import Connection
 from ptserver.net.poll_loop import PollLoop
 from ptserver.net.wire import Codec
 from ptserver.sessions.calls import Calls
+from ptserver.shadow.birth import Birth
 from ptserver.shadow.execute import Executed as CallResult
 from ptserver.shadow.process import SHADOW_CODEC, ShadowState, fork_shadow
 
@@ -86,7 +87,7 @@ class Children(dict[int, Child]):
         self._calls: Calls | None = None
         self._births: socket.socket | None = None
 
-    def fork(self, flags: int, outs: dict[int, int]) -> CallResult:
+    def fork(self, birth: Birth, outs: dict[int, int]) -> CallResult:
         """Fork this process, as a call of the program does; see `fork_shadow`."""
         if self._births is None:
             ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -94,7 +95,7 @@ class Children(dict[int, Child]):
                 socket.socket(fileno=self._descriptors.keep(end.detach())) for end in ends
             )
             self._births.setblocking(False)
-        result = fork_shadow(self._state, flags, outs)
+        result = fork_shadow(self._state, birth, outs)
         self.take_births()
         return result
 

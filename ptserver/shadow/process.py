@@ -13,7 +13,6 @@ Thread rules: the first thread of a shadow, before and after the fork.
 """
 
 import contextlib
-import ctypes
 import errno
 import os
 import select
@@ -46,13 +45,13 @@ from ptserver.server import RuntimeServer
 from ptserver.session import Session
 from ptserver.sessions.calls import Calls
 from ptserver.sessions.log import Log
+from ptserver.shadow.birth import Birth
 from ptserver.shadow.descriptors import Descriptors
 from ptserver.shadow.execute import Executed as CallResult
 from ptserver.shadow.signals import ShadowSignals, signal_message
 from ptserver.shadow.state import Shadow
 from ptserver.shadow.waiting import Args
 from ptserver.shadow.workers import Workers
-from stepping.clone_flags import CLONE_NAMESPACES
 
 _FD = struct.Struct("=i")
 _DRAIN_SECONDS = 5.0
@@ -78,11 +77,11 @@ class ShadowState:
     births: socket.socket | None = None
 
 
-def fork_shadow(state: ShadowState, flags: int, outs: dict[int, int]) -> CallResult:
+def fork_shadow(state: ShadowState, birth: Birth, outs: dict[int, int]) -> CallResult:
     """Fork, as a call of the program does; return what it returns, to the old process alone.
 
-    flags: of the call; the new process gets the namespaces that they name. outs: of the call: where it wants a
-    descriptor of the new process (CLONE_PIDFD), if it does.
+    birth: what the new process has of its own. outs: of the call: where it wants a descriptor of the new process
+    (CLONE_PIDFD), if it does.
     """
     births = state.births
     assert births is not None
@@ -94,9 +93,9 @@ def fork_shadow(state: ShadowState, flags: int, outs: dict[int, int]) -> CallRes
         with ours, theirs:
             pid = os.fork()
             if pid == 0:
-                _become(state, theirs, flags & CLONE_NAMESPACES)
-            if flags & CLONE_NAMESPACES:
-                _await_namespaces(pid, ours)
+                _become(state, theirs, birth)
+            if not birth.is_plain:
+                _await_birth(pid, ours)
             socket.send_fds(births, [str(pid).encode()], [ours.fileno()])
         wanted = [index for index, size in outs.items() if size == _FD.size][:1]
         return pid, 0, {index: _FD.pack(os.pidfd_open(pid)) for index in wanted}
@@ -104,27 +103,27 @@ def fork_shadow(state: ShadowState, flags: int, outs: dict[int, int]) -> CallRes
         return 0, error.errno or errno.EAGAIN, {}
 
 
-def _await_namespaces(pid: int, sock: socket.socket) -> None:
-    """Wait until the new process has its namespaces. Raises: OSError, and it is gone, if it cannot have them."""
+def _await_birth(pid: int, sock: socket.socket) -> None:
+    """Wait until the new process has what it is to have. Raises: OSError, and it is gone, if it cannot have it."""
     failed = _FD.unpack(sock.recv(_FD.size))[0]
     if failed:
         os.waitpid(pid, 0)
         raise OSError(failed, os.strerror(failed))
 
 
-def _enter_namespaces(namespaces: int, sock: socket.socket) -> None:
-    """Leave those of the process that forked this one, and tell it: as after clone(2), it finds this one there."""
-    failed = ctypes.get_errno() if ctypes.CDLL(None, use_errno=True).unshare(namespaces) else 0
+def _take_birth(state: ShadowState, birth: Birth, sock: socket.socket) -> None:
+    """Take what this process is to have, and tell who forked it: as after clone(2), it finds this one there."""
+    failed = birth.take(state.descriptors.program_limit)
     sock.send(_FD.pack(failed))
     if failed:
         os._exit(1)
 
 
-def _become(state: ShadowState, sock: socket.socket, namespaces: int) -> NoReturn:
+def _become(state: ShadowState, sock: socket.socket, birth: Birth) -> NoReturn:
     """In the new process: be a shadow."""
     with _Ending(state.log):
-        if namespaces:
-            _enter_namespaces(namespaces, sock)
+        if not birth.is_plain:
+            _take_birth(state, birth, sock)
         assert state.births is not None
         kept = {sock.fileno(), state.births.fileno(), *state.shadow.mapped}
         if isinstance(state.log, Log):
@@ -172,7 +171,7 @@ class ForkedShadow:
             self._loop,
             state.descriptors.copy,
             state.gate,
-            fork=lambda flags, outs: fork_shadow(state, flags, outs),
+            fork=lambda birth, outs: fork_shadow(state, birth, outs),
             become=self._become,
             take_signals=self._on_signal,
             pid=self._pid,

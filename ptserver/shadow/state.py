@@ -60,7 +60,7 @@ _ABOUT_PROCESSES = frozenset(
 #: Of those about the system, what gives a process namespaces of its own, and changes them.
 _ABOUT_NAMESPACES = frozenset("unshare mount umount2 pivot_root".split())
 #: Calls that are made where the fork and the exec of a process are.
-_BIRTHS = frozenset("fork vfork clone execve execveat".split())
+_BIRTHS = frozenset("fork vfork clone clone3 execve execveat".split())
 _REFUSED = frozenset({"vmsplice", "mq_notify"})
 _CHANGES_NUMBERS = frozenset({"close", "close_range", "dup2", "dup3"})
 _CHANGES_CREDENTIALS = frozenset(

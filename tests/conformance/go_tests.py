@@ -16,7 +16,11 @@ PACKAGES = ("io/fs", "path/filepath", "bufio", "os", "os/exec", "io", "internal/
 LONGER_PACKAGES = (
     "archive/tar",
     "archive/zip",
+    "compress/bzip2",
+    "compress/flate",
     "compress/gzip",
+    "compress/lzw",
+    "compress/zlib",
     "context",
     "crypto/tls",
     "database/sql",

@@ -78,6 +78,33 @@ def select_readable(fd: int) -> None:
     assert select.select([fd], [], [], 30)[0], "a process of the session is left"
 
 
+@pytest.fixture
+def group(tmp_path: Path) -> Iterator[str]:
+    """The folder of a control group, "/" if there can be none."""
+    mounts = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
+    root = next((Path(words[1]) for words in mounts if words[2] == "cgroup2"), None)
+    if root is None or os.geteuid() != 0:
+        yield "/"
+        return
+    folder = root / f"ptserver-test-{os.getpid()}"
+    folder.mkdir()
+    yield str(folder)
+    folder.rmdir()
+
+
+def test_clone3_makes_processes_as_natively(group: str, tmp_path: Path) -> None:
+    program, env = build_c("clone3_c", flags=("-static",)), base_environment()
+    with started([program, group], program, env=env, cwd="/") as child:
+        native = child.finish()
+    with (
+        none_left(),
+        serving("passthrough", f"unix:{tmp_path}/s", cwd="/", env=env, log=tmp_path / "log") as (address, _),
+        started(["ptserver", "run", "--server", address, program, group], program, env=env, cwd="/") as child,
+    ):
+        assert child.finish() == native
+    assert b"executes: waited for 0x700" in native.stdout
+
+
 def test_a_signal_to_the_program_s_id_reaches_it(program: Path, tmp_path: Path) -> None:
     with lingering(program, tmp_path) as (child, _, pid):
         os.kill(pid, signal.SIGUSR1)

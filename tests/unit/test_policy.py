@@ -84,9 +84,11 @@ def test_the_host_s_own_calls_are_all_in_the_table() -> None:
     assert set(SYSCALLS) >= REACHES_SELF_ONLY
 
 
-def test_clone3_is_refused_by_the_filter_so_that_libraries_use_clone() -> None:
+def test_clone3_is_refused_by_the_filter_where_the_server_has_no_processes() -> None:
     rules = [rule for rule in filter_rules({}, "serve", "amd64") if rule.sysno == 435]
     assert (rules[0].verdict, rules[0].errno) == (Verdict.DENY, errno.ENOSYS)
+    taken = [rule for rule in filter_rules({}, "serve", "amd64", has_pid=True) if rule.sysno == 435]
+    assert [rule.verdict for rule in taken] == [Verdict.NOTIFY]
 
 
 def test_every_hypercall_is_taken() -> None:
