@@ -106,7 +106,7 @@ def test_arbitrary_calls(seed: int, tmp_path: Path) -> None:
             call = arbitrary_call(rng, call_id)
             result = answers(client, call)
             assert result is not None, f"{call} ended the session: {running.log()}"
-            has_forked |= call.name in ("fork", "vfork", "clone") and not result.errno
+            has_forked |= call.name in ("fork", "vfork", "clone", "clone3") and not result.errno
             assert all(len(data) <= call.outs.get(index, 0) for index, data in result.outs.items()), call
         if has_forked:
             client.close()  # processes that nobody tells to end would keep the session
