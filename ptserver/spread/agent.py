@@ -138,7 +138,7 @@ class _Agent:
         except BaseException:
             instance.close()
             raise
-        return SpreadHost(message.host, instance, self._connection.send)
+        return SpreadHost(message.host, instance, self._connection.send, self._loop.later)
 
 
 def fork_agent(path: str) -> tuple[int, socket.socket]:

@@ -41,6 +41,7 @@ from ptserver.spread.messages import (
     ThreadGone,
     ThreadState,
 )
+from ptserver.spread.requests import Later
 from stepping import gadget, ptrace_api
 from stepping.errors import SteppingError, TraceeGoneError
 from stepping.gadget import AFTER_SYSCALL, SCRATCH
@@ -83,13 +84,13 @@ class _Thread:
 
 
 class SpreadHost:
-    """Host number *number*, which keeps *instance*; tells the home by *emit*."""
+    """Host number *number*, which keeps *instance*; tells the home by *emit*, calls functions *later*."""
 
-    def __init__(self, number: int, instance: Instance, emit: Emit) -> None:
+    def __init__(self, number: int, instance: Instance, emit: Emit, later: Later) -> None:
         self.number = number
         self.instance = instance
         self._emit = emit
-        self.pages = HostPages(instance, emit, self._name, self._segfault)
+        self.pages = HostPages(instance, emit, self._name, self._segfault, later)
         self._by_kernel_tid: dict[int, _Thread] = {}
         self._by_tid: dict[int, _Thread] = {}
         self._children: dict[int, Tracee] = {}
@@ -197,7 +198,7 @@ class SpreadHost:
 
     def _stop(self, message: Stop) -> None:
         thread = self._thread(message.tid)
-        if thread.doing is _Doing.RUNNING:
+        if thread.doing is _Doing.RUNNING and not self.pages.is_waiting(thread.tracee.tid):
             thread.wanted = True
             thread.tracee.interrupt()
 
@@ -335,6 +336,7 @@ class SpreadHost:
     def _gone(self, thread: _Thread, status: WaitStatus) -> None:
         kernel_tid = thread.tracee.tid
         del self._by_kernel_tid[kernel_tid]
+        self.pages.forget_thread(kernel_tid)
         if self._by_tid.get(thread.tid) is thread:
             del self._by_tid[thread.tid]
         if self.number:
@@ -366,7 +368,9 @@ class SpreadHost:
             return
         elif status.signo == signal.SIGBUS and self._has_failed(tracee):
             return
-        elif status.signo == signal.SIGURG and self._computes(thread):
+        elif (
+            status.signo == signal.SIGURG and self._computes(thread) and not self.pages.is_waiting(tracee.tid)
+        ):
             self._preempted(thread, status.signo)
             return
         tracee.resume()

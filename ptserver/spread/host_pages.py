@@ -2,9 +2,12 @@
 says.
 """
 
+import contextlib
 import zlib
 from collections.abc import Callable
+from functools import partial
 
+from ptserver.spread.holding import Holdings, Turns
 from ptserver.spread.messages import (
     AllowWrite,
     Deny,
@@ -24,6 +27,7 @@ from ptserver.spread.messages import (
     Words,
     ZeroPages,
 )
+from ptserver.spread.requests import Later
 from stepping.instance import Instance
 from stepping.maps import PAGE_BYTES
 
@@ -35,7 +39,8 @@ _ZERO_PAGE = bytes(PAGE_BYTES)
 class HostPages:
     """The pages of *instance*. name: the program's thread that a kernel thread is, 0 if none.
 
-    segfault: sends SIGSEGV for the touch of an address to a kernel thread. takers: what to do for each message.
+    later: calls a function after so many seconds. segfault: sends SIGSEGV for the touch of an address to a kernel
+    thread. takers: what to do for each message.
     """
 
     def __init__(
@@ -44,24 +49,29 @@ class HostPages:
         emit: Emit,
         name: Callable[[int], int],
         segfault: Callable[[int, int], None],
+        later: Later,
     ) -> None:
         self.instance = instance
+        self._later = later
+        self._turns = Turns()
+        self._holdings = Holdings(self._turns)
         self._emit = emit
         self._name = name
         self._segfault = segfault
         self._faults = instance.faults
         self._waiting: dict[int, list[tuple[int, int]]] = {}  # by page: kernel threads and addresses
+        self._waiting_tids: set[int] = set()
         self._asked: dict[int, bool] = {}  # by page: whether it was asked for to write
         self._clean: set[int] = set()  # pages that may be written, when that has been noted
         self._poisoned: set[int] = set()  # pages whose touch fails
         self.takers: dict[type, Callable[..., None]] = {
-            SendPage: self._send_page,
+            SendPage: partial(self._give, self._send_page),
             PutPage: self._put_page,
             ZeroPages: self._zero_pages,
             AllowWrite: self._allow_write,
             TryAgain: self._try_again,
             Deny: self._deny,
-            DropPage: self._drop_page,
+            DropPage: partial(self._give, self._drop_page),
             ReadWords: self._read_words,
             Discard: self._discard,
             TakeInventory: self._take_inventory,
@@ -70,6 +80,15 @@ class HostPages:
     def fails(self, address: int) -> bool:
         """Whether the touch of *address* fails, for it is denied."""
         return address // PAGE_BYTES in self._poisoned
+
+    def is_waiting(self, kernel_tid: int) -> bool:
+        """Whether a thread waits for a page, so that it neither computes nor should be moved: it would wait again."""
+        return kernel_tid in self._waiting_tids
+
+    def forget_thread(self, kernel_tid: int) -> None:
+        """Forget a thread that has ended."""
+        self._waiting_tids.discard(kernel_tid)
+        self._turns.forget(kernel_tid)
 
     def take_faults(self) -> None:
         """Report the faults that wait."""
@@ -80,10 +99,20 @@ class HostPages:
                 self._faults.unprotect(page * PAGE_BYTES)
                 continue
             self._waiting.setdefault(page, []).append((tid, address))
+            self._waiting_tids.add(tid)
             asked = self._asked.get(page)
             if asked is None or (write and not asked):
                 self._asked[page] = write
                 self._emit(Fault(page, write, address, self._name(tid)))
+
+    def _give(self, do: Callable[..., None], message: SendPage | DropPage) -> None:
+        """Do what gives a page away, when it may go. The home sends nothing else about the page until it is gone."""
+        seconds = self._holdings.wait(message.page)
+        if seconds:
+            self._later(seconds, lambda: self._give(do, message))
+            return
+        with contextlib.suppress(ProcessLookupError):  # it may be later, and the process has ended
+            do(message)
 
     def _send_page(self, message: SendPage) -> None:
         page = message.page
@@ -123,13 +152,18 @@ class HostPages:
 
     def _granted(self, page: int) -> None:
         self._asked.pop(page, None)
-        self._waiting.pop(page, None)
+        waiting = self._waiting.pop(page, None)
+        if waiting:
+            tids = [tid for tid, _ in waiting]
+            self._waiting_tids.difference_update(tids)
+            self._holdings.begin(page, tids)
 
     def _deny(self, message: Deny) -> None:
         """Let nobody have the page: a call that touches it fails, a thread of the program gets SIGSEGV."""
         page = message.page
         self._asked.pop(page, None)
         for kernel_tid, address in self._waiting.pop(page, ()):
+            self._waiting_tids.discard(kernel_tid)
             if _is_in_call(self.instance.pid, kernel_tid) and page not in self._poisoned:
                 if self._faults.poison(page * PAGE_BYTES):
                     self._poisoned.add(page)

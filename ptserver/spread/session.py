@@ -81,7 +81,7 @@ class SpreadSession:
         self.home = Home(1 + len(numbers), self._send, self.loop.later, placement, space, check_seconds)
         self.home.threads.begin(instance.pid)
         self.home.pages.place(0, instance.present)
-        self._host = SpreadHost(0, instance, self._take_own)
+        self._host = SpreadHost(0, instance, self._take_own, self.loop.later)
         self.loop.watch(signals.fileno(), self._on_signal)
         self.loop.watch(instance.faults.fileno(), self._host.pages.take_faults)
         for number in numbers:

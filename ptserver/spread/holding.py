@@ -1,0 +1,79 @@
+"""How long a page that has come stays, though others want it: until who waited for it has had it.
+
+A thread that waited for a page is woken when it comes, but runs some time later: when a processor is free. An agent,
+which does not wait for processors, could be told to give the page away before, and then the thread waits for it
+again, for ever if things go badly: all hosts pass pages around and no thread ever runs. So a page is given away only
+after one of those whom it woke has been on a processor; that is enough for the instruction that touched it. After
+`LONGEST_SECONDS` it goes in any case: its thread may have been stopped, or need another page first.
+
+The kernel counts how often a thread has been given a processor (the third number of /proc/TID/schedstat), which costs
+two microseconds to read.
+"""
+
+import os
+import time
+from dataclasses import dataclass
+
+#: How long a page is kept at most.
+LONGEST_SECONDS = 0.02
+#: After how long to look again whether it can go; twice as long each time.
+FIRST_LOOK_SECONDS, LAST_LOOK_SECONDS = 50e-6, 2e-3
+
+
+class Turns:
+    """How often threads have been given a processor, by the kernel's count."""
+
+    def __init__(self) -> None:
+        self._files: dict[int, int] = {}
+
+    def read(self, tid: int) -> int:
+        """Return the count of a thread; -1 if it is gone, or the kernel does not count."""
+        file = self._files.get(tid)
+        try:
+            if file is None:
+                file = self._files[tid] = os.open(f"/proc/{tid}/schedstat", os.O_RDONLY | os.O_CLOEXEC)
+            return int(os.pread(file, 64, 0).rsplit(b" ", 1)[1])
+        except (OSError, IndexError):
+            self.forget(tid)
+            return -1
+
+    def forget(self, tid: int) -> None:
+        """Keep no descriptor for a thread."""
+        file = self._files.pop(tid, None)
+        if file is not None:
+            os.close(file)
+
+
+@dataclass(slots=True)
+class _Holding:
+    """waiting: who was woken, and how often each had run before. next_look: after how long to look next."""
+
+    waiting: list[tuple[int, int]]
+    until: float
+    next_look: float = FIRST_LOOK_SECONDS
+
+
+class Holdings:
+    """Which pages are kept, and for whom."""
+
+    def __init__(self, turns: Turns) -> None:
+        self._turns = turns
+        self._pages: dict[int, _Holding] = {}
+
+    def begin(self, page: int, tids: list[int]) -> None:
+        """Keep *page*, for which *tids* wait; they are woken right afterwards."""
+        waiting = [(tid, self._turns.read(tid)) for tid in tids]
+        self._pages[page] = _Holding(waiting, time.monotonic() + LONGEST_SECONDS)
+
+    def wait(self, page: int) -> float:
+        """Return after how many seconds to ask again whether *page* may go; 0 if it may, and then it does."""
+        holding = self._pages.get(page)
+        if holding is None:
+            return 0.0
+        unused = all(turns == self._turns.read(tid) != -1 for tid, turns in holding.waiting)
+        if unused and time.monotonic() < holding.until:
+            seconds = holding.next_look
+            holding.next_look = min(2 * seconds, LAST_LOOK_SECONDS)
+            return seconds
+        del self._pages[page]
+        return 0.0
