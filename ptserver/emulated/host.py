@@ -116,9 +116,9 @@ class EmulatedResources:
             return map_from_away(fd, offset, address, size, shared)
         return map_file(address, size, fd, offset, shared)
 
-    def process_control(self, machine: Machine, thread: Thread, args: list[int]) -> Result:
+    def make_at_once(self, machine: Machine, thread: Thread, name: str, args: list[int]) -> Result:
         """See `stepping.emulation.machine.Resources`."""
-        served = self._gathered(machine, thread, SYSCALLS["prctl"], args)
+        served = self._gathered(machine, thread, SYSCALLS[name], args)
         return served if isinstance(served, int) else served.make(served.call)
 
     def call(self, machine: Machine, thread: Thread, row: Syscall, args: list[int]) -> Result:

@@ -168,11 +168,7 @@ class _Signal:
                 threads = [thread, *self._machine.threads.values()]
                 self._signals.send_to_process(threads, number, info)
             return 0
-        try:
-            os.kill(pid, number)
-        except OSError as error:
-            return -(error.errno or errno.EPERM)
-        return 0
+        return self._machine.resources.make_at_once(self._machine, thread, "kill", args)
 
     def tkill(self, _thread: Thread, args: list[int]) -> Result:
         return self._to_thread(args[0], args[1])

@@ -174,7 +174,7 @@ class _Threads:
             self._space.write(pointer, thread.name.ljust(16, b"\0"))
             return 0
         if option in _PR_OF_THE_PROCESS:
-            return self._machine.resources.process_control(self._machine, thread, args)
+            return self._machine.resources.make_at_once(self._machine, thread, "prctl", args)
         return -errno.EINVAL
 
 

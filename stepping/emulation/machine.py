@@ -59,8 +59,8 @@ class Resources(Protocol):
     def fork(self, machine: "Machine", thread: Thread, args: list[int]) -> Result:
         """Make the clone(2) of a process that *thread* asks for; return in both."""
 
-    def process_control(self, machine: "Machine", thread: Thread, args: list[int]) -> Result:
-        """Make the prctl(2) that *thread* asks for, which concerns the process as others see it."""
+    def make_at_once(self, machine: "Machine", thread: Thread, name: str, args: list[int]) -> Result:
+        """Make the call *name* of *thread*, which does not wait, about other processes, or this one as they see it."""
 
     def map_file(self, fd: int, offset: int, address: int, size: int, shared: bool) -> tuple[int, int]:
         """Put a part of a file at *address* of this process; return as a `address_space.FileMapper`."""

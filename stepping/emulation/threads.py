@@ -245,6 +245,8 @@ class Scheduler:
         if self._watched or self._sources or timeout != 0 or self._done:
             for fd, _ in self._poll.poll(timeout):
                 self._on_ready(fd)
+        if self._done:  # a signal that belongs to a call which has just ended (SIGPIPE): the thread must meet it first
+            self._complete()
         self._fire()
 
     def _timeout_ms(self) -> int | None:
@@ -280,8 +282,7 @@ class Scheduler:
     def _on_ready(self, fd: int) -> None:
         if fd == self._wakeup:
             os.eventfd_read(fd)
-            while self._done:
-                self._done.popleft()()
+            self._complete()
             return
         if fd in self._sources:
             self._sources[fd]()
@@ -291,6 +292,10 @@ class Scheduler:
                 result = retry()
                 if isinstance(result, int):
                     self.wake(thread, result)
+
+    def _complete(self) -> None:
+        while self._done:
+            self._done.popleft()()
 
     def _register(self, fd: int) -> None:
         entries = self._watched.get(fd)
