@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from ptserver.machine import native_arch
 from ptserver.shadow.raw_calls import raw_call
+from ptserver.stub.hypercalls import Hypercall
 from stepping.syscalls import SYSCALLS, Syscall
 from stepping.syscalls.marshal import Args
 
@@ -40,6 +41,11 @@ def map_from_away(fd: int, offset: int, address: int, size: int, shared: bool) -
         if number != errno.EACCES or not shared:
             break
     return number, 0
+
+
+def interrupt_away(tid: int) -> bool:
+    """Have the stub host end the call of this process's thread *tid*; return False if a signal is needed for that."""
+    return raw_call(Hypercall.INTERRUPT, tid) > 0
 
 
 def asks_only(row: Syscall, args: Args) -> bool:

@@ -28,10 +28,11 @@ _RETRY_NS = int(RETRY_SECONDS * 1_000_000_000)
 class Background:
     """The calls that are under way. Nothing is set up before the first.
 
-    settles: whether they get a moment, so that the run is repeatable.
+    interrupt: as of `Workers`. settles: whether they get a moment, so that the run is repeatable.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, interrupt: Callable[[int], bool] | None = None) -> None:
+        self._interrupt_call = interrupt
         self.settles = False
         self._workers: Workers[int] | None = None
         self._scheduler: Scheduler | None = None
@@ -50,7 +51,7 @@ class Background:
     ) -> Outcome:
         """Let *thread* wait until *call*, which a thread of this process makes, has returned; then call *finish*."""
         if self._workers is None:
-            self._workers = Workers(keep_descriptor)
+            self._workers = Workers(keep_descriptor, self._interrupt_call)
             self._scheduler = scheduler
             scheduler.add_source(self._workers.fileno(), self._take)
         key = next(self._keys)

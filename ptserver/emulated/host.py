@@ -24,7 +24,7 @@ from goabi.elf_header import read_elf_header
 from goabi.errors import GoAbiError
 from ptserver.call import Call
 from ptserver.code_place import place_in
-from ptserver.emulated.away_calls import Away, asks_only, map_from_away
+from ptserver.emulated.away_calls import Away, asks_only, interrupt_away, map_from_away
 from ptserver.emulated.background import Background
 from ptserver.emulated.processes import SignalRelay, fork, own_pid
 from ptserver.emulated.served_call import PATH_CALLS, PROC_EXE, ServedCall
@@ -80,7 +80,7 @@ class EmulatedResources:
         self._translation = Translation(arch, native_arch())
         self._waiting = Waiting()
         self._away = away
-        self.background = Background()
+        self.background = Background(interrupt_away if away is not None and away.everything else None)
         self._server = server
         self._session = session
         self._next_id = 0

@@ -19,8 +19,10 @@ _WRITERS = frozenset("write pwrite64 writev pwritev pwritev2 sendto sendmsg send
 EPOLLS = frozenset("epoll_wait epoll_pwait epoll_pwait2".split())
 POLLS = frozenset("poll ppoll".split())
 #: What fails when a signal comes, whatever its handler's flags. Source: signal(7).
-NEVER_REPEATED = frozenset(
-    "select pselect6 semop semtimedop msgrcv msgsnd io_getevents io_pgetevents".split()
+NEVER_REPEATED = (
+    EPOLLS
+    | POLLS
+    | frozenset("select pselect6 semop semtimedop msgrcv msgsnd io_getevents io_pgetevents".split())
 )
 _FLAGS_OF_RECEIVING = {"recvmmsg": 3, "recvfrom": 3, "recvmsg": 2}
 _MSG_WAITFORONE = 0x10000

@@ -13,6 +13,7 @@ and nothing else of this machine.
 """
 
 import contextlib
+import errno
 import os
 import select
 import signal
@@ -232,6 +233,8 @@ class RemoteHost(ConnectedHost):
         if call.nr == Hypercall.MEMORY and self.has_emulator:
             value, error = answer_memory(call, self.ask)
             self._answer(call, value, error, {})
+        elif call.nr == Hypercall.INTERRUPT and self.has_emulator:
+            self._answer(call, int(self._interrupt(call.args[0])), 0, {})
         else:
             super()._take_unknown(call)
 
@@ -304,6 +307,22 @@ class RemoteHost(ConnectedHost):
             self._tell(Cancel(call.id))
         elif self._children is not None:
             self._children.abandon(call)
+
+    def _interrupt(self, tid: int) -> bool:
+        """Let the call of thread *tid* return soon, if it waits for the server; return whether no signal is needed.
+
+        A signal would void the call's notification, and with it what the server has done already.
+        """
+        call = self._pending.get(tid)
+        if call is None:
+            return self._welcome.resources == "server"  # it is not there yet, or not any more
+        if self._in_flight.get(call.id) is call:
+            self._tell(Cancel(call.id))
+        elif self._known is not None and self._known.abandon(call):
+            self._answer(call, 0, errno.EINTR, {})
+        else:
+            return call.result is not None
+        return True
 
     def _tell(self, message: Message) -> None:
         """Send *message* if there is still somebody to hear it."""

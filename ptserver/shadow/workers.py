@@ -2,7 +2,7 @@
 
 One thread per waiting call; threads that have nothing to do are kept for the next, up to a few. A call is
 interrupted by a signal to its thread, again and again until it returns: the signal may come just before the
-thread enters the kernel, and would be lost otherwise.
+thread enters the kernel, and would be lost otherwise. Who knows a better way than the signal gives that.
 
 Thread rules: everything but `_Worker._run` belongs to the session's thread. `fileno()` polls as readable when
 `take_finished` has something to return.
@@ -42,8 +42,12 @@ class _NoThreadError(Exception):
 class Workers(Generic[_Key]):
     """Runs work under keys, see the module's text. Works are calls of `execute`."""
 
-    def __init__(self, keep: Callable[[int], int]) -> None:
-        """Keep: moves a descriptor out of a program's way, as `Descriptors.keep` does."""
+    def __init__(self, keep: Callable[[int], int], interrupt: Callable[[int], bool] | None = None) -> None:
+        """Keep: moves a descriptor out of a program's way, as `Descriptors.keep` does.
+
+        interrupt: asks for the end of the call of a thread (its tid); returns False if a signal is needed for that.
+        """
+        self._interrupt = interrupt
         self._eventfd = keep(os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC))
         self._finished: collections.deque[tuple[_Key, Executed]] = collections.deque()
         self._idle: list[_Worker[_Key]] = []
@@ -89,7 +93,7 @@ class Workers(Generic[_Key]):
         if len(self._busy) >= _MAX_WORKERS:
             raise _NoThreadError
         try:
-            return _Worker(self._finished, self._eventfd)
+            return _Worker(self._finished, self._eventfd, self._interrupt)
         except RuntimeError as error:  # the system lets us have no more
             raise _NoThreadError from error
 
@@ -151,9 +155,15 @@ class Workers(Generic[_Key]):
 class _Worker(Generic[_Key]):
     """A thread that does one work after another."""
 
-    __slots__ = ("_eventfd", "_finished", "_thread", "works")
+    __slots__ = ("_eventfd", "_finished", "_interrupt", "_thread", "works")
 
-    def __init__(self, finished: collections.deque[tuple[_Key, Executed]], eventfd: int) -> None:
+    def __init__(
+        self,
+        finished: collections.deque[tuple[_Key, Executed]],
+        eventfd: int,
+        interrupt: Callable[[int], bool] | None,
+    ) -> None:
+        self._interrupt = interrupt
         self.works: SimpleQueue[tuple[_Key, Work] | None] = SimpleQueue()
         self._finished = finished
         self._eventfd = eventfd
@@ -161,8 +171,10 @@ class _Worker(Generic[_Key]):
         self._thread.start()
 
     def signal(self) -> None:
-        ident = self._thread.ident
-        if ident is not None and self._thread.is_alive():
+        ident, tid = self._thread.ident, self._thread.native_id
+        if ident is None or tid is None or not self._thread.is_alive():
+            return
+        if self._interrupt is None or not self._interrupt(tid):
             signal.pthread_kill(ident, WORKER_SIGNAL)
 
     def _run(self) -> None:

@@ -26,6 +26,9 @@ Go side repeats the numbers (`runtime_stub.go`, `remote.go`); a test compares th
     MEMORY(request, request_bytes, answer, answer_bytes)
         For emulators alone, whose program has no way to it (`ptserver.emulated.away`). The request is a memory
         message in MessagePack. Returns the size of the answer, a `MemoryResult`; EIO if the server is lost.
+    INTERRUPT(tid)
+        For emulators alone: the call that their thread *tid* waits in shall return soon, with what it has come to
+        or with EINTR. Returns 1, or 0 if only a signal can do that. A thread that makes no call is left alone.
 
     request  = marker
     marker   = FE*32 "ptserver-stub/" abi " GOOSREMOTE=" name 00
@@ -60,6 +63,7 @@ class Hypercall(enum.IntEnum):
     HERE = 0xFFF4
     MIGRATE = 0xFFF5
     MEMORY = 0xFFF6
+    INTERRUPT = 0xFFF7
 
 
 REQUEST_MAX_BYTES = 256

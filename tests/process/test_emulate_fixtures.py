@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 
 from tests.conformance.cases import CASES, Case
-from tests.conformance.modes import NATIVE, Mode, _local
+from tests.conformance.modes import MODES, NATIVE, Mode, _local
 from tests.conformance.test_matrix import SLOW_CASES, Behaviour, behaviour
 from tests.gofixtures import build
 from tests.running import Running
 
 EMULATED = Mode("emulated", True, _local(sys.executable, "-m", "ptserver.emulated.host"))
+EMULATED_AWAY = next(mode for mode in MODES if mode.name == "emulated-tcp")
 
 #: What is not built for arm64, or rightly does something else there.
 ONLY_AMD64 = {
@@ -85,3 +86,17 @@ def _cases() -> list[object]:
 @pytest.mark.parametrize(("case", "arch"), _cases())
 def test_it_behaves_as_it_does_natively(case: Case, arch: str, native, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     assert behaviour(emulated(case, arch), EMULATED, tmp_path) == native(case.name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, id=case.name)
+        for case in CASES
+        if case.name not in ONLY_AMD64 and case.name not in EMULATED_AWAY.without
+    ],
+)
+def test_programs_for_arm64_do_with_a_server_at_an_address(case: Case, native, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    """Those for amd64 are in the matrix of all ways to be served."""
+    assert behaviour(emulated(case, "arm64"), EMULATED_AWAY, tmp_path) == native(case.name)
