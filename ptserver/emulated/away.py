@@ -14,6 +14,7 @@ Remote variables are asked for by a hypercall, which the stub host passes on.
 Thread rules: the process's main thread.
 """
 
+import contextlib
 import ctypes
 import os
 from typing import TYPE_CHECKING
@@ -23,6 +24,7 @@ import msgspec
 from ptserver.emulated.away_calls import Away
 from ptserver.emulated.guest import Guest
 from ptserver.emulated.host import end_as, run_emulated
+from ptserver.emulated.processes import own_pid
 from ptserver.errors import PtServerError
 from ptserver.messages import MemoryResult, Message
 from ptserver.remote_memory.stores import StoreLostError
@@ -33,6 +35,7 @@ from stepping.errors import SteppingError
 
 if TYPE_CHECKING:
     from ptserver.emulated.remote_variables import RemoteVariables
+    from ptserver.emulated.trace import EmulatedTrace
 
 
 def main(fd: int) -> None:
@@ -41,18 +44,33 @@ def main(fd: int) -> None:
     os.close(fd)
     call_by(install_door())
     try:
-        status = run_emulated(
-            guest.path,
-            guest.argv,
-            guest.env,
-            seed=guest.seed,
-            remote=_remote(guest),
-            away=Away(guest.claimed, guest.everything, guest.stderr),
-        )
+        with _trace(guest) as sink:
+            status = run_emulated(
+                guest.path,
+                guest.argv,
+                guest.env,
+                seed=guest.seed,
+                sink=sink,
+                remote=_remote(guest),
+                away=Away(guest.claimed, guest.everything, guest.stderr),
+            )
     except (PtServerError, SteppingError, OSError) as error:
         os.write(guest.stderr, f"ptserver: {error}\n".encode(errors="replace"))
         os._exit(getattr(error, "exit_status", 77))
     end_as(status)
+
+
+def _trace(guest: Guest) -> "contextlib.AbstractContextManager[EmulatedTrace | None]":
+    trace = guest.trace
+    if trace is None:
+        return contextlib.nullcontext()
+    from ptserver.emulated.trace import open_trace
+
+    if guest.everything:  # what the program has at these numbers is at the server
+        os.dup2(guest.stderr, 2)
+        if guest.stdout is not None:
+            os.dup2(guest.stdout, 1)
+    return open_trace(trace, guest.path, guest.argv, guest.seed, own_pid())
 
 
 def _remote(guest: Guest) -> "RemoteVariables | None":

@@ -9,22 +9,27 @@ Thread rules: those of the machine.
 """
 
 import contextlib
+import os
 import struct
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Sequence
 from typing import NamedTuple
 
+from goabi.elf_header import read_elf_header
 from goabi.errors import GoAbiError
 from ptserver.emulated.go_events import EmulatedGoEvents
 from ptserver.emulated.goids import EmulatedGoids
+from ptserver.emulated.host import REPEATABLE_PID
 from ptserver.hosts.endings import exit_of
 from ptserver.tracelog.errors import TraceSourceError
-from ptserver.tracelog.events import ExitEvent, Frame, SignalEvent, SyscallEvent, TraceSink
+from ptserver.tracelog.events import ExitEvent, Frame, SignalEvent, SyscallEvent, TraceSink, TraceStart
 from ptserver.tracelog.frame_names import FrameNames
+from ptserver.tracelog.options import TraceOptions
 from stepping.emulation.address_space import AddressSpace
+from stepping.emulation.clock import CountingClock
 from stepping.emulation.machine import Machine
 from stepping.emulation.registers import Context
-from stepping.emulation.threads import Thread
+from stepping.emulation.threads import Thread, keep_descriptor
 from stepping.errors import MemoryFaultError
 from stepping.syscall_copies import ClippedMemory, copy_ins, copy_outs
 from stepping.syscalls import Syscall
@@ -179,6 +184,42 @@ class EmulatedTrace:
             self._events.close()
         if self._frames is not None:
             self._frames.close()
+
+
+def check_source(trace: TraceOptions) -> None:
+    """Raise TraceSourceError if the log is to be taken from where there is nothing of emulated programs."""
+    if trace.source != "auto":
+        raise TraceSourceError(f"--source={trace.source} is for programs that run natively")
+
+
+@contextlib.contextmanager
+def open_trace(
+    trace: TraceOptions, path: str, argv: Sequence[bytes], seed: int | None, pid: int
+) -> Iterator[EmulatedTrace]:
+    """Open the log of the program at *path*, and close it at the end. seed: as of `run_emulated`; pid: its number.
+
+    Raises:
+        TraceSourceError, TraceOutputError: it cannot be had, or its file cannot be made.
+    """
+    check_source(trace)
+    arch = read_elf_header(path).arch
+    words = tuple(map(os.fsdecode, argv))
+    if seed is None:
+        start = TraceStart.now(words, pid, arch)
+    else:
+        began = CountingClock.BEGIN
+        start = TraceStart(words, arch, began, CountingClock.START + began, REPEATABLE_PID)
+    runtime = trace.runtime()
+    names = trace.names() | runtime.calls  # which are no different from others here
+    with contextlib.ExitStack() as stack:
+        sink = stack.enter_context(
+            contextlib.closing(trace.open([*argv], start=start, keep=keep_descriptor, waits_by_events=True))
+        )
+        outside = not trace.filters
+        observer = EmulatedTrace(
+            sink, names, path, outside=outside, stacks=trace.stacks, events=runtime.all_events
+        )
+        yield stack.enter_context(contextlib.closing(observer))
 
 
 def _word(space: AddressSpace, address: int) -> int:

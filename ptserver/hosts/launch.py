@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from goabi.elf_header import ElfHeader
-from ptserver.emulated.guest import Guest, guest_command, own_environment
+from ptserver.emulated.guest import Guest, guest_command, logged_as, own_environment
 from ptserver.hosts.interpreter import with_interpreter_of_server
 from ptserver.hosts.policy import filter_rules, hypercall_rules, serves_time, thread_rules
 from ptserver.hosts.remote import RemoteHost
@@ -17,6 +17,7 @@ from ptserver.net.connection import Connection
 from ptserver.net.keepalive import DEFAULT_SECONDS
 from ptserver.remote_memory.options import Wanted
 from ptserver.running.here import environment
+from ptserver.tracelog.options import TraceOptions
 from stepping.door import at_door, check_has_door
 from stepping.launch import Direct, Program, launch
 from stepping.seccomp import assemble
@@ -26,11 +27,15 @@ _Host = TypeVar("_Host", bound=RemoteHost)
 
 @dataclass(frozen=True)
 class Emulation:
-    """How a program is executed by an emulator. seed, remote, remote_trace: see `ptserver.emulated.guest.Guest`."""
+    """How a program is executed by an emulator. seed, remote, remote_trace: see `ptserver.emulated.guest.Guest`.
+
+    trace: how its calls are logged, if they are.
+    """
 
     seed: int | None
     remote: Wanted | None
     remote_trace: str | None
+    trace: TraceOptions | None
 
     def command(
         self, path: str, argv: list[bytes], env: Sequence[bytes], welcome: Welcome, carried: bool
@@ -38,13 +43,16 @@ class Emulation:
         """Return what to execute, its arguments, and descriptors that it inherits, which are to be closed here."""
         claimed = frozenset(name for name, wanted in welcome.interest.items() if wanted != "ignore")
         stderr = os.dup(2)
+        stdout = os.dup(1) if self.trace is not None and self.trace.output == "-" else None
         guest = Guest(
             *(os.path.abspath(path), tuple(argv), tuple(env), self.seed, claimed, carried, stderr),
             self.remote,
             self.remote_trace,
+            logged_as(self.trace),
+            stdout,
         )
         command, arguments, fd = guest_command(guest)
-        return command, arguments, [fd, stderr]
+        return command, arguments, [fd, stderr, *([stdout] if stdout is not None else [])]
 
 
 def launch_host(

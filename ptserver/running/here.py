@@ -142,43 +142,14 @@ def run_emulated(options: RunOptions, path: str) -> int:
     return end_as(status)
 
 
-@contextlib.contextmanager
-def _emulated_trace(options: RunOptions, path: str) -> "Iterator[EmulatedTrace | None]":
-    """Open the log of an emulated program, and close it at the end; None if no log is wanted."""
-    trace = options.trace
-    if trace is None:
-        yield None
-        return
-    from goabi.elf_header import read_elf_header
-    from ptserver.emulated.host import REPEATABLE_PID
-    from ptserver.emulated.trace import EmulatedTrace
-    from ptserver.tracelog.errors import TraceSourceError
-    from ptserver.tracelog.events import TraceStart
-    from stepping.emulation.clock import CountingClock
-    from stepping.emulation.threads import keep_descriptor
+def _emulated_trace(
+    options: RunOptions, path: str
+) -> "contextlib.AbstractContextManager[EmulatedTrace | None]":
+    if options.trace is None:
+        return contextlib.nullcontext()
+    from ptserver.emulated.trace import open_trace
 
-    if trace.source != "auto":
-        raise TraceSourceError(f"--source={trace.source} is for programs that run natively")
-    arch = read_elf_header(path).arch
-    words = tuple(map(os.fsdecode, options.argv))
-    if options.seed is None:
-        start = TraceStart.now(words, os.getpid(), arch)
-    else:
-        began = CountingClock.BEGIN
-        start = TraceStart(words, arch, began, CountingClock.START + began, REPEATABLE_PID)
-    runtime = trace.runtime()
-    names = trace.names() | runtime.calls  # which are no different from others here
-    with contextlib.ExitStack() as stack:
-        sink = stack.enter_context(
-            contextlib.closing(
-                trace.open(options.argv, start=start, keep=keep_descriptor, waits_by_events=True)
-            )
-        )
-        outside = not trace.filters
-        observer = EmulatedTrace(
-            sink, names, path, outside=outside, stacks=trace.stacks, events=runtime.all_events
-        )
-        yield stack.enter_context(contextlib.closing(observer))
+    return open_trace(options.trace, path, options.argv, options.seed, os.getpid())
 
 
 @contextlib.contextmanager

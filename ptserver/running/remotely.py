@@ -11,7 +11,6 @@ from ptserver.errors import (
     ConnectError,
     ConnectionLostError,
     KeysError,
-    LaunchError,
     ProtocolError,
     RefusedError,
     TokenError,
@@ -43,8 +42,10 @@ def run_remotely(
     emulation = None
     if options.emulated or header.arch != native_arch():
         if options.trace is not None:
-            raise LaunchError("--trace of an emulated program needs a server of this process")
-        emulation = Emulation(options.seed, options.remote or None, options.remote_trace)
+            from ptserver.emulated.trace import check_source
+
+            check_source(options.trace)
+        emulation = Emulation(options.seed, options.remote or None, options.remote_trace, options.trace)
     plan = None
     if options.remote:
         from ptserver.remote_memory.hosting import plan_remote

@@ -60,7 +60,7 @@ class Resources(Protocol):
         """Make the clone(2) of a process that *thread* asks for; return in both."""
 
     def make_at_once(self, machine: "Machine", thread: Thread, name: str, args: list[int]) -> Result:
-        """Make the call *name* of *thread*, which does not wait, about other processes, or this one as they see it."""
+        """Make the call *name* of *thread*, which does not wait: about other processes, or itself as they see it."""
 
     def map_file(self, fd: int, offset: int, address: int, size: int, shared: bool) -> tuple[int, int]:
         """Put a part of a file at *address* of this process; return as a `address_space.FileMapper`."""

@@ -245,7 +245,9 @@ class Scheduler:
         if self._watched or self._sources or timeout != 0 or self._done:
             for fd, _ in self._poll.poll(timeout):
                 self._on_ready(fd)
-        if self._done:  # a signal that belongs to a call which has just ended (SIGPIPE): the thread must meet it first
+        if (
+            self._done
+        ):  # a signal that belongs to a call which has just ended (SIGPIPE): the thread must meet it first
             self._complete()
         self._fire()
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tests.conformance.modes import base_environment, serving
 from tests.gofixtures import build
 from tests.process.commands import ptserver
 from tests.process.test_emulate import every_arch, run
@@ -107,6 +108,22 @@ def test_the_same_seed_logs_the_same(options: tuple[str, ...], tmp_path: Path) -
         command = ("ptserver", "run", "--engine=emulate", "--seed", "5", log, *options, program)
         assert run(*command).returncode == 0
     assert (tmp_path / "first").read_bytes() == (tmp_path / "second").read_bytes() != b""
+
+
+def test_what_a_server_at_an_address_answers_is_logged_here(tmp_path: Path) -> None:
+    log, program = tmp_path / "log", build("hello", arch="arm64")
+    env = base_environment()
+    with serving("passthrough", "127.0.0.1:0", cwd="/", env=env, log=tmp_path / "server") as (address, _):
+        traced = ("ptserver", "run", "--server", address, "-e", "write")
+        in_file = run(*traced, f"--trace={log}", "--json", "-k", program)
+        shown = run(*traced, "--trace=-", program)
+    assert (in_file.returncode, in_file.stdout) == (0, "hello, world\n")
+    assert [event["arch"] for event in events(log, "start")] == ["arm64"]
+    (write,) = events(log, "syscall")
+    assert (write["args"]["buf"], write["value"], write["goid"]) == ("hello, world\n", 13, 1)
+    assert write["stack"][-1]["function"] == "runtime.goexit"
+    assert [event["status"] for event in events(log, "exit")] == [0]
+    assert '] write(1, "hello, world\\n", 13)' in shown.stdout
 
 
 def test_the_log_takes_no_descriptor_of_the_programs(tmp_path: Path) -> None:

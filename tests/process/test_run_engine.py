@@ -63,7 +63,11 @@ def test_go_programs_by_single_steps(name: str) -> None:
     ("words", "status", "line"),
     [
         (("--seed", "1"), 64, "--seed belongs to --engine=emulate"),
-        (("--engine=emulate", "--trace", "--server", "127.0.0.1:1"), 126, "needs a server of this process"),
+        (
+            ("--engine=emulate", "--trace", "--source=ring", "--server", "[::1]:1"),
+            69,
+            "is for programs that run",
+        ),
         (("--engine=emulate", "--trace", "--source=ring"), 69, "is for programs that run natively"),
         (("--engine=step", "--trace"), 64, "--engine=step goes with none of"),
         (("--engine=step", "--server", "127.0.0.1:1"), 64, "--engine=step goes with none of"),
