@@ -130,7 +130,8 @@ def launch_host(
         has_stub=has_stub,
         keepalive_seconds=keepalive_seconds,
     )
-    host.has_emulator = emulation is not None
+    if emulation is not None:
+        host.serve_emulator()
     host.stub.info = {
         "name": welcome.server,
         "version": welcome.software,

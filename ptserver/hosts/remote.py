@@ -13,7 +13,6 @@ and nothing else of this machine.
 """
 
 import contextlib
-import errno
 import os
 import select
 import signal
@@ -24,6 +23,7 @@ from ptserver.errors import ProtocolError
 from ptserver.hosts.alone import serve_last_words, serve_signal_to_self
 from ptserver.hosts.connected import ConnectedHost
 from ptserver.hosts.direct import DirectCalls
+from ptserver.hosts.emulator_calls import EmulatorCalls
 from ptserver.hosts.endings import exit_of
 from ptserver.hosts.file_calls import Asked
 from ptserver.hosts.file_mappings import FileMappings
@@ -35,7 +35,6 @@ from ptserver.hosts.postponed import Postponed
 from ptserver.hosts.processes import RemoteProcesses
 from ptserver.hosts.signals import HostSignals
 from ptserver.hosts.streams import HostStreams
-from ptserver.hosts.stub_calls import answer_memory
 from ptserver.hosts.telling import HostTelling
 from ptserver.hosts.to_user import say
 from ptserver.messages import (
@@ -68,7 +67,6 @@ from ptserver.messages import (
 )
 from ptserver.net.connection import Connection
 from ptserver.net.keepalive import DEFAULT_SECONDS
-from ptserver.stub.hypercalls import Hypercall
 from ptserver.terminal import user_terminal
 from stepping.launch import Launched
 from stepping.syscalls import Arch
@@ -90,7 +88,7 @@ class RemoteHost(ConnectedHost):
     streams: the numbers of the standard streams that are carried. keepalive_seconds: how long the server may be
     silent, 0 for ever. lost: why the connection was lost, or None. kills_when_lost: kill a program then, even one
     that has the stub and would panic. server_time: whether the time of day is the server's; what other clocks measure
-    is not. has_emulator: whether the process here is an emulator of ours, with the program in it.
+    is not.
     stops_like_a_job: whether a terminal's signals stop the program as they would natively.
     """
 
@@ -110,7 +108,7 @@ class RemoteHost(ConnectedHost):
     ) -> None:
         super().__init__(launched, signals, arch, welcome.interest, connection, keepalive_seconds)
         self.kills_when_lost = False
-        self.has_emulator = False
+        self._emulator: EmulatorCalls | None = None
         self.server_time = False
         self._welcome = welcome
         self._has_stub = has_stub
@@ -179,6 +177,11 @@ class RemoteHost(ConnectedHost):
         self._congested = False
         self._streams = HostStreams(streams, self._loop, connection.send)
 
+    def serve_emulator(self) -> None:
+        """Let the process here be an emulator of ours, with the program in it."""
+        calls = (self._pending, self._in_flight, self._known, self._answer, self._tell, self.ask)
+        self._emulator = EmulatorCalls(*calls, all_taken=self._welcome.resources == "server")
+
     def run(self) -> int:
         """Serve the program until it is gone and its output is delivered; return its wait status."""
         if self._connection.has_received:
@@ -230,12 +233,7 @@ class RemoteHost(ConnectedHost):
     # Calls of the program.
 
     def _take_unknown(self, call: PendingCall) -> None:
-        if call.nr == Hypercall.MEMORY and self.has_emulator:
-            value, error = answer_memory(call, self.ask)
-            self._answer(call, value, error, {})
-        elif call.nr == Hypercall.INTERRUPT and self.has_emulator:
-            self._answer(call, int(self._interrupt(call.args[0])), 0, {})
-        else:
+        if self._emulator is None or not self._emulator.serve(call):
             super()._take_unknown(call)
 
     def _serve(self, call: PendingCall) -> None:
@@ -307,22 +305,6 @@ class RemoteHost(ConnectedHost):
             self._tell(Cancel(call.id))
         elif self._children is not None:
             self._children.abandon(call)
-
-    def _interrupt(self, tid: int) -> bool:
-        """Let the call of thread *tid* return soon, if it waits for the server; return whether no signal is needed.
-
-        A signal would void the call's notification, and with it what the server has done already.
-        """
-        call = self._pending.get(tid)
-        if call is None:
-            return self._welcome.resources == "server"  # it is not there yet, or not any more
-        if self._in_flight.get(call.id) is call:
-            self._tell(Cancel(call.id))
-        elif self._known is not None and self._known.abandon(call):
-            self._answer(call, 0, errno.EINTR, {})
-        else:
-            return call.result is not None
-        return True
 
     def _tell(self, message: Message) -> None:
         """Send *message* if there is still somebody to hear it."""
