@@ -20,6 +20,13 @@ _SENDER = struct.Struct("=i")
 _SENDER_OFFSET = 16  # siginfo: signo, errno, code, padding
 
 
+def set_sender(tid: int, sender: int) -> None:
+    """Have the signal that thread *tid* is stopped for be from process *sender*."""
+    info = bytearray(ptrace_api.getsiginfo(tid))
+    _SENDER.pack_into(info, _SENDER_OFFSET, sender)
+    ptrace_api.setsiginfo(tid, bytes(info))
+
+
 class SentAs:
     """One signal on its way to thread *tid*. is_over: whether it was delivered, or its thread is gone."""
 
@@ -47,9 +54,7 @@ class SentAs:
             if not status.is_stop:
                 self.is_over = True
             elif status.kind is WaitKind.SIGNAL_DELIVERY and status.signo == self._signo:
-                info = bytearray(ptrace_api.getsiginfo(thread.tid))
-                _SENDER.pack_into(info, _SENDER_OFFSET, self._sender)
-                ptrace_api.setsiginfo(thread.tid, bytes(info))
+                set_sender(thread.tid, self._sender)
                 self.is_over = True
                 thread.detach()
             else:

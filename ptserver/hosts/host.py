@@ -202,6 +202,9 @@ class Host:
     def _abandon(self, call: PendingCall) -> None:
         """Give up *call*, answered or not: its thread was interrupted and does something else now."""
 
+    def _waits(self, call: PendingCall) -> None:
+        """Hear that a thread waits for the answer to *call*, perhaps again: it was interrupted."""
+
     def _is_seized(self, tid: int) -> bool:
         """Whether the thread makes a call because this host makes it."""
         return False
@@ -233,6 +236,8 @@ class Host:
                 earlier.notification_id = notification.id
                 if earlier.answer is not None:
                     earlier.answer()
+                else:
+                    self._waits(earlier)
                 return
             if self._is_seized(tid):
                 self._let_go(notification.id)

@@ -40,6 +40,8 @@ OPTIONS_OF_PROCESSES: frozenset[int] = frozenset({1, 2, 36, 37, 7, 8, 23, 24, 27
 CLOCK_CALLS: frozenset[str] = frozenset(
     "clock_gettime clock_getres gettimeofday time clock_settime settimeofday".split()
 )
+#: Calls whose first argument names a clock.
+ABOUT_CLOCKS: frozenset[str] = frozenset({"clock_gettime", "clock_getres", "clock_settime"})
 #: Of the clocks, those of the day: CLOCK_REALTIME, REALTIME_COARSE, REALTIME_ALARM, TAI. Others only measure.
 CLOCKS_OF_DAY: frozenset[int] = frozenset({0, 5, 8, 11})
 

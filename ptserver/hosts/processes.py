@@ -25,11 +25,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ptserver.hosts.endings import exit_of
 from ptserver.hosts.forks import prepare_fork, write_new_ids
+from ptserver.hosts.masked_calls import MaskedCalls
 from ptserver.hosts.own_files import CONTENT, OPENING, host_content
 from ptserver.hosts.pending_call import PendingCall, Process
 from ptserver.hosts.policy import EXECS, FORKS, OPTIONS_OF_PROCESSES
 from ptserver.hosts.process_signals import (
-    MASK_ARGUMENTS,
     SI_QUEUE,
     has_default_action,
     is_caught,
@@ -127,6 +127,7 @@ class RemoteProcesses:
         self._stops: dict[int, _Stop] = {}
         self._sent: dict[int, SentAs] = {}
         self._cancelled: set[int] = set()
+        self._masked = MaskedCalls(self._settle_call, self._forget)
 
     # Calls.
 
@@ -155,9 +156,7 @@ class RemoteProcesses:
                 if name in FORKS and (refusal := prepare_fork(call)):
                     self._answer(call, 0, refusal, {})
                     return True
-                if name in MASK_ARGUMENTS:
-                    self._look_at_pending(call)
-                elif name in _DEPEND_ON_SIGNALS:
+                if name in _DEPEND_ON_SIGNALS:
                     self._tell_signals(call)
                 elif name in OPENING and (path := call.gathered.ins.get(OPENING[name], b"")).startswith(
                     b"/proc/"
@@ -200,7 +199,9 @@ class RemoteProcesses:
         """Have thread *tid* find that the signal comes from its own process, by the id that this is known by."""
         from stepping.sent_as import SentAs
 
-        if tid not in self._sent and not self.is_seized(tid):
+        if tid in self._masked:
+            self._masked.send_as(tid, signo, process.id)
+        elif tid not in self._sent and not self.is_seized(tid):
             with contextlib.suppress(SteppingError):
                 self._sent[tid] = SentAs(process.pid, tid, signo, process.id)
 
@@ -246,8 +247,8 @@ class RemoteProcesses:
         self._forks[call.id] = fork, call, shadow
 
     def is_seized(self, tid: int) -> bool:
-        """Whether thread *tid* is in a fork, or new and not yet free."""
-        return any(tid in fork.tids for fork, _, _ in self._forks.values())
+        """Whether thread *tid* is in a fork, or new and not yet free, or waits in a call of ours."""
+        return tid in self._masked or any(tid in fork.tids for fork, _, _ in self._forks.values())
 
     def advance(self) -> None:
         """Go on with all forks; see which processes have stopped."""
@@ -270,6 +271,7 @@ class RemoteProcesses:
                 if sent.is_over:
                     del self._sent[tid]
         self._advance_stops()
+        self._masked.advance()
         for process in self._by_id.values():
             if process is not self._main and not self.is_held(process.pid):
                 self._look_for_stop(process)
@@ -319,6 +321,7 @@ class RemoteProcesses:
             fork.forget(pid)
         self.advance()
         self._stops.pop(pid, None)
+        self._masked.ended(process)
         del self._by_id[process.id]
         self._told.pop(process.id, None)
         self._gone(process)
@@ -355,21 +358,22 @@ class RemoteProcesses:
             else:
                 self._deliver(process, message)
 
-    def _look_at_pending(self, call: PendingCall) -> None:
-        """Interrupt a call that lets a signal through, by its mask, that is there already."""
+    def wait_with_mask(self, call: PendingCall) -> None:
+        """Apply the signal mask that *call*, which waits, has, if it has one."""
         mask = mask_of(call)
-        if mask is None or not has_one_thread(call.process.pid):
+        if mask is None or call.answer is not None or self._pending.get(call.tid) is not call:
             return
-        with contextlib.suppress(TraceeGoneError):
-            sets = read_signal_sets(call.process.pid, call.tid)
-            if sets.pending & sets.blocked & ~mask & ~sets.ignored:
-                self._deliver_stopped(call.process)
+        if call.tid not in self._stops and not self.is_seized(call.tid):
+            self._masked.begin(call, mask)
 
     def _settle(self, pid: int, number: int) -> tuple[int, int] | bool:
         """Return what the call of that number, in which *pid* waits, has come to; see `SignalStop`."""
         call = self._pending.get(pid)
         if call is None or call.nr != number or call.row is None:
             return False
+        return self._settle_call(call)
+
+    def _settle_call(self, call: PendingCall) -> tuple[int, int] | bool:
         if call.result is None:
             if not self._is_at_server(call):
                 return False
@@ -380,11 +384,6 @@ class RemoteProcesses:
         self._cancelled.discard(call.id)
         self._forget(call)
         return call.result
-
-    def _mask_in(self, pid: int, number: int) -> int | None:
-        """Return the signal mask of the call of that number in which process *pid* waits, if it has one."""
-        call = self._pending.get(pid)
-        return mask_of(call) if call is not None and call.nr == number else None
 
     def _deliver_stopped(self, process: Process, *message: Signal) -> None:
         from stepping.signal_stop import SignalStop
@@ -404,7 +403,6 @@ class RemoteProcesses:
                 process.pid,
                 self._begins_anew,
                 deliver,
-                lambda number: self._mask_in(process.pid, number),
                 lambda number: self._settle(process.pid, number),
             )
         except SteppingError:
@@ -424,6 +422,7 @@ class RemoteProcesses:
         """Deliver the signals whose calls have been answered."""
         if self._stops:
             self._advance_stops()
+        self._masked.advance()
         if not self._deferred:
             return
         pending = {call.id for call in self._pending.values()}

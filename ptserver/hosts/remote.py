@@ -30,7 +30,7 @@ from ptserver.hosts.file_mappings import FileMappings
 from ptserver.hosts.host import ThreadChange
 from ptserver.hosts.known_files import KnownFiles
 from ptserver.hosts.pending_call import PendingCall, Process
-from ptserver.hosts.policy import CLOCKS_OF_DAY, FORKS, REACHES_SELF_ONLY, WRITES, interest_in
+from ptserver.hosts.policy import ABOUT_CLOCKS, CLOCKS_OF_DAY, FORKS, REACHES_SELF_ONLY, WRITES, interest_in
 from ptserver.hosts.postponed import Postponed
 from ptserver.hosts.processes import RemoteProcesses
 from ptserver.hosts.signals import HostSignals
@@ -76,10 +76,6 @@ from stepping.wait_status import WAIT_ALL
 _PANIC_SECONDS = 10.0
 #: How long the server may take to deliver the program's last output.
 _GOODBYE_SECONDS = 30.0
-
-
-#: Calls whose first argument names a clock.
-_ABOUT_CLOCKS = frozenset({"clock_gettime", "clock_getres", "clock_settime"})
 
 
 class RemoteHost(ConnectedHost):
@@ -241,9 +237,7 @@ class RemoteHost(ConnectedHost):
         assert row is not None
         if self._children is not None and row.name not in self._served and self._children.serve(call):
             pass
-        elif (
-            self.server_time and row.name in _ABOUT_CLOCKS and call.args[0] & 0xFFFFFFFF not in CLOCKS_OF_DAY
-        ):
+        elif self.server_time and row.name in ABOUT_CLOCKS and call.args[0] & 0xFFFFFFFF not in CLOCKS_OF_DAY:
             self._proceed(call)
         elif self.lost is not None:
             serve_last_words(call, self._answer)
@@ -255,6 +249,11 @@ class RemoteHost(ConnectedHost):
             self._proceed(call)
         else:
             self._forward(call)
+            self._waits(call)
+
+    def _waits(self, call: PendingCall) -> None:
+        if self._children is not None:
+            self._children.wait_with_mask(call)
 
     def _forward(self, call: PendingCall) -> None:
         """Have the server make *call*, unless its answer is known."""
@@ -360,6 +359,8 @@ class RemoteHost(ConnectedHost):
         take = self._asked.pop(result.id, None)
         if take is not None:
             take(result)
+            if self._children is not None:
+                self._children.deliver_deferred()
             return
         try:
             call = self._in_flight.pop(result.id)

@@ -17,7 +17,7 @@ import pytest
 from tests.cfixtures import build_c
 from tests.conformance.modes import base_environment, serving
 from tests.leftovers import descendants, none_left
-from tests.running import Running, started
+from tests.running import Ended, Running, started
 
 
 @pytest.fixture(scope="module")
@@ -92,17 +92,30 @@ def group(tmp_path: Path) -> Iterator[str]:
     folder.rmdir()
 
 
-def test_clone3_makes_processes_as_natively(group: str, tmp_path: Path) -> None:
-    program, env = build_c("clone3_c", flags=("-static",)), base_environment()
-    with started([program, group], program, env=env, cwd="/") as child:
+def natively_and_served(tmp_path: Path, program: Path, *words: str) -> tuple[Ended, Ended]:
+    env = base_environment()
+    with started([program, *words], program, env=env, cwd="/") as child:
         native = child.finish()
     with (
         none_left(),
         serving("passthrough", f"unix:{tmp_path}/s", cwd="/", env=env, log=tmp_path / "log") as (address, _),
-        started(["ptserver", "run", "--server", address, program, group], program, env=env, cwd="/") as child,
+        started(
+            ["ptserver", "run", "--server", address, program, *words], program, env=env, cwd="/"
+        ) as child,
     ):
-        assert child.finish() == native
+        return native, child.finish()
+
+
+def test_clone3_makes_processes_as_natively(group: str, tmp_path: Path) -> None:
+    native, served = natively_and_served(tmp_path, build_c("clone3_c", flags=("-static",)), group)
+    assert served == native
     assert b"executes: waited for 0x700" in native.stdout
+
+
+def test_threads_wait_with_signal_masks_of_their_own_as_natively(tmp_path: Path) -> None:
+    native, served = natively_and_served(tmp_path, build_c("masks_c", flags=("-static",)))
+    assert served == native
+    assert native.stdout.count(b"got 10, in the waiting thread 1") == 10
 
 
 def test_a_signal_to_the_program_s_id_reaches_it(program: Path, tmp_path: Path) -> None:
