@@ -52,7 +52,7 @@ def main(fd: int) -> None:
                 seed=guest.seed,
                 sink=sink,
                 remote=_remote(guest),
-                away=Away(guest.claimed, guest.everything, guest.stderr),
+                away=Away(guest.claimed, guest.everything, guest.stderr, _linker_path(guest)),
             )
     except (PtServerError, SteppingError, OSError) as error:
         os.write(guest.stderr, f"ptserver: {error}\n".encode(errors="replace"))
@@ -71,6 +71,10 @@ def _trace(guest: Guest) -> "contextlib.AbstractContextManager[EmulatedTrace | N
         if guest.stdout is not None:
             os.dup2(guest.stdout, 1)
     return open_trace(trace, guest.path, guest.argv, guest.seed, own_pid())
+
+
+def _linker_path(guest: Guest) -> str | None:
+    return f"/proc/self/fd/{guest.linker}" if guest.linker is not None else None
 
 
 def _remote(guest: Guest) -> "RemoteVariables | None":

@@ -19,12 +19,13 @@ class Away(NamedTuple):
     """What of a program's calls is a server's at an address; see `ptserver.emulated.away`.
 
     claimed: the calls that it names; everything: whether the program's resources are its own; stderr: a descriptor
-    for what is said to the user.
+    for what is said to the user; linker_path: where the program's dynamic linker is, if not where the program says.
     """
 
     claimed: frozenset[str]
     everything: bool
     stderr: int
+    linker_path: str | None
 
 
 def map_from_away(fd: int, offset: int, address: int, size: int, shared: bool) -> tuple[int, int]:

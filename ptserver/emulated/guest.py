@@ -19,7 +19,8 @@ class Guest(msgspec.Struct, frozen=True):
     path, argv, env: the program; seed: see `run_emulated`; claimed: the calls that the server names; everything:
     whether the program's resources are the server's; stderr: a descriptor for what is said to the user; remote: what
     of its memory is the server's, with the file for a log of accesses; logged: a pickled `TraceOptions`, or empty;
-    stdout: a descriptor for a log that goes there.
+    stdout: a descriptor for a log that goes there; linker: one that has the server's dynamic linker, if that is another
+    than this machine's.
     """
 
     path: str
@@ -33,6 +34,7 @@ class Guest(msgspec.Struct, frozen=True):
     remote_trace: str | None = None
     logged: bytes = b""
     stdout: int | None = None
+    linker: int | None = None
 
     @property
     def trace(self) -> "TraceOptions | None":
@@ -60,8 +62,9 @@ def guest_command(guest: Guest) -> tuple[str, list[bytes], int]:
     fd = os.memfd_create("ptserver-guest", 0)
     os.write(fd, msgspec.msgpack.encode(guest))
     os.set_inheritable(guest.stderr, True)
-    if guest.stdout is not None:
-        os.set_inheritable(guest.stdout, True)
+    for given in (guest.stdout, guest.linker):
+        if given is not None:
+            os.set_inheritable(given, True)
     root = str(Path(__file__).resolve().parent.parent.parent)
     code = _BOOT.format(root=root).encode()
     return sys.executable, [os.fsencode(sys.executable), b"-c", code, b"%d" % fd], fd

@@ -252,7 +252,8 @@ def run_emulated(
     resources = EmulatedResources(arch, path, server, session, away)
     resources.background.settles = seed is not None
     pid = own_pid() if seed is None else REPEATABLE_PID
-    machine = Machine(path, argv, env, resources, pid=pid, seed=seed, observer=sink)
+    linker_path = away.linker_path if away is not None else None
+    machine = Machine(path, argv, env, resources, pid=pid, seed=seed, observer=sink, linker_path=linker_path)
     if remote is not None:
         remote.make(machine, server, session)
     if sink is not None:

@@ -35,16 +35,9 @@ def with_interpreter_of_server(
         LaunchError: the server lacks the program's dynamic linker.
         ConnectionLostError, ProtocolError: the server is gone, or says something else.
     """
-    if header.interpreter is None:
+    linker = interpreter_of_server(path, header, connection)
+    if linker is None:
         return path, []
-    theirs = _read(header.interpreter, path, connection)
-    try:
-        with open(header.interpreter, "rb") as file:
-            if file.read() == theirs:
-                return path, []
-    except OSError:
-        pass  # it need not exist here
-    linker = _in_memory("ptserver-interpreter", theirs)
     with open(path, "rb") as file:
         program = bytearray(file.read())
     segment = next(segment for segment in header.program_headers if segment.type == PT_INTERP)
@@ -57,6 +50,23 @@ def with_interpreter_of_server(
     program[segment.offset : segment.offset + segment.filesz] = name.ljust(segment.filesz, b"\0")
     copy = _in_memory("ptserver-program", bytes(program))
     return f"/proc/self/fd/{copy}", [linker, copy]
+
+
+def interpreter_of_server(path: str, header: ElfHeader, connection: Connection[ToHost]) -> int | None:
+    """Return a descriptor of a copy of the dynamic linker of the program at *path*, if this machine has another.
+
+    Raises: as `with_interpreter_of_server`.
+    """
+    if header.interpreter is None:
+        return None
+    theirs = _read(header.interpreter, path, connection)
+    try:
+        with open(header.interpreter, "rb") as file:
+            if file.read() == theirs:
+                return None
+    except OSError:
+        pass  # it need not exist here
+    return _in_memory("ptserver-interpreter", theirs)
 
 
 def _read(interpreter: str, path: str, connection: Connection[ToHost]) -> bytes:

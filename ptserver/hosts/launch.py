@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from goabi.elf_header import ElfHeader
 from ptserver.emulated.guest import Guest, guest_command, logged_as, own_environment
-from ptserver.hosts.interpreter import with_interpreter_of_server
+from ptserver.hosts.interpreter import interpreter_of_server, with_interpreter_of_server
 from ptserver.hosts.policy import filter_rules, hypercall_rules, serves_time, thread_rules
 from ptserver.hosts.remote import RemoteHost
 from ptserver.hosts.signals import HostSignals
@@ -38,9 +38,18 @@ class Emulation:
     trace: TraceOptions | None
 
     def command(
-        self, path: str, argv: list[bytes], env: Sequence[bytes], welcome: Welcome, carried: bool
+        self,
+        path: str,
+        argv: list[bytes],
+        env: Sequence[bytes],
+        welcome: Welcome,
+        carried: bool,
+        linker: int | None,
     ) -> tuple[str, list[bytes], list[int]]:
-        """Return what to execute, its arguments, and descriptors that it inherits, which are to be closed here."""
+        """Return what to execute, its arguments, and descriptors that it inherits, which are to be closed here.
+
+        linker: a descriptor that has the program's dynamic linker, if that is another than this machine's.
+        """
         claimed = frozenset(name for name, wanted in welcome.interest.items() if wanted != "ignore")
         stderr = os.dup(2)
         stdout = os.dup(1) if self.trace is not None and self.trace.output == "-" else None
@@ -50,9 +59,10 @@ class Emulation:
             self.remote_trace,
             logged_as(self.trace),
             stdout,
+            linker,
         )
         command, arguments, fd = guest_command(guest)
-        return command, arguments, [fd, stderr, *([stdout] if stdout is not None else [])]
+        return command, arguments, [fd, stderr, *(given for given in (stdout, linker) if given is not None)]
 
 
 def launch_host(
@@ -96,7 +106,8 @@ def launch_host(
     bpf = assemble([*rules, *hypercall_rules(), *thread_rules(arch)], arch)
     if emulation is not None:
         check_has_door()
-        file, argv, inherited = emulation.command(path, argv, env, welcome, carried)
+        linker = interpreter_of_server(path, header, connection) if carried else None
+        file, argv, inherited = emulation.command(path, argv, env, welcome, carried, linker)
         env, bpf, needed = own_environment(), at_door(bpf), inherited
     elif carried:
         file, needed = with_interpreter_of_server(path, header, connection)

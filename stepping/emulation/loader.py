@@ -60,10 +60,11 @@ def load(
     argv: Sequence[bytes],
     env: Sequence[bytes],
     random: bytes,
+    linker_path: str | None = None,
 ) -> Loaded:
     """Load the program at *path*, whose header is *header*, its dynamic linker if it has one, and build its stack.
 
-    random: 16 bytes for AT_RANDOM.
+    random: 16 bytes for AT_RANDOM; linker_path: where the dynamic linker is, if not where the program says.
 
     Raises:
         LoadError: segments lie where none can be, arguments and environment are too long, or the dynamic linker is
@@ -73,9 +74,10 @@ def load(
     end = _load_segments(header, bias, path, space)
     entry, linker_base = header.entry + bias, 0
     if header.interpreter is not None:
-        linker = _read_linker(header, path)
+        linker_path = linker_path or header.interpreter
+        linker = _read_linker(header, path, linker_path)
         linker_base = _LINKER_BASE
-        _load_segments(linker, linker_base, header.interpreter, space)
+        _load_segments(linker, linker_base, linker_path, space)
         entry = linker.entry + linker_base
     if not space.is_free(_STACK_TOP - _STACK_BYTES, _STACK_BYTES):
         raise LoadError(f"{path}: a segment lies where the stack must be")
@@ -84,10 +86,9 @@ def load(
     return Loaded(entry, sp, end, bias)
 
 
-def _read_linker(header: ElfHeader, path: str) -> ElfHeader:
-    assert header.interpreter is not None
+def _read_linker(header: ElfHeader, path: str, linker_path: str) -> ElfHeader:
     try:
-        linker = read_elf_header(header.interpreter)
+        linker = read_elf_header(linker_path)
     except (OSError, GoAbiError) as error:
         raise LoadError(
             f"{path}: needs the dynamic linker {header.interpreter}, which is not there for {header.arch}; build the "

@@ -95,7 +95,8 @@ class Machine:
     """Runs the program *path* with *argv* and *env*.
 
     seed: makes the run depend on nothing but the program and this number: times, randomness and the order in
-    which threads run. pid: what the program is told its process id is.
+    which threads run. pid: what the program is told its process id is. linker_path: where its dynamic linker is, if not
+    where the program says.
 
     Raises:
         LoadError, OSError, GoAbiError: the program cannot be run.
@@ -111,6 +112,7 @@ class Machine:
         pid: int,
         seed: int | None = None,
         observer: Observer | None = None,
+        linker_path: str | None = None,
     ) -> None:
         from stepping.emulation import calls
 
@@ -159,7 +161,8 @@ class Machine:
             if self._rows[Sysno(number)].name not in resources.claimed
         }
         self._map_sigreturn()
-        loaded = load(header, path, self.space, self.abi, argv, env, self.random.randbytes(16))
+        random_bytes = self.random.randbytes(16)
+        loaded = load(header, path, self.space, self.abi, argv, env, random_bytes, linker_path)
         self.brk_start = self.brk = loaded.brk
         #: What is added to addresses in the program's file.
         self.load_bias = loaded.bias

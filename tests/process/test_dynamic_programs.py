@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from goabi.elf_header import read_elf_header
 from tests.cfixtures import build_c
 from tests.conformance.modes import base_environment, serving
@@ -16,7 +18,12 @@ from tests.running import Ended, started
 
 
 def served(
-    work: Path, prefix: list[str], program: Path | str, *args: str, server: str = "passthrough"
+    work: Path,
+    prefix: list[str],
+    program: Path | str,
+    *args: str,
+    server: str = "passthrough",
+    engine: str = "auto",
 ) -> Ended:
     """Run at a server that *prefix* starts."""
 
@@ -25,7 +32,7 @@ def served(
 
     where = {"cwd": work, "env": base_environment(), "log": work / "server-log"}
     with none_left(), serving(server, "127.0.0.1:0", **where, popen=popen) as (address, _):
-        command = ["ptserver", "run", "--server", address, program, *args]
+        command = ["ptserver", "run", f"--engine={engine}", "--server", address, program, *args]
         with started(command, program, env=base_environment(), cwd="/") as running:
             return running.finish()
 
@@ -58,6 +65,19 @@ def test_the_servers_dynamic_linker_is_used_if_it_is_another(tmp_path: Path) -> 
     native = subprocess.run([program, "last"], capture_output=True, check=False, cwd=tmp_path)
     ended = served(tmp_path, prefix, program, "last")
     assert (ended.status, ended.stdout, ended.stderr) == (native.returncode, native.stdout, b"")
+
+
+@pytest.mark.parametrize("engine", ["native", "emulate"])
+def test_a_dynamic_linker_that_the_server_alone_has(engine: str, tmp_path: Path) -> None:
+    there = "/mnt/linker-of-the-server"
+    program = build_c("suspend_c", flags=(f"-Wl,--dynamic-linker={there}",))
+    linker = read_elf_header(build_c("suspend_c")).interpreter
+    assert linker is not None
+    shutil.copy(linker, tmp_path / Path(there).name)
+    prefix = ["unshare", "--mount", "sh", "-c", f'mount --bind {tmp_path} /mnt && exec "$@"', "sh"]
+    native = subprocess.run([linker, program], capture_output=True, check=False, cwd=tmp_path)
+    ended = served(tmp_path, prefix, program, engine=engine)
+    assert (ended.status, ended.stdout) == (native.returncode, native.stdout)
 
 
 def test_a_server_without_the_dynamic_linker_is_told(tmp_path: Path) -> None:
