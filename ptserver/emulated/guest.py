@@ -19,8 +19,8 @@ class Guest(msgspec.Struct, frozen=True):
     path, argv, env: the program; seed: see `run_emulated`; claimed: the calls that the server names; everything:
     whether the program's resources are the server's; stderr: a descriptor for what is said to the user; remote: what
     of its memory is the server's, with the file for a log of accesses; logged: a pickled `TraceOptions`, or empty;
-    stdout: a descriptor for a log that goes there; linker: one that has the server's dynamic linker, if that is another
-    than this machine's.
+    stdout: a descriptor for a log that goes there; linker: one that has the server's dynamic linker, if that is
+    another than this machine's.
     """
 
     path: str

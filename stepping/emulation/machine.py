@@ -95,8 +95,8 @@ class Machine:
     """Runs the program *path* with *argv* and *env*.
 
     seed: makes the run depend on nothing but the program and this number: times, randomness and the order in
-    which threads run. pid: what the program is told its process id is. linker_path: where its dynamic linker is, if not
-    where the program says.
+    which threads run. pid: what the program is told its process id is. linker_path: where its dynamic linker is, if
+    not where the program says.
 
     Raises:
         LoadError, OSError, GoAbiError: the program cannot be run.
