@@ -40,7 +40,8 @@ from ptserver.shadow.waiting import Waiting
 from stepping.emulation.address_space import map_file
 from stepping.emulation.arch_layouts import Translation
 from stepping.emulation.elsewhere import UnsupportedRemoteAccessError
-from stepping.emulation.machine import Machine, Observer
+from stepping.emulation.machine import Machine
+from stepping.emulation.resources import Observer
 from stepping.emulation.threads import Result, Thread
 from stepping.errors import MemoryFaultError, SteppingError
 from stepping.syscalls import SYSCALLS, Syscall, SyscallClass
@@ -103,7 +104,7 @@ class EmulatedResources:
         return self._away is not None and (self._away.everything or row.name in self._away.claimed)
 
     def fork(self, machine: Machine, thread: Thread, args: list[int]) -> Result:
-        """See `stepping.emulation.machine.Resources`."""
+        """See `stepping.emulation.resources.Resources`."""
         before = os.getpid()
         result = fork(machine, thread, args)
         if os.getpid() != before:
@@ -111,18 +112,18 @@ class EmulatedResources:
         return result
 
     def map_file(self, fd: int, offset: int, address: int, size: int, shared: bool) -> tuple[int, int]:
-        """See `stepping.emulation.machine.Resources`."""
+        """See `stepping.emulation.resources.Resources`."""
         if self.is_away(SYSCALLS["mmap"]):
             return map_from_away(fd, offset, address, size, shared)
         return map_file(address, size, fd, offset, shared)
 
     def make_at_once(self, machine: Machine, thread: Thread, name: str, args: list[int]) -> Result:
-        """See `stepping.emulation.machine.Resources`."""
+        """See `stepping.emulation.resources.Resources`."""
         served = self._gathered(machine, thread, SYSCALLS[name], args)
         return served if isinstance(served, int) else served.make(served.call)
 
     def call(self, machine: Machine, thread: Thread, row: Syscall, args: list[int]) -> Result:
-        """See `stepping.emulation.machine.Resources`."""
+        """See `stepping.emulation.resources.Resources`."""
         served = self._gathered(machine, thread, row, args)
         if isinstance(served, int):
             return served

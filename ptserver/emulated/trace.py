@@ -58,7 +58,7 @@ class _Begun(NamedTuple):
 
 
 class EmulatedTrace:
-    """Gives *sink* an event for each call of *names*; see `stepping.emulation.machine.Observer`.
+    """Gives *sink* an event for each call of *names*; see `stepping.emulation.resources.Observer`.
 
     path: the program's file; outside: of calls that may be about the program itself (mmap, clone) only those that are
     not; stacks: name the functions that led to each call, as far as they are Go's. events: kinds of what becomes of

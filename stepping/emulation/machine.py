@@ -1,7 +1,7 @@
 """One emulated program from its first instruction to its exit status.
 
 `Machine` joins the parts: a processor, an address space, threads, signals, clocks. It answers the syscalls that are
-about the program itself (`calls_*.py`); all others, those that reach outside, it hands to its `Resources`.
+about the program itself (`calls_*.py`); all others, those that reach outside, it hands to its `resources`.
 
 A syscall is answered in the middle of the processor's run, and if the thread must wait, another one's registers
 are put in without leaving it: that takes microseconds, where starting the processor takes a dozen. Whoever computes
@@ -17,7 +17,7 @@ import random
 import signal
 import threading
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from goabi.elf_header import read_elf_header
 from stepping.emulation.abi import abi_of
@@ -26,6 +26,7 @@ from stepping.emulation.clock import Clock, CountingClock, HostClock
 from stepping.emulation.futex import Futexes
 from stepping.emulation.loader import load
 from stepping.emulation.registers import Context
+from stepping.emulation.resources import Observer, Resources
 from stepping.emulation.signals import SI_KERNEL, UNBLOCKABLE, Signals, make_info
 from stepping.emulation.threads import BLOCKED, RELOAD, Result, Scheduler, Thread
 from stepping.emulator import ADDRESS_LIMIT, Processor, Stopped, Trap, TrapKind
@@ -44,48 +45,6 @@ _SIGRETURN_AT = ADDRESS_LIMIT - (1 << 20)
 
 _BUS_ADRERR = 2
 _SEGV_MAPERR, _SEGV_ACCERR, _ILL_ILLOPN, _TRAP_BRKPT, _FPE_INTDIV = 1, 2, 2, 1, 1
-
-
-class Resources(Protocol):
-    """Whoever provides what lies outside the program. claimed: the calls that go there whatever they are about."""
-
-    @property
-    def claimed(self) -> frozenset[str]:
-        """See above."""
-
-    def call(self, machine: "Machine", thread: Thread, row: Syscall, args: list[int]) -> Result:
-        """Make the call *row* with the registers *args* for *thread*, or let it wait (`machine.scheduler`)."""
-
-    def fork(self, machine: "Machine", thread: Thread, args: list[int]) -> Result:
-        """Make the clone(2) of a process that *thread* asks for; return in both."""
-
-    def make_at_once(self, machine: "Machine", thread: Thread, name: str, args: list[int]) -> Result:
-        """Make the call *name* of *thread*, which does not wait: about other processes, or itself as they see it."""
-
-    def map_file(self, fd: int, offset: int, address: int, size: int, shared: bool) -> tuple[int, int]:
-        """Put a part of a file at *address* of this process; return as a `address_space.FileMapper`."""
-
-
-class Observer(Protocol):
-    """Whoever wants to see every call and signal of the program. Times are those of the program's clock, ns."""
-
-    def start(self, machine: "Machine") -> None:
-        """The program is loaded and about to run; breakpoints can be set (`Emulator.watch`)."""
-
-    def begins(self, machine: "Machine", thread: Thread, row: Syscall, args: list[int], began: int) -> None:
-        """*thread* is about to make a call; the processor is in it, and its `context` is not saved."""
-
-    def called(self, machine: "Machine", tid: int, result: int | None, ended: int) -> None:
-        """The call of thread *tid* returned *result* (None: it does not return)."""
-
-    def signalled(self, machine: "Machine", tid: int, number: int, info: bytes) -> None:
-        """A fault of thread *tid* raised signal *number*."""
-
-    def flush(self) -> None:
-        """Nothing happens for a while, or another program is about to take this one's place."""
-
-    def ended(self, machine: "Machine", status: int) -> None:
-        """The program is gone, with a wait status; not of children."""
 
 
 Handler = Callable[[Thread, list[int]], Result]
