@@ -14,6 +14,7 @@ import ctypes
 import errno
 import os
 import signal
+import struct
 import sys
 import threading
 from collections.abc import Callable, Container, Sequence
@@ -22,6 +23,7 @@ from types import ModuleType
 from typing import Self
 
 from stepping.errors import PtraceRefusedError, SteppingError, TraceeGoneError
+from stepping.ptrace_refusal import explain_refusal
 from stepping.wait_status import WAIT_ALL
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -84,9 +86,11 @@ _GETREGSET, _SETREGSET, _SEIZE, _INTERRUPT, _LISTEN = 0x4204, 0x4205, 0x4206, 0x
 _GETSIGMASK, _SETSIGMASK, _GET_SYSCALL_INFO = 0x420A, 0x420B, 0x420E
 
 _SIGINFO_BYTES = 128
+_FAULT = struct.Struct("=8xi4xQ")
 _SYSCALL_INFO_BYTES = 88
 _SIGMASK_BYTES = 8
 _BUFFER_BYTES = 512
+_GENERAL = int(RegisterSet.GENERAL)
 _WALL, _WNOTHREAD = WAIT_ALL, 0x20000000
 #: A signal-delivery-stop for SIGTRAP: the end of a step.
 STEP_STATUS = signal.SIGTRAP << 8 | 0x7F
@@ -104,6 +108,49 @@ class _Buffers(threading.local):
         self.address = ctypes.addressof(self.bytes)
         self.vector = _Iovec(self.address, 0)
         self.vector_address = ctypes.addressof(self.vector)
+
+
+class StoppedThreads:
+    """Requests for what traps again and again, as quick as they get: with one set of buffers, on one OS thread.
+
+    general: how a set of general registers is packed.
+    """
+
+    def __init__(self, general: struct.Struct) -> None:
+        self._general = general
+        self._registers = ctypes.create_string_buffer(general.size)
+        self._vector = _Iovec(ctypes.addressof(self._registers), general.size)
+        self._vector_address = ctypes.addressof(self._vector)
+        self._siginfo = ctypes.create_string_buffer(_SIGINFO_BYTES)
+        self._siginfo_address = ctypes.addressof(self._siginfo)
+
+    def read_fault(self, tid: int) -> tuple[int, int]:
+        """Return the code of the signal that *tid* is stopped for, and the address if that is a fault.
+
+        Raises:
+            SteppingError: it is not stopped for a signal.
+        """
+        _quick_request(_GETSIGINFO, tid, 0, self._siginfo_address)
+        code, address = _FAULT.unpack_from(self._siginfo)
+        return code, address
+
+    def read_general(self, tid: int) -> list[int]:
+        """Return the general registers.
+
+        Raises:
+            SteppingError: the thread runs code of another architecture (32 bits).
+        """
+        vector = self._vector
+        _quick_request(_GETREGSET, tid, _GENERAL, self._vector_address)
+        if vector.size != self._general.size:
+            vector.size = self._general.size
+            raise SteppingError(f"thread {tid} is in 32-bit code, which is not supported")
+        return list(self._general.unpack_from(self._registers))
+
+    def write_general(self, tid: int, values: Sequence[int]) -> None:
+        """Replace the general registers."""
+        self._general.pack_into(self._registers, 0, *values)
+        _quick_request(_SETREGSET, tid, _GENERAL, self._vector_address)
 
 
 _buffers = _Buffers()
@@ -371,36 +418,6 @@ def wait_any_interruptibly() -> tuple[int, int] | None:
     raise TraceeGoneError(-1)
 
 
-def explain_refusal(tid: int) -> str:
-    """Say in one line why the kernel may have refused to let this process trace *tid*, and what to do."""
-    fields = _status_fields(tid)
-    tracer = int(fields.get("TracerPid", "0"))
-    if tracer:
-        return f"it is already traced by process {tracer} ({_command(tracer)}); detach that first"
-    if fields.get("State", "").startswith(("Z", "X")):
-        return "it has already exited"
-    if int(fields.get("Tgid", "0")) == os.getpid():
-        return "it is this process itself"
-    if fields.get("Kthread") == "1" or not fields.get("VmSize"):
-        return "it is a kernel thread"
-    if _has_cap_sys_ptrace():
-        return "the kernel or a security module forbids it, although this process has CAP_SYS_PTRACE"
-    owner = fields.get("Uid", "").split()
-    if owner and any(uid != str(os.geteuid()) for uid in owner[:3]):
-        return f"it belongs to user {owner[0]}; CAP_SYS_PTRACE is needed (run ptserver as root or that user)"
-    scope = _yama_scope()
-    if scope == 1:
-        return (
-            "yama lets processes trace their own children only (ptrace_scope is 1); "
-            "run as root, or: sysctl kernel.yama.ptrace_scope=0"
-        )
-    if scope == 2:
-        return "yama demands CAP_SYS_PTRACE (ptrace_scope is 2); run ptserver as root"
-    if scope == 3:
-        return "yama forbids all tracing until the next boot (ptrace_scope is 3)"
-    return "it is not dumpable or a sandbox forbids ptrace; CAP_SYS_PTRACE is needed (run ptserver as root)"
-
-
 def _simple(request: int, tid: int, data: int = 0) -> None:
     try:
         _hot_request(request, tid, 0, data)
@@ -420,34 +437,14 @@ def _with_buffer(
         raise _translate(tid, error) from error
 
 
+def _quick_request(request: int, tid: int, addr: int, data: int) -> None:
+    if _hot_ptrace(request, tid, addr, data) == -1:
+        raise _translate(tid, PtraceError("", errno=ctypes.get_errno(), pid=tid))
+
+
 def _translate(tid: int, error: PtraceError) -> SteppingError:
     if error.errno == errno.ESRCH:
         return TraceeGoneError(tid)
     if error.errno == errno.EPERM:
         return PtraceRefusedError(tid, explain_refusal(tid))
     return SteppingError(f"ptrace of thread {tid} failed: {os.strerror(error.errno)}")
-
-
-def _status_fields(tid: int) -> dict[str, str]:
-    try:
-        with open(f"/proc/{tid}/status", encoding="utf-8", errors="replace") as file:
-            lines = [line.partition(":") for line in file]
-    except OSError:
-        return {}
-    return {name: value.strip() for name, _, value in lines}
-
-
-def _command(pid: int) -> str:
-    return _status_fields(pid).get("Name", "unknown")
-
-
-def _has_cap_sys_ptrace() -> bool:
-    return bool(int(_status_fields(os.getpid()).get("CapEff", "0"), 16) >> 19 & 1)
-
-
-def _yama_scope() -> int:
-    try:
-        with open("/proc/sys/kernel/yama/ptrace_scope", encoding="ascii") as file:
-            return int(file.read())
-    except OSError:
-        return 0

@@ -32,9 +32,10 @@ from stepping.registers import Registers
 from stepping.remote_atomics import direct_operation, operand_bytes
 from stepping.remote_memory import RemoteMap
 from stepping.remote_plans import Plan, plan_of
+from stepping.remote_quick import Known
 from stepping.remote_rest import Rest, RestFinder, Step
 from stepping.remote_strings import execute_string
-from stepping.stops import decode_siginfo
+from stepping.stops import FAULT_CODES, decode_siginfo
 from stepping.tracee import Tracee
 from stepping.tracee_engine import EXEC, READ, VECTOR_SET_BYTES, WRITE, Fault, TraceeEngine
 from stepping.wait_status import WaitKind
@@ -47,10 +48,10 @@ from stepping.x86_instructions import (
     is_narrow_exchange,
 )
 
-_SEGV_MAPERR, _SEGV_ACCERR = 1, 2
 _ADDRESS_AT = 16
 _ZERO_FLAG = 0x40
 _MOST_REMEMBERED = 4096
+_NOT_PLAIN = Known(b"", ())
 
 
 class UnsupportedAccessError(SteppingError):
@@ -99,6 +100,8 @@ class RemoteAccess:
         self._redirected = RedirectedStep(remote.memory, scratch)
         self._rest = RestFinder(remote, self._read_code)
         self._decoded: dict[bytes, _Decoded] = {}
+        self._quick: dict[int, Known] = {}
+        self._quick_generation = 0
 
     def close(self) -> None:
         """Give up the emulator's memory."""
@@ -110,7 +113,7 @@ class RemoteAccess:
         if status is None or status.kind is not WaitKind.SIGNAL_DELIVERY or status.signo != signal.SIGSEGV:
             return None
         info = decode_siginfo(ptrace_api.getsiginfo(tracee.tid))
-        if info.code not in (_SEGV_ACCERR, _SEGV_MAPERR) or info.address not in self._remote:
+        if info.code not in FAULT_CODES or info.address not in self._remote:
             return None
         return info.address
 
@@ -154,6 +157,31 @@ class RemoteAccess:
         finally:
             tracee.write_registers(progress.registers)
         return True
+
+    def look_up(self, pc: int) -> Known | None:
+        """Return what is known of the instruction at *pc*, which has trapped before; None if it has not.
+
+        Raises:
+            MemoryFaultError: its code cannot be read.
+        """
+        rest = self._rest
+        if self._quick_generation != rest.generation:
+            self._quick_generation = rest.generation
+            self._quick.clear()
+        known = self._quick.get(pc)
+        if known is None and rest.has_trapped(pc):
+            known = self._quick[pc] = self._learn(pc)
+        return known
+
+    def _learn(self, pc: int) -> Known:
+        decoded = self._decoded.get(self._read_code(pc, MAX_INSTRUCTION_BYTES))
+        if decoded is None or decoded.plan is None:
+            return _NOT_PLAIN
+        code = decoded.instruction.code
+        rest = self._rest.find(pc + len(code))
+        if not rest.is_plain:
+            return _NOT_PLAIN
+        return Known(code + rest.code, (decoded.plan, *(step.plan for step in rest.steps if step.plan)))
 
     def _decode(self, tracee: Tracee, pc: int) -> _Decoded:
         code = self._read_code(pc, MAX_INSTRUCTION_BYTES)

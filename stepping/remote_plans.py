@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 
 from stepping.registers import AMD64, Registers
-from stepping.remote_atomics import direct_operation
-from stepping.remote_memory import RemoteMap
+from stepping.remote_memory import AtomicOperation, RemoteMap, RemoteStore, RemoteVariable
 from stepping.x86_instructions import GENERAL_REGISTERS, Instruction
 
 _CARRY, _PARITY, _ADJUST, _ZERO, _SIGN, _OVERFLOW = 0x1, 0x4, 0x10, 0x40, 0x80, 0x800
@@ -62,6 +61,14 @@ _IMMEDIATE = {
     (0x81, 7): _Kind.COMPARE,
     (0x80, 7): _Kind.COMPARE,
 }
+#: What the store does for a locked one.
+_OPERATIONS: dict[_Kind, AtomicOperation] = {
+    _Kind.EXCHANGE: "exchange",
+    _Kind.XADD: "add",
+    _Kind.ADD: "add",
+    _Kind.SUB: "add",
+    _Kind.CMPXCHG: "compare_exchange",
+}
 _ONE_BYTE_IMMEDIATE = frozenset({0xC6, 0x80, 0x83})
 _OF_BYTES = frozenset({0xC6, 0x80})
 _TWO_BYTES = {0xC1: _Kind.XADD, 0xB1: _Kind.CMPXCHG}
@@ -72,12 +79,14 @@ _ZERO_EXTENDED_BYTE = 0xB6
 class Plan:
     """How to execute one instruction.
 
-    size: of its memory operand, in bytes; register: where the other operand is among the registers, -1 if that is the
-    number *immediate*; memory_first: whether memory is the first operand. keeps_carry: of inc and dec.
-    base, index: as `register`; displacement: with the address behind the instruction already in it, if base is rip.
+    length, is_locked: the instruction's. size: of its memory operand, in bytes; register: where the other operand is
+    among the registers, -1 if that is the number *immediate*; memory_first: whether memory is the first operand.
+    keeps_carry: of inc and dec. base, index: as `register`; displacement: with the address behind the instruction
+    already in it, if base is rip.
     """
 
-    instruction: Instruction
+    length: int
+    is_locked: bool
     kind: _Kind
     size: int
     register: int
@@ -97,7 +106,11 @@ class Plan:
         Raises:
             Whatever the store raises.
         """
-        values = registers.values()
+        after = registers.copy()
+        return after if self.apply(after.values(), remote) else None
+
+    def apply(self, values: list[int], remote: RemoteMap) -> bool:
+        """As `execute`, on the numbers themselves, which are as they were if this returns False or raises."""
         address = self.displacement
         if self.base >= 0:
             address += values[self.base]
@@ -106,49 +119,62 @@ class Plan:
         address &= _U64
         size = self.size
         variable = remote.find(address)
-        if variable is None or address + size > variable.end:
-            return None
+        if variable is None:
+            return False
         offset = address - variable.address
-        after = Registers(registers.layout, values[:])
-        changed = after.values()
-        changed[_PC] = values[_PC] + self.instruction.size & _U64
-        changed[_FLAGS] = values[_FLAGS] & ~_RESUME_FLAG
+        if offset + size > variable.size:
+            return False
         mask = (1 << 8 * size) - 1
         number = (values[self.register] if self.register >= 0 else self.immediate) & mask
-        kind = self.kind
+        kind, store = self.kind, remote.store
         if kind is _Kind.STORE:
-            remote.store.set(variable, offset, number.to_bytes(size, "little"))
-            return after
-        if not self.instruction.is_locked:
-            old = int.from_bytes(remote.store.get(variable, offset, size), "little")
-            if kind is _Kind.LOAD:
-                changed[self.register] = old
-                return after
+            store.set(variable, offset, number.to_bytes(size, "little"))
+        elif kind is _Kind.LOAD:
+            values[self.register] = int.from_bytes(store.get(variable, offset, size), "little")
+        elif self.is_locked:
+            self._apply_locked(values, number, mask, store, variable, offset)
         else:
-            direct = direct_operation(self.instruction, registers)
-            assert direct is not None
-            old = int.from_bytes(remote.store.atomic(variable, offset, *direct), "little")
-        if kind is _Kind.EXCHANGE:
-            changed[self.register] = old
-        elif kind is _Kind.CMPXCHG:
-            wanted = values[_RAX] & mask
-            self._set_flags(changed, wanted, old, wanted - old, subtracts=True)
-            if old != wanted:
-                changed[_RAX] = old
-        elif kind is _Kind.XADD:
-            self._set_flags(changed, old, number, old + number, subtracts=False)
-            changed[self.register] = old
-        else:
+            old = int.from_bytes(store.get(variable, offset, size), "little")
             first, second = (old, number) if self.memory_first else (number, old)
-            subtracts = kind is not _Kind.ADD
-            result = first - second if subtracts else first + second
-            self._set_flags(changed, first, second, result, subtracts=subtracts)
+            result = first - second if kind is not _Kind.ADD else first + second
             if kind is not _Kind.COMPARE:
-                if not self.memory_first:
-                    changed[self.register] = result & mask
-                elif not self.instruction.is_locked:
-                    remote.store.set(variable, offset, (result & mask).to_bytes(size, "little"))
-        return after
+                if self.memory_first:
+                    store.set(variable, offset, (result & mask).to_bytes(size, "little"))
+                else:
+                    values[self.register] = result & mask
+            self._set_flags(values, first, second, result, subtracts=kind is not _Kind.ADD)
+        values[_PC] = values[_PC] + self.length & _U64
+        values[_FLAGS] &= ~_RESUME_FLAG
+        return True
+
+    def _apply_locked(
+        self,
+        values: list[int],
+        number: int,
+        mask: int,
+        store: RemoteStore,
+        variable: RemoteVariable,
+        offset: int,
+    ) -> None:
+        """Do *number* to the variable in one operation of *store*, and to registers and flags what that means."""
+        kind, size = self.kind, self.size
+        operand = number if kind is not _Kind.SUB else -number & mask
+        wanted = values[_RAX] & mask
+        expected = wanted.to_bytes(size, "little") if kind is _Kind.CMPXCHG else b""
+        found = store.atomic(variable, offset, _OPERATIONS[kind], operand.to_bytes(size, "little"), expected)
+        old = int.from_bytes(found, "little")
+        if kind is _Kind.EXCHANGE:
+            values[self.register] = old
+        elif kind is _Kind.CMPXCHG:
+            self._set_flags(values, wanted, old, wanted - old, subtracts=True)
+            if old != wanted:
+                values[_RAX] = old
+        else:
+            subtracts = kind is _Kind.SUB
+            result = old - number if subtracts else old + number
+            self._set_flags(values, old, number, result, subtracts=subtracts)
+            if kind is _Kind.XADD:
+                values[self.register] = old
 
     def _set_flags(self, values: list[int], a: int, b: int, result: int, *, subtracts: bool) -> None:
         kept = _CARRY if self.keeps_carry else 0
@@ -169,11 +195,11 @@ def plan_of(instruction: Instruction) -> Plan | None:
     if chosen is None:
         return None
     kind, size, immediate, memory_first, keeps_carry = chosen
-    if instruction.is_locked and kind not in _LOCKABLE:
+    if instruction.is_locked and (kind not in _OPERATIONS or not memory_first):
         return None
     displacement = operand.displacement + (instruction.size if operand.base == "rip" else 0)
     return Plan(
-        *(instruction, kind, size),
+        *(instruction.size, instruction.is_locked, kind, size),
         -1 if immediate is not None else _PLACES[GENERAL_REGISTERS[instruction.reg]],
         immediate or 0,
         memory_first,
@@ -183,9 +209,6 @@ def plan_of(instruction: Instruction) -> Plan | None:
         operand.scale,
         displacement,
     )
-
-
-_LOCKABLE = frozenset({_Kind.EXCHANGE, _Kind.XADD, _Kind.CMPXCHG, _Kind.ADD, _Kind.SUB})
 
 
 def _choose(instruction: Instruction) -> tuple[_Kind, int, int | None, bool, bool] | None:

@@ -47,7 +47,10 @@ _NOTHING = Rest(b"", (), is_plain=True)
 
 
 class RestFinder:
-    """Finds what to execute with an access. read: returns at most so many bytes of code (address, size)."""
+    """Finds what to execute with an access. read: returns at most so many bytes of code (address, size).
+
+    generation: changes when what was found before may be found otherwise now.
+    """
 
     def __init__(self, remote: RemoteMap, read: Callable[[int, int], bytes]) -> None:
         self._remote = remote
@@ -55,6 +58,11 @@ class RestFinder:
         self._decoder: Decoder | None = None
         self._trapped: set[int] = set()
         self._known: dict[int, Rest] = {}
+        self.generation = 0
+
+    def has_trapped(self, pc: int) -> bool:
+        """Whether the instruction at *pc* is known to have touched remote memory."""
+        return pc in self._trapped
 
     def note_trap(self, pc: int) -> None:
         """Hear that the instruction at *pc* has touched remote memory."""
@@ -63,6 +71,7 @@ class RestFinder:
                 self._trapped.clear()
             self._trapped.add(pc)
             self._known.clear()
+            self.generation += 1
 
     def find(self, pc: int) -> Rest:
         """Return what to execute from *pc* on, the code being now what it was when that was found out."""

@@ -28,7 +28,7 @@ from stepping import direct_calls
 from stepping.errors import MemoryFaultError, PtraceRefusedError, SteppingError, TraceeGoneError
 from stepping.first_in_line import first_in_line
 from stepping.maps import read_maps
-from stepping.ptrace_api import explain_refusal
+from stepping.ptrace_refusal import explain_refusal
 from stepping.remote_syscall import RemoteSyscallError, RemoteSyscalls, can_call, remote_syscall
 from stepping.ring_code_amd64 import AFTER, BEFORE, CODE
 from stepping.ring_copies import descriptors, read_errnos_mask

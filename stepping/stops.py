@@ -23,6 +23,9 @@ _FAULT = struct.Struct("=16xQ")
 AUDIT_ARCHES = {"amd64": 0xC000003E, "arm64": 0xC00000B7}
 _ARCH_NAMES = {number: name for name, number in AUDIT_ARCHES.items()}
 
+#: SEGV_MAPERR, SEGV_ACCERR: the codes of a SIGSEGV for an address that cannot be accessed.
+FAULT_CODES = frozenset({1, 2})
+
 
 class SyscallOp(IntEnum):
     """PTRACE_SYSCALL_INFO_*: where in a call a thread stands. NONE: in none."""

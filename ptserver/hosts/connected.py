@@ -15,7 +15,7 @@ from ptserver.messages import Interest, MemoryResult, Message, ToHost
 from ptserver.net.connection import Connection
 from ptserver.net.keepalive import KeepAlive
 from ptserver.net.lasting import LastingConnection
-from ptserver.net.poll_loop import SPIN_SECONDS, may_wait_awake
+from ptserver.net.poll_loop import Awake
 from ptserver.net.recovery import Recovery, Source
 from ptserver.remote_memory.stores import StoreLostError
 from stepping.launch import Launched
@@ -50,6 +50,7 @@ class ConnectedHost(Host):
         self._recovery: Recovery | None = None
         self._on_waiting: Callable[[bool], None] = lambda waits: None
         self._held: list[ToHost] = []
+        self._awake = Awake()  # for answers to accesses
         self._all_sent = True
         self._loop.watch(connection.fileno(), self._on_ready)
 
@@ -152,17 +153,22 @@ class ConnectedHost(Host):
 
     def _await_answer(self) -> MemoryResult | None:
         """Return the answer to a memory message; None if the connection is lost before it comes."""
-        connection = self._connection
-        poll = select.poll()
+        connection, poll = self._connection, select.poll()
         if not self._is_waiting:
             poll.register(connection.fileno(), select.POLLIN)
         patience = self._patience_seconds or _FOREVER_SECONDS
-        deadline = time.monotonic() + patience
-        awake_seconds = SPIN_SECONDS if may_wait_awake() else 0.0
+        is_here, deadline = connection.has_received, 0.0
         try:
             while not self._is_waiting:
                 connection.flush()
-                answer = None
+                if not is_here and not (self._awake.pays() and self._awake.wait(lambda: poll.poll(0))):
+                    now = time.monotonic()
+                    deadline = deadline or now + patience
+                    if now > deadline:
+                        self._broke(f"the server said nothing for {patience:g} s")
+                        break
+                    poll.poll(min(deadline - now, 1.0) * 1000)
+                is_here, answer = False, None
                 for received in connection.receive():
                     if type(received) is MemoryResult:
                         answer = received
@@ -172,12 +178,6 @@ class ConnectedHost(Host):
                     if self._held:
                         self._loop.later(0, self._take_held)
                     return answer
-                left = deadline - time.monotonic()
-                if left < 0:
-                    self._broke(f"the server said nothing for {patience:g} s")
-                    break
-                if left < patience - awake_seconds:
-                    poll.poll(min(left, 1.0) * 1000)
         except ConnectionLostError as error:
             self._broke(str(error))
         except ProtocolError as error:

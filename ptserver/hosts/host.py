@@ -28,6 +28,7 @@ from ptserver.hosts.signals import HostSignals, is_passed_on
 from ptserver.hosts.stub_calls import StubCalls
 from ptserver.messages import Interest
 from ptserver.net.poll_loop import PollLoop
+from ptserver.net.urgency import be_urgent
 from stepping.errors import NotificationGoneError
 from stepping.launch import Launched
 from stepping.listener import Listener, Notification
@@ -157,9 +158,12 @@ class Host:
 
     def start_tracer(self, tracer: "RemoteTracer") -> None:
         """Serve the remote variables of the program, which is traced and stopped, by *tracer*; `run` lets it run."""
+        be_urgent()
         self._tracer = tracer
         tracer.on_group_stop = self._program_stopped
         tracer.later = self._loop.later
+        fd = self._signals.fileno()  # which has something at every stop of a thread
+        tracer.gives_way = lambda: self._loop.has_other(fd)
         self._main.remote = tracer.remote
         tracer.find_goroutines(self._goids)
 
@@ -399,9 +403,8 @@ class Host:
             self._loop.unwatch(self._pidfd)
 
     def _take_reports(self, tracer: "RemoteTracer") -> None:
-        """Serve the threads that have stopped; the next access may come at once."""
-        if tracer.take_reports():
-            self._loop.expect()
+        """Serve the threads that have stopped, and stop again at once."""
+        tracer.take_reports()
         if tracer.exit is not None and self._wait_status is None:
             self._wait_status = tracer.exit.raw_end
             self._loop.unwatch(self._pidfd)

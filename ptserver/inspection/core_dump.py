@@ -36,6 +36,7 @@ from stepping import ptrace_api
 from stepping.errors import PtraceRefusedError, SteppingError, TraceeGoneError
 from stepping.maps import PAGE_BYTES, Vma, read_maps
 from stepping.ptrace_api import RegisterSet
+from stepping.ptrace_refusal import explain_refusal
 from stepping.registers import NATIVE
 from stepping.tracee import Tracee
 from stepping.tracee_group import TraceeGroup
@@ -180,7 +181,7 @@ class _Process:
                 self._memory = stack.enter_context(open(f"/proc/{pid}/mem", "rb", buffering=0))
                 self._pagemap = stack.enter_context(open(f"/proc/{pid}/pagemap", "rb", buffering=0))
             except PermissionError as error:
-                raise PtraceRefusedError(pid, ptrace_api.explain_refusal(pid)) from error
+                raise PtraceRefusedError(pid, explain_refusal(pid)) from error
             except (FileNotFoundError, ProcessLookupError) as error:
                 raise TraceeGoneError(pid) from error
             self._files = stack.pop_all()

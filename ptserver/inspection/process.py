@@ -22,7 +22,7 @@ from ptserver.inspection.proc_status import thread_numbers
 from ptserver.inspection.process_memory import ProcessMemory, read_load_bias
 from ptserver.inspection.process_stop import explain_no_stop, stopped
 from stepping.errors import PtraceRefusedError, SteppingError, TraceeGoneError
-from stepping.ptrace_api import explain_refusal
+from stepping.ptrace_refusal import explain_refusal
 from stepping.tracee_group import TraceeGroup
 from stepping.tracee_memory import TraceeMemory
 

@@ -24,6 +24,9 @@ SPIN_SECONDS = 150e-6
 #: After so many times in vain, 1 chance in 2**n to stay awake is taken.
 _MAX_MISSES = 6
 
+#: How often who stays awake for something looks for that before it looks for all else.
+_LOOKS_BETWEEN = 8
+
 #: What poll(2) counts time in, and the first descriptor that select(2), which is more exact, cannot have.
 _POLL_UNIT_SECONDS, _MAX_SELECT_FD = 1e-3, 1024
 
@@ -36,14 +39,46 @@ def may_wait_awake() -> bool:
     return len(os.sched_getaffinity(0)) >= _ENOUGH_PROCESSORS
 
 
+class Awake:
+    """Waits awake for what is about to happen, as long as that pays; one for each kind of thing that is."""
+
+    def __init__(self) -> None:
+        self._may = len(os.sched_getaffinity(0)) > 1
+        self._misses = 0
+        self._chances_to_pass = 0
+
+    def pays(self) -> bool:
+        """Whether to stay awake this time, as far as one can tell from the times before."""
+        if self._chances_to_pass:
+            self._chances_to_pass -= 1
+            return False
+        return self._may
+
+    def wait(self, happens: Callable[[], object], gives_way: Callable[[], bool] = lambda: False) -> bool:
+        """Call *happens* again and again, for a moment at most; return whether it came to be true.
+
+        gives_way: whether there is something else to do, for which it is given up.
+        """
+        until, looks = time.monotonic() + SPIN_SECONDS, 0
+        while not happens():
+            looks += 1
+            if looks % _LOOKS_BETWEEN == 0:
+                if gives_way():
+                    return False
+                if time.monotonic() >= until:
+                    self._misses = min(self._misses + 1, _MAX_MISSES)
+                    self._chances_to_pass = 1 << self._misses
+                    return False
+        self._misses = 0
+        return True
+
+
 class PollLoop:
     """Calls handlers. All belongs to the thread that calls `round`; handlers may change the loop."""
 
     def __init__(self) -> None:
-        self._may_spin = len(os.sched_getaffinity(0)) > 1
-        self._spins = False
-        self._misses = 0
-        self._chances_to_pass = 0
+        self._awake = Awake()
+        self._expects = False
         self._poll = select.poll()
         self._events: dict[int, int] = {}
         self._handlers: dict[int, Handler] = {}
@@ -75,10 +110,8 @@ class PollLoop:
 
     def expect(self) -> None:
         """Stay awake for a moment in the next round, if that has paid lately: something is about to happen."""
-        if self._chances_to_pass:
-            self._chances_to_pass -= 1
-        else:
-            self._spins = self._may_spin
+        if self._awake.pays():
+            self._expects = True
 
     def round(self, before_waiting: Handler) -> None:
         """Deal with all that has happened; if nothing has, call *before_waiting*, and wait until something does.
@@ -93,7 +126,7 @@ class PollLoop:
             self._busy_rounds = 0
             before_waiting()
             if not events:
-                events = self._spin() if self._spins else None
+                events = self._spin() if self._expects else None
                 events = events or self._wait()
         for fd, _ in events or ():
             handler = handlers.get(fd)  # none if an earlier handler of this round has unwatched it
@@ -102,18 +135,23 @@ class PollLoop:
         if self._timers:
             self._fire_timers()
 
+    def has_other(self, fd: int) -> bool:
+        """Whether there is something to do that *fd* does not report."""
+        if self._timers and self._timers[0][0] <= time.monotonic():
+            return True
+        return any(other != fd for other, _ in self._poll.poll(0))
+
     def _spin(self) -> list[tuple[int, int]]:
         """Return what happens while it pays to wait awake, if anything does."""
-        self._spins = False
-        poll, until = self._poll.poll, time.monotonic() + SPIN_SECONDS
-        events = poll(0)
-        while not events and time.monotonic() < until:
-            events = poll(0)
-        if events:
-            self._misses = 0
-        else:
-            self._misses = min(self._misses + 1, _MAX_MISSES)
-            self._chances_to_pass = 1 << self._misses
+        self._expects = False
+        events: list[tuple[int, int]] = []
+
+        def look() -> bool:
+            nonlocal events
+            events = self._poll.poll(0)
+            return bool(events)
+
+        self._awake.wait(look)
         return events
 
     def _wait(self) -> list[tuple[int, int]]:

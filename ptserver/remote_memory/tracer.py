@@ -20,6 +20,7 @@ from ptserver.code_place import place_in
 from ptserver.errors import UnsupportedInstructionError
 from ptserver.inspection.goids import GoroutineIds
 from ptserver.inspection.process_memory import read_entry
+from ptserver.net.poll_loop import Awake
 from ptserver.remote_memory.stores import StoreLostError, VariableStore
 from ptserver.remote_memory.variables import Plan
 from stepping import ptrace_api
@@ -27,6 +28,7 @@ from stepping.errors import SteppingError, TraceeGoneError
 from stepping.remote_access import RemoteAccess, UnsupportedAccessError
 from stepping.remote_calls import RemoteCalls
 from stepping.remote_memory import RemoteMap, SplitAtomicError
+from stepping.remote_quick import QuickAccess
 from stepping.remote_setup import prepare
 from stepping.remote_syscall import can_call, remote_syscall
 from stepping.tracee import Tracee
@@ -34,8 +36,11 @@ from stepping.tracee_group import TraceeGroup
 from stepping.tracee_memory import TraceeMemory
 from stepping.wait_status import Event, WaitKind, WaitStatus
 
+_SEGV_STATUS = signal.SIGSEGV << 8 | 0x7F  # a signal-delivery-stop
 _SEGV_BIT = 1 << (signal.SIGSEGV - 1)
 _SIGACTION_BYTES = 32
+#: So many accesses one after another, before the host looks after all else.
+_MOST_AT_ONCE = 64
 _STOP_SECONDS = 2.0
 #: After which time a thread that waits on a remote futex looks again.
 _FUTEX_SECONDS = 0.001
@@ -46,7 +51,7 @@ class RemoteTracer:
 
     exit: how the program ended; left_stopped: whether it was given up, stopped.
     on_group_stop: is called with the signal that has stopped the program; later: calls a function after so many
-    seconds.
+    seconds; gives_way: whether the host has something else to do than to wait for what the program does next.
 
     Raises:
         PtServerError, SteppingError: the variables cannot be made remote.
@@ -65,6 +70,8 @@ class RemoteTracer:
         self._group = tracees
         self._store = store
         self.later: Callable[[float, Callable[[], None]], None] = lambda seconds, handler: handler()
+        self.gives_way: Callable[[], bool] = lambda: True
+        self._awake = Awake()
         self.on_group_stop: Callable[[int], None] = lambda signo: None
         self._goids: GoroutineIds | None = None
         self._memory = TraceeMemory(self.pid)
@@ -80,6 +87,10 @@ class RemoteTracer:
         self._scratch = prepared.scratch
         self._calls = RemoteCalls(self.remote, prepared.buffers)
         self._access: RemoteAccess | None = RemoteAccess(self.pid, self.remote, prepared.scratch)
+        #: Where neighbours are served, the program's handler has to be looked after at each access.
+        self._quick = QuickAccess(self.remote, self._access.look_up) if not plan.in_place else None
+        self._asker = (0, 0)
+        self._report = (0, 0)
 
     def find_goroutines(self, goids: GoroutineIds | None) -> None:
         """Tell store and trace which goroutine makes an access, by *goids*."""
@@ -90,30 +101,58 @@ class RemoteTracer:
         self._group.resume_all()
 
     def take_reports(self) -> bool:
-        """Deal with all threads that have stopped; return whether one was served.
+        """Deal with all threads that have stopped, and those that do so soon; return whether one was served.
 
         Raises:
             UnsupportedInstructionError: the program is left stopped.
             PtServerError: whatever the store raises; the program is stopped, and still traced.
         """
-        served = False
-        while self.exit is None:
+        served = 0
+        while self.exit is None and served < _MOST_AT_ONCE:
             try:
-                report = self._group.wait(block=False)
-            except TraceeGoneError:
-                return served
-            if report is None:
-                return served
-            with contextlib.suppress(TraceeGoneError):
-                served = self._take(*report) or served
+                if not self._look() and not (served and self._stay_awake()):
+                    break
+                tid, raw = self._report
+                with contextlib.suppress(TraceeGoneError):
+                    served += self._take_quickly(tid, raw) or self._take(*self._group.note(tid, raw))
+            except TraceeGoneError:  # no thread is left
+                break
             self.exit = self._group.exit
-        return served
+        return bool(served)
+
+    def _stay_awake(self) -> bool:
+        """Wait for the next report, which may come at once; return whether there is one."""
+        awake, gives_way = self._awake, self.gives_way
+        return awake.pays() and not gives_way() and awake.wait(self._look, gives_way)
+
+    def _look(self) -> bool:
+        """Have the next report of any thread in `_report`; return whether there is one."""
+        tid, raw = ptrace_api.wait_any(block=False)
+        if raw is None:
+            return False
+        self._report = tid, raw
+        return True
+
+    def _take_quickly(self, tid: int, raw: int) -> bool:
+        """Serve a plain access of thread *tid*, which reports *raw*, if it is one; return whether it is done."""
+        tracee = self._group.tracees.get(tid)
+        if raw != _SEGV_STATUS or tracee is None or self._quick is None:
+            return False
+        self._asker = tid, self._goids.of(tid) if self._goids is not None else 0
+        try:
+            return self._quick.serve(tracee, raw, self._tell)
+        except StoreLostError:
+            return True  # it waits at this instruction, to the program's end
+
+    def _tell(self, pc: int) -> None:
+        """Tell the store who makes the next access, and where."""
+        self._store.asked_by(*self._asker, pc - self._bias)
 
     def close(self) -> None:
         """Give up emulator and memory."""
         if self._access is not None:
             self._access.close()
-            self._access = None
+            self._access = self._quick = None
         self._memory.close()
 
     def _take(self, tracee: Tracee, status: WaitStatus) -> bool:
@@ -134,7 +173,7 @@ class RemoteTracer:
             return False
         if status.event is Event.EXEC and self._access is not None:
             self._access.close()  # another program, which has no remote variables
-            self._access = None
+            self._access = self._quick = None
             self.remote.forget()
         if self._access is not None and self._access.fault_address(tracee) is not None:
             try:
@@ -147,8 +186,8 @@ class RemoteTracer:
 
     def _enter_call(self, tracee: Tracee) -> None:
         """Carry over a call with a remote buffer; a thread that waits on a remote futex looks again in a moment."""
-        goid = self._goids.of(tracee.tid) if self._goids is not None else 0
-        self._store.asked_by(tracee.tid, goid, tracee.read_registers().pc - self._bias)
+        self._asker = tracee.tid, self._goids.of(tracee.tid) if self._goids is not None else 0
+        self._tell(tracee.read_registers().pc)
         with contextlib.suppress(StoreLostError):
             if not self._calls.enter(tracee):
                 self.later(_FUTEX_SECONDS, lambda: self._go_on(tracee))
@@ -159,10 +198,9 @@ class RemoteTracer:
                 tracee.resume()
 
     def _serve(self, tracee: Tracee, access: RemoteAccess) -> None:
-        goid = self._goids.of(tracee.tid) if self._goids is not None else 0
-        tid, asked_by, bias = tracee.tid, self._store.asked_by, self._bias
+        self._asker = tracee.tid, self._goids.of(tracee.tid) if self._goids is not None else 0
         try:
-            access.serve(tracee, tracee.read_registers(), lambda pc: asked_by(tid, goid, pc - bias))
+            access.serve(tracee, tracee.read_registers(), self._tell)
         except (UnsupportedAccessError, SplitAtomicError) as error:
             raise self._leave_stopped(tracee, error) from error
         if not self._has_neighbours:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from ptserver.messages import MemoryAtomic, MemoryDeclare, MemoryGet, MemoryResult, MemorySet, Message
 from ptserver.net.poll_loop import may_wait_awake
+from ptserver.net.urgency import be_urgent
 from ptserver.remote_memory.shared import SharedVariables, VariableError
 from ptserver.remote_memory.stores import ServedStore
 from ptserver.server import RuntimeServer
@@ -36,7 +37,8 @@ class MemoryCalls:
         self._flush = flush if not may_wait_awake() else _later
 
     def take_declare(self, message: MemoryDeclare) -> None:
-        """Have the variable."""
+        """Have the variable; from now on, threads of the program wait for this process at each access."""
+        be_urgent()
         self._answer(message.id, lambda: self._store.declare(message.name, message.initial))
 
     def take_get(self, message: MemoryGet) -> None:

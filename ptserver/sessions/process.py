@@ -64,6 +64,7 @@ from ptserver.net.keepalive import DEFAULT_SECONDS, KeepAlive
 from ptserver.net.lasting import LastingConnection
 from ptserver.net.poll_loop import PollLoop
 from ptserver.net.recovery import Recovery, Source
+from ptserver.net.urgency import be_ordinary
 from ptserver.offered.file_transfer import OfferedFile
 from ptserver.remote_memory.shared import SharedVariables
 from ptserver.server import RuntimeServer
@@ -406,6 +407,7 @@ class SessionLoop:
         if failure:
             return failure
         self._connection.flush()
+        be_ordinary()  # what is executed has no remote variables
         if self._guard is None:  # this process's user waits for it, and nothing else has to go on
             return self._shadow.become(name, args, ins)
         failed = become_program(lambda: self._shadow.become(name, args, ins), self._descriptors, self._guard)

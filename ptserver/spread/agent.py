@@ -13,11 +13,11 @@ from ptserver.hosts.signals import HostSignals
 from ptserver.net.connection import Connection, Stream
 from ptserver.net.keepalive import KeepAlive
 from ptserver.net.poll_loop import PollLoop
+from ptserver.net.urgency import be_urgent
 from ptserver.net.wire import Codec
 from ptserver.spread.clocks import shift_clock
 from ptserver.spread.host import SpreadHost
 from ptserver.spread.messages import Alive, Begin, ClockIs, Ready, TellClock, ToHost
-from ptserver.spread.urgency import be_urgent
 from ptserver.stub.hypercalls import FIRST_HYPERCALL, LAST_HYPERCALL
 from stepping.errors import SteppingError
 from stepping.instance import Image, Instance, instance_filter

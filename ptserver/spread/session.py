@@ -16,6 +16,7 @@ from ptserver.errors import ConnectionLostError, LaunchError, PtServerError
 from ptserver.hosts.signals import HostSignals, is_passed_on
 from ptserver.net.keepalive import KeepAlive
 from ptserver.net.poll_loop import PollLoop
+from ptserver.net.urgency import be_urgent
 from ptserver.spread.adaptations import ADAPTATIONS, Adaptations
 from ptserver.spread.address_space import ANYWHERE, AddressSpace
 from ptserver.spread.agents import Agent, Agents, HostAddress
@@ -26,7 +27,6 @@ from ptserver.spread.messages import Alive, Begin, Ready, SpreadMessage, ToHome
 from ptserver.spread.placement import Placement
 from ptserver.spread.processors import ProcessorError, check
 from ptserver.spread.requests import HostFailedError
-from ptserver.spread.urgency import be_urgent
 from stepping.instance import Instance
 
 #: Called with why something could not be done (empty if it was), and the host.

@@ -26,10 +26,10 @@ class Cutter:
     """Relays one connection between a host and the server at *address*, up to a moment of an atomic operation."""
 
     def __init__(self, address: str, moment: Moment) -> None:
-        host, _, port = address.rpartition(":")
         self._moment = moment
         self._listener = socket.create_server(("127.0.0.1", 0))
-        self._server = socket.create_connection((host, int(port)))
+        self._at = address.rpartition(":")
+        self._server: socket.socket | None = None
         self._host: socket.socket | None = None
         self._operations = 0
         self._is_last_answer = threading.Event()
@@ -39,28 +39,29 @@ class Cutter:
 
     def _relay_requests(self) -> None:
         self._host, _ = self._listener.accept()
-        answers = threading.Thread(target=self._relay_answers, args=(self._host,), daemon=True)
+        self._server = server = socket.create_connection((self._at[0], int(self._at[2])))
+        answers = threading.Thread(target=self._relay_answers, args=(server, self._host), daemon=True)
         self._threads.append(answers)
         answers.start()
         for frame in _frames(self._host):
             if b"memoryatomic" in frame:
                 self._operations += 1
                 if self._operations == CUT:
-                    self._cut(frame)
+                    self._cut(server, frame)
                     return
-            self._server.sendall(frame)
+            server.sendall(frame)
 
-    def _cut(self, frame: bytes) -> None:
+    def _cut(self, server: socket.socket, frame: bytes) -> None:
         if self._moment == "half sent":
-            self._server.sendall(frame[: len(frame) // 2])
+            server.sendall(frame[: len(frame) // 2])
         elif self._moment == "done, and not answered":
             self._is_last_answer.set()
-            self._server.sendall(frame)
+            server.sendall(frame)
             return  # the answer to it ends both
         self.close()
 
-    def _relay_answers(self, host: socket.socket) -> None:
-        for frame in _frames(self._server):
+    def _relay_answers(self, server: socket.socket, host: socket.socket) -> None:
+        for frame in _frames(server):
             if self._is_last_answer.is_set() and b"memoryresult" in frame:
                 self.close()
                 return
