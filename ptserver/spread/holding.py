@@ -20,22 +20,30 @@ LONGEST_SECONDS = 0.02
 FIRST_LOOK_SECONDS, LAST_LOOK_SECONDS = 50e-6, 2e-3
 
 
-class Turns:
-    """How often threads have been given a processor, by the kernel's count."""
+class ProcessorUse:
+    """How long threads have had a processor, and how often they were given one, by the kernel's count."""
 
     def __init__(self) -> None:
         self._files: dict[int, int] = {}
 
-    def read(self, tid: int) -> int:
-        """Return the count of a thread; -1 if it is gone, or the kernel does not count."""
+    def turns(self, tid: int) -> int:
+        """Return how often a thread has been given a processor; -1 if it is gone, or the kernel does not count."""
+        return self._read(tid)[1]
+
+    def nanoseconds(self, tid: int) -> int:
+        """Return how long a thread has had a processor, as of its last turn or the last tick; -1 as above."""
+        return self._read(tid)[0]
+
+    def _read(self, tid: int) -> tuple[int, int]:
         file = self._files.get(tid)
         try:
             if file is None:
                 file = self._files[tid] = os.open(f"/proc/{tid}/schedstat", os.O_RDONLY | os.O_CLOEXEC)
-            return int(os.pread(file, 64, 0).rsplit(b" ", 1)[1])
-        except (OSError, IndexError):
+            used, _, turns = os.pread(file, 64, 0).split()
+            return int(used), int(turns)
+        except (OSError, ValueError):
             self.forget(tid)
-            return -1
+            return -1, -1
 
     def forget(self, tid: int) -> None:
         """Keep no descriptor for a thread."""
@@ -56,13 +64,13 @@ class _Holding:
 class Holdings:
     """Which pages are kept, and for whom."""
 
-    def __init__(self, turns: Turns) -> None:
-        self._turns = turns
+    def __init__(self, use: ProcessorUse) -> None:
+        self._use = use
         self._pages: dict[int, _Holding] = {}
 
     def begin(self, page: int, tids: list[int]) -> None:
         """Keep *page*, for which *tids* wait; they are woken right afterwards."""
-        waiting = [(tid, self._turns.read(tid)) for tid in tids]
+        waiting = [(tid, self._use.turns(tid)) for tid in tids]
         self._pages[page] = _Holding(waiting, time.monotonic() + LONGEST_SECONDS)
 
     def wait(self, page: int) -> float:
@@ -70,7 +78,7 @@ class Holdings:
         holding = self._pages.get(page)
         if holding is None:
             return 0.0
-        unused = all(turns == self._turns.read(tid) != -1 for tid, turns in holding.waiting)
+        unused = all(turns == self._use.turns(tid) != -1 for tid, turns in holding.waiting)
         if unused and time.monotonic() < holding.until:
             seconds = holding.next_look
             holding.next_look = min(2 * seconds, LAST_LOOK_SECONDS)

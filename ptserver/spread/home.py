@@ -281,7 +281,7 @@ class Home:
     def _look(self) -> None:
         """Have the policy asked about what runs now, and again after a while."""
         for thread in self.threads:
-            self.threads.stop(thread)
+            self.threads.stop(thread, busy=True)
         self._later(self._placement.look_seconds, self._look)
 
     def _loads(self) -> list[HostLoad]:

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
+from ptserver.spread.holding import ProcessorUse
 from ptserver.spread.host_pages import Emit, HostPages
 from ptserver.spread.messages import (
     AddRegion,
@@ -60,6 +61,8 @@ _SIGINFO = struct.Struct("=iii4xQ")  # signal, errno, code, address
 _SEGV_MAPERR, _BUS_MCEERR_AR = 1, 4
 _CLONE = SYSCALLS["clone"].numbers["amd64"]
 _NO_CALL = (1 << 64) - 1
+#: What a thread has computed, since it came or was last asked about, of which policies are asked.
+_BUSY_NS = 5_000_000
 
 
 class _Doing(Enum):
@@ -81,6 +84,9 @@ class _Thread:
     doing: _Doing
     denied: int | None = None  # the address for whose touch it is to get SIGSEGV
     wanted: bool = False  # whether the home wants it to stop
+    used: int = (
+        0  # how many nanoseconds it had had of processors when it came, or when it was last asked about
+    )
 
 
 class SpreadHost:
@@ -90,7 +96,8 @@ class SpreadHost:
         self.number = number
         self.instance = instance
         self._emit = emit
-        self.pages = HostPages(instance, emit, self._name, self._segfault, later)
+        self._use = ProcessorUse()
+        self.pages = HostPages(instance, emit, self._name, self._segfault, later, self._use)
         self._by_kernel_tid: dict[int, _Thread] = {}
         self._by_tid: dict[int, _Thread] = {}
         self._children: dict[int, Tracee] = {}
@@ -198,7 +205,9 @@ class SpreadHost:
 
     def _stop(self, message: Stop) -> None:
         thread = self._thread(message.tid)
-        if thread.doing is _Doing.RUNNING and not self.pages.is_waiting(thread.tracee.tid):
+        if thread.doing is not _Doing.RUNNING or self.pages.is_waiting(thread.tracee.tid):
+            return
+        if not message.busy or self._has_computed(thread):
             thread.wanted = True
             thread.tracee.interrupt()
 
@@ -228,6 +237,7 @@ class SpreadHost:
             thread.doing = _Doing.ASKING
         else:
             self._resume(thread, deliver=False)
+        thread.used = self._use.nanoseconds(thread.tracee.tid)
 
     def _lend(self, tid: int) -> _Thread:
         if self._idle:
@@ -337,6 +347,7 @@ class SpreadHost:
         kernel_tid = thread.tracee.tid
         del self._by_kernel_tid[kernel_tid]
         self.pages.forget_thread(kernel_tid)
+        self._use.forget(kernel_tid)
         if self._by_tid.get(thread.tid) is thread:
             del self._by_tid[thread.tid]
         if self.number:
@@ -368,9 +379,7 @@ class SpreadHost:
             return
         elif status.signo == signal.SIGBUS and self._has_failed(tracee):
             return
-        elif (
-            status.signo == signal.SIGURG and self._computes(thread) and not self.pages.is_waiting(tracee.tid)
-        ):
+        elif status.signo == signal.SIGURG and self._is_busy(thread):
             self._preempted(thread, status.signo)
             return
         tracee.resume()
@@ -397,11 +406,23 @@ class SpreadHost:
 
     def _preempted(self, thread: _Thread, signo: int) -> None:
         thread.doing, thread.wanted = _Doing.ASKING, False
+        thread.used = self._use.nanoseconds(thread.tracee.tid)
         self._emit(Preempted(thread.tid, signo, thread.tracee.read_registers()["r14"]))
 
     def _computes(self, thread: _Thread) -> bool:
         """Whether a stopped thread is in the midst of the program's own code."""
         return thread.doing is _Doing.RUNNING and thread.tracee.read_registers()["orig_rax"] == _NO_CALL
+
+    def _is_busy(self, thread: _Thread) -> bool:
+        """Whether a policy is to be asked about a stopped thread. One that got little done is better left alone: all
+        that it waits for where it goes would be in vain.
+        """
+        if self.pages.is_waiting(thread.tracee.tid) or not self._computes(thread):
+            return False
+        return self._has_computed(thread)
+
+    def _has_computed(self, thread: _Thread) -> bool:
+        return self._use.nanoseconds(thread.tracee.tid) - thread.used >= _BUSY_NS
 
     def _continue_elsewhere(self, tracee: Tracee) -> None:
         """Have a thread or child that a thread elsewhere has created begin where that one was."""

@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Callable
 from functools import partial
 
-from ptserver.spread.holding import Holdings, Turns
+from ptserver.spread.holding import Holdings, ProcessorUse
 from ptserver.spread.messages import (
     AllowWrite,
     Deny,
@@ -40,7 +40,7 @@ class HostPages:
     """The pages of *instance*. name: the program's thread that a kernel thread is, 0 if none.
 
     later: calls a function after so many seconds. segfault: sends SIGSEGV for the touch of an address to a kernel
-    thread. takers: what to do for each message.
+    thread. use: says what threads have had of processors. takers: what to do for each message.
     """
 
     def __init__(
@@ -50,11 +50,11 @@ class HostPages:
         name: Callable[[int], int],
         segfault: Callable[[int, int], None],
         later: Later,
+        use: ProcessorUse,
     ) -> None:
         self.instance = instance
         self._later = later
-        self._turns = Turns()
-        self._holdings = Holdings(self._turns)
+        self._holdings = Holdings(use)
         self._emit = emit
         self._name = name
         self._segfault = segfault
@@ -88,7 +88,6 @@ class HostPages:
     def forget_thread(self, kernel_tid: int) -> None:
         """Forget a thread that has ended."""
         self._waiting_tids.discard(kernel_tid)
-        self._turns.forget(kernel_tid)
 
     def take_faults(self) -> None:
         """Report the faults that wait."""

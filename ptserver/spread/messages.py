@@ -308,9 +308,12 @@ class Execute(SpreadMessage, frozen=True):
 
 
 class Stop(SpreadMessage, frozen=True):
-    """Stop the thread if it computes, and say so: `Preempted`. One that is in a call is left alone."""
+    """Stop the thread if it computes, and say so: `Preempted`. One that is in a call, or waits for a page, is left
+    alone; with *busy* so is one that has computed only for some milliseconds since it came or was last asked about.
+    """
 
     tid: ThreadId
+    busy: bool = False
 
 
 class Capture(SpreadMessage, frozen=True):

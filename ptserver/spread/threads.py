@@ -99,10 +99,10 @@ class Threads:
             if thread.host == host or (thread.where is Where.MOVES and thread.to == host)
         ]
 
-    def stop(self, thread: Thread) -> None:
-        """Have a thread that computes stop and be reported (`Preempted`)."""
+    def stop(self, thread: Thread, *, busy: bool = False) -> None:
+        """Have a thread that computes stop and be reported (`Preempted`). busy: if it has done so for a while."""
         if thread.where is Where.RUNS:
-            self._send(thread.host, Stop(thread.tid))
+            self._send(thread.host, Stop(thread.tid, busy))
 
     def move(self, thread: Thread, to: int, result: int | None, *, held: bool = False) -> None:
         """Move a stopped thread; it goes on there at once, or stays stopped there (*held*)."""

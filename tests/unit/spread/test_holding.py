@@ -5,63 +5,69 @@ import os
 import pytest
 
 from ptserver.spread import holding
-from ptserver.spread.holding import FIRST_LOOK_SECONDS, LAST_LOOK_SECONDS, LONGEST_SECONDS, Holdings, Turns
+from ptserver.spread.holding import (
+    FIRST_LOOK_SECONDS,
+    LAST_LOOK_SECONDS,
+    LONGEST_SECONDS,
+    Holdings,
+    ProcessorUse,
+)
 
 _PAGE, _OTHER = 7, 8
 
 
-class _Turns(Turns):
+class _Use(ProcessorUse):
     """What a test says, instead of the kernel."""
 
     def __init__(self) -> None:
         super().__init__()
         self.counts: dict[int, int] = {}
 
-    def read(self, tid: int) -> int:
+    def turns(self, tid: int) -> int:
         return self.counts.get(tid, -1)
 
 
 @pytest.fixture
-def turns() -> _Turns:
-    return _Turns()
+def use() -> _Use:
+    return _Use()
 
 
 @pytest.fixture
-def holdings(turns: _Turns) -> Holdings:
-    return Holdings(turns)
+def holdings(use: _Use) -> Holdings:
+    return Holdings(use)
 
 
 def test_a_page_for_which_nobody_waited_goes_at_once(holdings: Holdings) -> None:
     assert holdings.wait(_PAGE) == 0
 
 
-def test_a_page_stays_until_one_of_those_whom_it_woke_has_run(holdings: Holdings, turns: _Turns) -> None:
-    turns.counts = {1: 5, 2: 9}
+def test_a_page_stays_until_one_of_those_whom_it_woke_has_run(holdings: Holdings, use: _Use) -> None:
+    use.counts = {1: 5, 2: 9}
     holdings.begin(_PAGE, [1, 2])
     holdings.begin(_OTHER, [1])
     waits = [holdings.wait(_PAGE) for _ in range(8)]
     assert waits == sorted(waits)
     assert FIRST_LOOK_SECONDS <= waits[0] < waits[-1] == LAST_LOOK_SECONDS
-    turns.counts[2] = 10
+    use.counts[2] = 10
     assert holdings.wait(_PAGE) == 0
     assert holdings.wait(_OTHER) > 0  # thread 1 has not run yet
-    turns.counts[1] = 6
+    use.counts[1] = 6
     assert holdings.wait(_OTHER) == 0
 
 
-def test_a_page_goes_when_its_thread_is_gone(holdings: Holdings, turns: _Turns) -> None:
-    turns.counts = {1: 5}
+def test_a_page_goes_when_its_thread_is_gone(holdings: Holdings, use: _Use) -> None:
+    use.counts = {1: 5}
     holdings.begin(_PAGE, [1])
-    turns.counts = {}
+    use.counts = {}
     assert holdings.wait(_PAGE) == 0
 
 
 def test_a_page_goes_after_a_while_whatever_its_thread_does(
-    holdings: Holdings, turns: _Turns, monkeypatch: pytest.MonkeyPatch
+    holdings: Holdings, use: _Use, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 100.0
     monkeypatch.setattr(holding.time, "monotonic", lambda: now)
-    turns.counts = {1: 5}
+    use.counts = {1: 5}
     holdings.begin(_PAGE, [1])
     assert holdings.wait(_PAGE) > 0
     now += LONGEST_SECONDS
@@ -69,10 +75,11 @@ def test_a_page_goes_after_a_while_whatever_its_thread_does(
 
 
 def test_the_kernel_counts_how_often_a_thread_gets_a_processor() -> None:
-    turns, tid = Turns(), os.getpid()
-    before = turns.read(tid)
+    use, tid = ProcessorUse(), os.getpid()
+    before = use.turns(tid)
     assert before > 0
+    assert use.nanoseconds(tid) > 0
     os.sched_yield()
-    assert turns.read(tid) >= before
-    assert turns.read(1 << 30) == -1
-    turns.forget(tid)
+    assert use.turns(tid) >= before
+    assert use.turns(1 << 30) == use.nanoseconds(1 << 30) == -1
+    use.forget(tid)
