@@ -435,6 +435,11 @@ class Ahead(Message, frozen=True):
     that is all of it. Of a folder: *listing*, what getdents64 gives, in order, and *names*, attributes of entries.
     With a newfstatat come *names* alone, of entries of the folder in which it looks. The host may use these answers
     for a second, until the program makes a call that could change them or that could tell it that they have changed.
+
+    lasting: if not 0, all of a file is told, and the server says `Revoked` with this number before anything by which
+    the program could know of a change of it, or that its path leads elsewhere. Until then the host may use what is
+    told whatever the program hears, for a second after each `Result` or `Direct`, for any open by the same path and
+    with the same flags, and say by `Reopened` that there was one.
     """
 
     id: RequestId
@@ -443,6 +448,7 @@ class Ahead(Message, frozen=True):
     folder: bool = False
     data: Blob = b""
     end: bool = False
+    lasting: Annotated[int, Meta(ge=0, le=(1 << 53) - 1)] = 0
     listing: Annotated[tuple[Listed, ...], Meta(max_length=64)] = ()
     names: Annotated[tuple[Named, ...], Meta(max_length=4096)] = ()
 
@@ -465,6 +471,26 @@ class Taken(Message, frozen=True):
 
     The program has opened it, and has been told that it is descriptor *fd*, which must be free; or, for -1, it is not
     wanted any more. Each `Upcoming` is answered by one, which a host may send when it sends something else.
+    """
+
+    id: RequestId
+    fd: Annotated[int, Meta(ge=-1, le=(1 << 31) - 1)]
+
+
+class Revoked(Message, frozen=True):
+    """Server to host, at any time: the `lasting` numbers of files that are not known any more.
+
+    The host answers each by a `Reopened` with the descriptor -1, when it has said what it has opened.
+    """
+
+    files: Annotated[tuple[RequestId, ...], Meta(min_length=1, max_length=1024)]
+
+
+class Reopened(Message, frozen=True):
+    """Host to server: the program has opened the file whose `lasting` number is *id*, with the flags of that open.
+
+    It has been told that it is descriptor *fd*, which must be free. For -1, the file was revoked and the host has
+    opened it for the last time.
     """
 
     id: RequestId
@@ -907,6 +933,7 @@ ToServer = (
     | Syscall
     | Observed
     | Taken
+    | Reopened
     | Cancel
     | DirectBegin
     | Direct
@@ -945,6 +972,7 @@ ToHost = (
     | Refused
     | Ahead
     | Upcoming
+    | Revoked
     | DescriptorState
     | Direct
     | DirectEnd

@@ -10,19 +10,27 @@ Thread rules: one thread.
 """
 
 import collections
+import os
 import time
+
+from ptserver.messages import Ahead
 
 #: How old what is known may be.
 FRESH_SECONDS = 1.0
 
 _PIECE_BYTES = 512 << 10
+_F_GETFL, _F_SETFL = 3, 4
+_SETTABLE = os.O_APPEND | os.O_NONBLOCK | os.O_ASYNC | os.O_DIRECT | os.O_NOATIME
 _MIN_WINDOW_BYTES, _MAX_WINDOW_BYTES = 64 << 10, 16 << 20
 
 
 class KnownFile:
-    """flags: of F_GETFL; stat: of fstat; position: the program's offset; told_position: the one that the session has.
+    """flags: of F_GETFL; stat: of fstat; position: the program's offset. told_position, told_flags: the
+    session's.
 
     folder: a folder, of which *listing* has what getdents64 gives, by offset, as (room, entries, offset after them).
+    lasting: its number if it is known until the session says otherwise, else 0. since: when it was as it is known,
+    if not now.
     """
 
     __slots__ = (
@@ -35,25 +43,34 @@ class KnownFile:
         "_window_bytes",
         "flags",
         "folder",
+        "lasting",
         "listing",
         "position",
         "stat",
+        "told_flags",
         "told_position",
     )
 
-    def __init__(self, flags: int, stat: bytes, *, folder: bool) -> None:
-        self.flags = flags
-        self.stat = stat
-        self.folder = folder
+    def __init__(self, ahead: Ahead, *, since: float = 0.0) -> None:
+        self.flags = self.told_flags = ahead.flags
+        self.stat = ahead.stat
+        self.folder = ahead.folder
         self.position = self.told_position = 0
         self.listing: dict[int, tuple[int, bytes, int]] = {}
-        self._opened = time.monotonic()
+        self.lasting = ahead.lasting
+        self._opened = since or time.monotonic()
         self._pieces: collections.deque[tuple[int, bytes, float]] = collections.deque()  # offset, data, when
         self._in_flight: collections.deque[tuple[int, int, int]] = collections.deque()  # id, offset, size
         self._asked_from = 0  # the offset after all that is here or asked for
         self._end: int | None = None
         self._end_time = 0.0
         self._window_bytes = _MIN_WINDOW_BYTES
+        position = 0
+        for listed in ahead.listing:
+            self.listing[position] = (listed.size, listed.data, listed.position)
+            position = listed.position
+        if not self.folder:
+            self.begin(ahead.data, end=ahead.end)
 
     @property
     def size(self) -> int:
@@ -129,22 +146,48 @@ class KnownFile:
         if not self._in_flight or self._in_flight[0][0] != call_id:
             return False
         _, offset, size = self._in_flight.popleft()
-        self._add(offset, data, is_end=len(data) < size)
+        self._add(offset, data, time.monotonic(), is_end=len(data) < size)
         return True
 
     def begin(self, data: bytes, *, end: bool) -> None:
         """Take the beginning of the file, and whether that is all."""
         self._asked_from = len(data)
-        self._add(0, data, is_end=end)
+        self._add(0, data, self._opened, is_end=end)
 
-    def _add(self, offset: int, data: bytes, *, is_end: bool) -> None:
-        now = time.monotonic()
+    def _add(self, offset: int, data: bytes, now: float, *, is_end: bool) -> None:
         if data:
             self._pieces.append((offset, data, now))
         if is_end:
             self._end = offset + len(data)
             self._end_time = now
             self._in_flight.clear()
+
+    def control(self, command: int, argument: int) -> int | None:
+        """Do what fcntl does about flags; return its value, None if that is not for here."""
+        if command == _F_GETFL:
+            return self.flags
+        changed = (argument ^ self.flags) & _SETTABLE
+        if command != _F_SETFL or changed & ~os.O_NONBLOCK:
+            return None
+        self.flags ^= changed
+        return 0
+
+    def seek(self, offset: int, whence: int) -> int | None:
+        """Do what lseek does, with its second register; return the offset, None if that is not known."""
+        offset -= (offset >> 63) << 64
+        match whence:
+            case os.SEEK_SET:
+                position = offset
+            case os.SEEK_CUR:
+                position = self.position + offset
+            case os.SEEK_END if self.is_fresh:
+                position = self.size + offset
+            case _:
+                return None
+        if not 0 <= position < 1 << 40:
+            return None
+        self.move(position)
+        return position
 
     def move(self, position: int) -> None:
         """Note that the program reads on at *position*."""

@@ -3,12 +3,8 @@
 docs/latency.md states the rules. In short: `Ahead` messages and reads ahead say how a file was a moment ago. That is
 used for at most a second, and only until the program makes a call by which something could change, or learns
 something by which it could know of a change. So a program that compares what it is told, by whatever way through its
-server, finds no contradiction. Four kinds of calls are distinguished:
-
-    quiet        change nothing, and tell of nothing else       everything stays known
-    receiving    bring word of others when they return          contents are forgotten then
-    changing     change files, but no offset of a descriptor    contents are forgotten at once, and when they return
-    all others                                                  descriptors are forgotten too
+server, finds no contradiction. `known_calls` says which calls
+these are.
 
 A call that is answered here but changes the state of the session (the offset of a descriptor, its flags, its closing)
 is sent along as *posted*, before any other call: the session makes it in its turn and answers nothing.
@@ -22,51 +18,23 @@ import errno
 import os
 from collections.abc import Callable, Collection
 
+from ptserver.hosts import known_calls
 from ptserver.hosts.known_file import KnownFile
 from ptserver.hosts.known_folders import KnownFolders
+from ptserver.hosts.known_lasting import KnownLasting, LastingCalls, LastingOpens
 from ptserver.hosts.known_numbers import KnownNumbers
 from ptserver.hosts.known_pipes import KnownPipes
 from ptserver.hosts.known_streams import KnownStreams
 from ptserver.hosts.known_upcoming import KnownUpcoming
 from ptserver.hosts.pending_call import PendingCall
-from ptserver.messages import Ahead, DescriptorState, Message, Result, Signal, Syscall, Upcoming
+from ptserver.messages import Ahead, DescriptorState, Message, Result, Revoked, Signal, Syscall, Upcoming
 from stepping.listener import Notification
 from stepping.syscalls import SYSCALLS, Arch
 from stepping.tracee_memory import TraceeMemory
 
 Answer = Callable[[PendingCall, int, int, dict[int, bytes]], None]
 
-_QUIET = frozenset(
-    "newfstatat fstat stat lstat statx readlinkat readlink access faccessat faccessat2 getdents64 lseek pread64 close"
-    " getcwd uname getuid geteuid getgid getegid getgroups getrlimit prlimit64 umask epoll_create1 epoll_ctl"
-    " statfs fstatfs getrandom socket listen setsockopt getsockname getpeername shutdown pipe2 eventfd2"
-    " timerfd_create timerfd_settime inotify_init1".split()
-)
-_POLLING = frozenset("epoll_wait epoll_pwait epoll_pwait2 poll ppoll select pselect6".split())
-_RECEIVING = _POLLING | frozenset(
-    "read recvfrom recvmsg recvmmsg accept accept4 wait4 waitid getsockopt connect".split()
-)
-_CHANGING = frozenset(
-    "write pwrite64 writev pwritev pwritev2 openat open creat mkdirat mkdir unlinkat unlink rmdir renameat2 renameat"
-    " rename linkat link symlinkat symlink fchmodat fchmod chmod fchownat fchown chown lchown utimensat ftruncate"
-    " truncate fallocate fsync fdatasync sync setxattr fsetxattr lsetxattr removexattr chdir fchdir mknodat flock"
-    " bind sendto inotify_add_watch inotify_rm_watch".split()
-)
-#: Calls of these that take or give numbers of descriptors, or change how many there are.
-_NUMBERING = frozenset(
-    "openat open creat close socket accept accept4 recvmsg recvmmsg epoll_create1 pipe2 eventfd2 timerfd_create"
-    " inotify_init1 prlimit64".split()
-)
-_KEEPS_NUMBERS = (_QUIET | _RECEIVING | _CHANGING) - _NUMBERING
-_REPLACES_DESCRIPTORS = frozenset({"dup2", "dup3", "close_range"})
-#: Calls that return a descriptor of no file, and those that are about no file if they are about such a descriptor.
-_MAKES_STREAM = frozenset({"socket", "accept", "accept4", "eventfd2", "epoll_create1"})
-_WRITES_STREAM = frozenset({"write", "writev", "sendto", "ioctl"})
-_NOTHING_CAME = frozenset({errno.EAGAIN, errno.EINTR, errno.EINPROGRESS})
-_WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
-_F_GETFD, _F_SETFD, _F_GETFL, _F_SETFL = 1, 2, 3, 4
-_QUIET_FCNTL = frozenset({_F_GETFD, _F_SETFD, _F_GETFL})
-_SETTABLE = os.O_APPEND | os.O_NONBLOCK | os.O_ASYNC | os.O_DIRECT | os.O_NOATIME
+_F_SETFL = 4
 _EPOLL_CTL_ADD = 1
 _AT_EMPTY_PATH = 0x1000
 
@@ -110,60 +78,73 @@ class KnownFiles:
         self._given_up: set[int] = set()  # our own calls whose answers are not wanted any more
         self._waiting: dict[int, collections.deque[tuple[PendingCall, int]]] = {}
         self._folders = KnownFolders()
-        self._numbers = KnownNumbers(_KEEPS_NUMBERS)
+        self._numbers = KnownNumbers(known_calls.KEEPS_NUMBERS)
         self._upcoming = KnownUpcoming(post)
         self._pipes = KnownPipes(self._post, answer)
+        self.lasting = KnownLasting(post, self._was_made)
+        self._lasting_calls = LastingCalls(self.lasting, self._files, self._numbers, arch)
+        self._opening = LastingOpens(self._lasting_calls, self._numbers, answer, self._pass_on)
         self._handlers: dict[str, Callable[[PendingCall], bool]] = {
             "openat": self._openat,
             "read": self._read,
             "pread64": self._pread,
             "lseek": self._lseek,
-            "fstat": self._fstat,
+            "fstat": self._tell_attributes,
             "newfstatat": self._newfstatat,
             "getdents64": self._getdents,
             "fcntl": self._fcntl,
             "epoll_ctl": self._epoll_ctl,
             "close": self._close,
-            "write": self._write,
-            "writev": self._write,
-            "sendto": self._write,
+            **dict.fromkeys(("write", "writev", "sendto"), self._write),
         }
 
     def serve(self, call: PendingCall) -> bool:
         """Answer *call*, now or later, and return True; or prepare for its being sent, and return False."""
         assert call.row is not None
         name = call.row.name
-        if name in _REPLACES_DESCRIPTORS:
+        if name in known_calls.REPLACES_DESCRIPTORS:
             self._streams.clear()
         if call.process.pid == self._pid:
             handler = self._handlers.get(name)
             if handler is not None and handler(call):
                 return True
-            self._tell_positions()
-            self._numbers.asked(call.id, name)
-            if self._is_quiet(name, call) or name in _RECEIVING:
+            self._prepare(call)
+            if known_calls.is_quiet(call, self._streams) or name in known_calls.RECEIVING:
                 self.of_streams.made(call, shares=False)
                 return False
-            if name in _CHANGING:
+            if name in known_calls.CHANGING:
                 self.of_streams.made(call, shares=False)
-                self.forget_contents()
+                self._changes(name)
                 return False
         self.of_streams.made(call, shares=True)
         self._pipes.shares(name, call, own=call.process.pid == self._pid)
         self._forget_all()
         return False
 
+    def _prepare(self, call: PendingCall) -> None:
+        """Have the session know what *call* may see, which goes to it."""
+        assert call.row is not None
+        if self.lasting.unmade:
+            self.lasting.make_for(call)
+        self._tell_positions()
+        self._numbers.asked(call.id, call.row.name)
+
+    def _pass_on(self, call: PendingCall) -> None:
+        """Have the session make an open that has waited."""
+        self._prepare(call)
+        self._make(call)
+
     def quick(self, notification: Notification, memory: TraceeMemory) -> tuple[int, int] | None:
         """Do what `serve` does, for the most frequent calls, by their arguments alone.
 
         Return the value and errno of a call of the process *pid*, or None: nothing has happened, it is to be served.
         """
-        if notification.nr == self._newfstatat_number:
+        answer = self._lasting_calls.quick(notification, memory)
+        if answer is None and notification.nr == self._newfstatat_number:
             answer = self._folders.quick(notification, memory)
             if answer is not None:
                 self._expect()
-            return answer
-        return self.of_streams.quick(notification, memory)
+        return answer or self.of_streams.quick(notification, memory)
 
     def take(self, message: Message) -> bool:
         """Remember what *message* tells; return whether that is all that it is for."""
@@ -173,6 +154,8 @@ class KnownFiles:
             self.of_streams.take(message)
         elif type(message) is Upcoming:
             self._upcoming.take(message)
+        elif type(message) is Revoked:
+            self._revoke(message)
         else:
             if type(message) is Signal:
                 self.of_streams.heard_word()
@@ -200,12 +183,8 @@ class KnownFiles:
         assert call.row is not None
         name = call.row.name
         ahead = self._aheads.pop(result.id, None)
-        brings_word = (
-            name in _RECEIVING
-            and result.errno not in _NOTHING_CAME
-            and (bool(result.value) or name not in _POLLING)
-        )
-        is_known = name in _CHANGING or name in _RECEIVING or self._is_quiet(name, call)
+        brings_word = known_calls.tells_of_others(name, result)
+        is_known = known_calls.is_known(call, self._streams)
         shares = call.process.pid != self._pid or not is_known
         value = -1 if result.errno else result.value
         self.of_streams.heard(call, value, shares=shares, brings_word=brings_word)
@@ -215,7 +194,7 @@ class KnownFiles:
         if shares:
             self._pipes.shares(name, call, own=call.process.pid == self._pid)
             self._forget_all()
-        elif self._is_quiet(name, call):
+        elif known_calls.is_quiet(call, self._streams):
             if ahead is not None and not result.errno:
                 if name == "newfstatat":
                     self._folders.looked_at(call.args[0], call.gathered.ins.get(1, b""), ahead)
@@ -226,13 +205,14 @@ class KnownFiles:
                 if file is not None:
                     file.move(result.value)
                     file.told_position = result.value
-        elif name in _CHANGING or brings_word:
-            self.forget_contents()
+        elif name in known_calls.CHANGING or brings_word:
+            self._changes(name)
         if not result.errno:
             if not shares:
                 self._pipes.follow(name, call, result)
-            if name in _MAKES_STREAM:
+            if name in known_calls.MAKES_STREAM:
                 self._streams.add(result.value)
+        self._opening.heard()
 
     def heard_late(self, result: Result) -> None:
         """Consider the result of a call that nobody waits for any more; it may have changed something."""
@@ -240,6 +220,7 @@ class KnownFiles:
         self.of_streams.heard_late(result.id)
         self._numbers.heard_late(result.id)
         self.forget()
+        self._opening.heard()
 
     def abandon(self, call: PendingCall) -> bool:
         """Forget *call*, which does not wait any more; return whether it did here."""
@@ -248,10 +229,11 @@ class KnownFiles:
             if len(kept) != len(waiting):
                 self._waiting[fd] = kept
                 return True
-        return False
+        return self._opening.abandon(call)
 
     def forget(self) -> None:
         """Know no contents any more: the host itself makes a call."""
+        self.lasting.make(list(self.lasting.unmade))
         self._tell_positions()
         self._numbers.forget()
         self.forget_contents()
@@ -260,14 +242,21 @@ class KnownFiles:
         """Have the session close a direct socket, which the program does itself."""
         self._streams.discard(call.args[0] & 0xFFFFFFFF)
         self.of_streams.made(call, shares=False)
+        self._numbers.closed(call.args[0] & 0xFFFFFFFF)
         self._post("close", (call.args[0] & 0xFFFFFFFF, 0, 0, 0, 0, 0))
 
+    def _changes(self, name: str) -> None:
+        self.forget_contents()
+        if name in known_calls.LEADS_ELSEWHERE:
+            self.lasting.forget()
+
     def forget_contents(self) -> None:
-        """Know only descriptors any more, and their offsets."""
+        """Know only descriptors any more, their offsets, and what lasts."""
         self._folders.forget()
         self._upcoming.forget()
         for file in self._files.values():
-            file.forget_all()
+            if not file.lasting:
+                file.forget_all()
         for fd in [*self._waiting]:
             waiting = self._waiting[fd]
             if waiting:
@@ -275,26 +264,37 @@ class KnownFiles:
 
     def _forget_all(self) -> None:
         """Know nothing any more; reads that wait are made as they are."""
+        self.lasting.make(list(self.lasting.unmade))
+        self._opening.forget()
         self._tell_positions()
         self._folders.forget()
         self._upcoming.forget()
         self._numbers.forget()
+        self.lasting.forget()
         for fd in [*self._files]:
             self._untrack(fd)
 
     # What is known.
 
     def _open(self, call: PendingCall, fd: int, ahead: Ahead) -> None:
-        file = self._files[fd] = KnownFile(ahead.flags, ahead.stat, folder=ahead.folder)
-        if not ahead.folder:
-            file.begin(ahead.data, end=ahead.end)
-            return
-        position = 0
-        for listed in ahead.listing:
-            file.listing[position] = (listed.size, listed.data, listed.position)
-            position = listed.position
+        self._files[fd] = KnownFile(ahead)
+        folder, path = call.args[0], call.gathered.ins.get(1, b"")
+        if ahead.lasting:
+            self.lasting.told(folder, path, call.args[2] & 0xFFFFFFFF, ahead)
         if ahead.names:
-            self._folders.opened(call.args[0], call.gathered.ins.get(1, b""), fd, ahead)
+            self._folders.opened(folder, path, fd, ahead)
+
+    def _revoke(self, message: Revoked) -> None:
+        """Forget files that may have changed."""
+        gone = set(message.files)
+        for call_id in [call_id for call_id, ahead in self._aheads.items() if ahead.lasting in gone]:
+            del self._aheads[call_id]
+        for fd, file in self._files.items():
+            if file.lasting in gone:
+                self.lasting.make((fd,))
+                file.lasting = 0
+                file.forget_all()
+        self.lasting.revoked(message)
 
     def _untrack(self, fd: int) -> None:
         """Know nothing of a descriptor any more."""
@@ -308,24 +308,26 @@ class KnownFiles:
         for call, _ in self._waiting.pop(fd, ()):
             self._make(call)
 
-    def _is_quiet(self, name: str, call: PendingCall) -> bool:
-        if name in _QUIET:
-            return True
-        if name == "openat":
-            return not call.args[2] & _WRITING
-        if name in _WRITES_STREAM:
-            return call.args[0] & 0xFFFFFFFF in self._streams
-        return name == "fcntl" and call.args[1] & 0xFFFFFFFF in _QUIET_FCNTL
-
     def _tell_positions(self) -> None:
-        for fd in self._moved:
+        for fd in self._moved - self.lasting.unmade.keys():
+            self._moved.discard(fd)
             file = self._files.get(fd)
             if file is not None:
                 self._tell_position(fd, file)
-        self._moved.clear()
+
+    def _was_made(self, fd: int) -> None:
+        """Have the session know the state of a descriptor that it has from now on."""
+        self._moved.add(fd)
+        self._tell_flags(fd, self._files[fd])
+
+    def _tell_flags(self, fd: int, file: KnownFile) -> None:
+        if file.flags != file.told_flags:
+            file.told_flags = file.flags
+            self._post("fcntl", (fd, _F_SETFL, file.flags, 0, 0, 0))
 
     def _tell_position(self, fd: int, file: KnownFile) -> None:
         if file.position != file.told_position:
+            self.lasting.make((fd,))
             file.told_position = file.position
             self._post("lseek", (fd, file.position, os.SEEK_SET, 0, 0, 0))
 
@@ -340,6 +342,8 @@ class KnownFiles:
     # The calls that can be answered.
 
     def _openat(self, call: PendingCall) -> bool:
+        if self._opening.serve(call):
+            return True
         number = self._numbers.next
         ahead = self._upcoming.open(call, number)
         if ahead is None or number is None:
@@ -380,6 +384,7 @@ class KnownFiles:
 
     def _read_ahead(self, fd: int, file: KnownFile, size: int, *, urgent: bool) -> None:
         for offset, piece in file.wanted(size, urgent=urgent):
+            self.lasting.make((fd,))
             call_id = self._next_id()
             self._reads[call_id] = fd
             file.asked(call_id, offset, piece)
@@ -409,22 +414,16 @@ class KnownFiles:
     def _lseek(self, call: PendingCall) -> bool:
         fd = call.args[0] & 0xFFFFFFFF
         file = self._files.get(fd)
-        offset, whence = call.args[1], call.args[2] & 0xFFFFFFFF
-        if file is None or file.folder or whence not in (os.SEEK_SET, os.SEEK_CUR):
+        if file is None or file.folder:
             return False
-        offset -= (offset >> 63) << 64
-        position = offset if whence == os.SEEK_SET else file.position + offset
-        if not 0 <= position < 1 << 40:
+        position = file.seek(call.args[1], call.args[2] & 0xFFFFFFFF)
+        if position is None:
             return False
-        file.move(position)
         self._moved.add(fd)
         self._answer(call, position, 0, {})
         return True
 
-    def _fstat(self, call: PendingCall) -> bool:
-        return self._tell_attributes(call, 1)
-
-    def _tell_attributes(self, call: PendingCall, where: int) -> bool:
+    def _tell_attributes(self, call: PendingCall, where: int = 1) -> bool:
         """Answer with the attributes of a descriptor, which argument *where* leads to room for, if they are known."""
         file = self._files.get(call.args[0] & 0xFFFFFFFF)
         if file is None or not file.is_fresh or where not in call.gathered.outs:
@@ -436,7 +435,9 @@ class KnownFiles:
         args = call.args
         if args[3] & 0xFFFFFFFF == _AT_EMPTY_PATH and call.gathered.ins.get(1) == b"":
             return self._tell_attributes(call, 2)
-        found = self._folders.attributes(args[0], call.gathered.ins.get(1, b""), args[3] & 0xFFFFFFFF)
+        path, flags = call.gathered.ins.get(1, b""), args[3] & 0xFFFFFFFF
+        found = self.lasting.attributes(args[0], path, flags)
+        found = found or self._folders.attributes(args[0], path, flags)
         if found is None or 2 not in call.gathered.outs:
             return False
         self._answer(call, 0, 0, {2: found})
@@ -461,16 +462,13 @@ class KnownFiles:
         file = self._files.get(fd)
         if file is None:
             return self._pipes.control(call)
-        if command == _F_GETFL:
-            self._answer(call, file.flags, 0, {})
-            return True
-        changed = (call.args[2] ^ file.flags) & _SETTABLE
-        if command == _F_SETFL and not changed & ~os.O_NONBLOCK:
-            file.flags ^= changed
-            self._post("fcntl", (fd, _F_SETFL, call.args[2], 0, 0, 0))
-            self._answer(call, 0, 0, {})
-            return True
-        return False
+        value = file.control(command, call.args[2])
+        if value is None:
+            return False
+        if fd not in self.lasting.unmade:
+            self._tell_flags(fd, file)
+        self._answer(call, value, 0, {})
+        return True
 
     def _epoll_ctl(self, call: PendingCall) -> bool:
         """Refuse to watch a file or folder, as the kernel does; watch a pipe no longer."""
@@ -485,6 +483,9 @@ class KnownFiles:
         fd = call.args[0] & 0xFFFFFFFF
         self._streams.discard(fd)
         self._folders.closed(fd)
+        if self._lasting_calls.close(fd):
+            self._answer(call, 0, 0, {})
+            return True
         if fd in self._files:
             self._files[fd].told_position = self._files[fd].position  # nobody will ask
             self._untrack(fd)

@@ -23,6 +23,7 @@ from ptserver.sessions.descriptor_states import DescriptorStates
 from ptserver.sessions.direct_sockets import DirectSockets
 from ptserver.sessions.foresight import LOOKED_AT, POSTED, Foresight
 from ptserver.shadow.birth import Birth, birth_of
+from ptserver.sessions.lasting_files import LastingFiles
 from ptserver.shadow.events import EventWaits
 from ptserver.shadow.execute import Executed
 from ptserver.shadow.state import Shadow
@@ -37,6 +38,8 @@ _MAX_WAITING = 16384
 _INT = 0xFFFFFFFF
 
 
+#: Calls after which paths may lead elsewhere.
+_LEADS_ELSEWHERE = frozenset("chdir fchdir chroot pivot_root setns unshare".split())
 _SIGNALLING = frozenset({"kill", "pidfd_send_signal", "rt_sigqueueinfo"})
 
 
@@ -129,16 +132,19 @@ class Calls:
         self._entries: dict[str, _Entry] = {}
         self._waiting: dict[int, _InFlight] = {}
         self.foresight: Foresight | None = None
+        self._lasting: LastingFiles | None = None
         self._states: DescriptorStates | None = None
         self._behind: WriteBehind | None = None
         self.direct: DirectSockets | None = None
 
-    def work_ahead(self, keep: Callable[[int], int], first_own: int) -> None:
+    def work_ahead(self, keep: Callable[[int], int], first_own: int, lasting: LastingFiles) -> None:
         """Tell the host what it may ask next, and take what it has answered itself.
 
-        keep: makes a descriptor one of our own; first_own: the first that is not the program's.
+        keep: makes a descriptor one of our own; first_own: the first that is not the program's; lasting: the files
+        of which `send` sees that they are not used for longer than they may be.
         """
-        self.foresight = Foresight(self._send, keep, self._later, first_own)
+        self._lasting = lasting
+        self.foresight = Foresight(self._send, keep, self._later, first_own, lasting)
         self._states = DescriptorStates(self._send, self.foresight.is_plain, first_own)
         self._behind = WriteBehind(self._states, self._workers, self._made, self.take_call)
         self.direct = DirectSockets(self._loop, self._send, self._copy, self._states, self._behind)
@@ -357,6 +363,8 @@ class Calls:
         """Do what else a call does that was made here."""
         if self._states is not None and not executed[1]:
             self._tell_states(self._states, row.name, args, executed)
+        if row.name in _LEADS_ELSEWHERE and self._lasting is not None:
+            self._lasting.forget()
         if row.name in _SIGNALLING:
             self._take_signals()  # it may have meant its own process, too, which must hear of that first
         if executed[1] == errno.EPIPE and row.may_wait and self._shadow.raises_sigpipe(row, args):

@@ -17,8 +17,11 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 
+import msgspec
+
 from ptserver.messages import Ahead, Listed, Message, Named, Syscall, Taken
 from ptserver.server import RuntimeServer
+from ptserver.sessions.lasting_files import LastingFiles
 from ptserver.sessions.told_folders import NAMES, ToldFolders
 from ptserver.sessions.upcoming import UpcomingFolders, entries
 from ptserver.shadow.execute import Executed, attributes, execute
@@ -80,7 +83,10 @@ def may_work_ahead(server: type[RuntimeServer]) -> bool:
 
 
 class Foresight:
-    """Tells by *send* what may be asked next. keep, later, first_own: as for `UpcomingFolders`."""
+    """Tells by *send* what may be asked next, and which files are *lasting*.
+
+    keep, later, first_own: as for `UpcomingFolders`.
+    """
 
     def __init__(
         self,
@@ -88,8 +94,10 @@ class Foresight:
         keep: Callable[[int], int],
         later: Callable[[float, Callable[[], None]], None],
         first_own: int,
+        lasting: LastingFiles,
     ) -> None:
         self._send = send
+        self._lasting = lasting
         self._plain_devices: dict[int, bool] = {}
         self._listing_bytes = 8192  # what Go asks for; then what this program does
         self._wants_attributes = False
@@ -119,14 +127,20 @@ class Foresight:
         self._folders.closed(first, last)
 
     def _opened(self, message: Syscall, fd: int) -> None:
+        facts = os.fstat(fd)
+        number, path = 0, message.ins.get(1, b"")
+        is_findable = message.args[0] & _INT == _AT_FDCWD or path.startswith(b"/")
+        if is_findable and stat.S_ISREG(facts.st_mode) and facts.st_size <= _DATA_BYTES:
+            number = self._lasting.opened(path, message.args[2] & _INT, fd)
         ahead = self._describe(message.id, fd)
         if ahead is None:
             return
+        if number and ahead.end and self._lasting.is_lasting(number):
+            ahead = msgspec.structs.replace(ahead, lasting=number)
         self._send(ahead)
         if ahead.folder:
-            folder, path = message.args[0] & _INT, message.ins.get(1, b"")
-            self._folders.opened(folder, path, (named.name for named in ahead.names))
-            if folder == _AT_FDCWD or path.startswith(b"/"):
+            self._folders.opened(message.args[0] & _INT, path, (named.name for named in ahead.names))
+            if is_findable:
                 self._upcoming.opened(path, message.args[2] & _INT, ahead)
 
     def _looked_at(self, message: Syscall, outs: dict[int, bytes]) -> None:

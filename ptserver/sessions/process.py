@@ -23,6 +23,7 @@ from ptserver.confinement.gate import Gate
 from ptserver.errors import ConnectionLostError, ProtocolError, PtServerError, RefusedError
 from ptserver.hosts.endings import exit_of
 from ptserver.messages import (
+    Ahead,
     Cancel,
     Direct,
     DirectBegin,
@@ -37,6 +38,7 @@ from ptserver.messages import (
     MemoryDeclare,
     MemoryGet,
     MemorySet,
+    Message,
     Observed,
     Ping,
     Pong,
@@ -44,6 +46,7 @@ from ptserver.messages import (
     ProcessStopped,
     ProgramExited,
     Refused,
+    Reopened,
     Signal,
     SignalState,
     Stopped,
@@ -73,6 +76,7 @@ from ptserver.sessions.calls import Calls
 from ptserver.sessions.children import Children
 from ptserver.sessions.guard import end_others
 from ptserver.sessions.keeper import become_program, program_status
+from ptserver.sessions.lasting_files import LastingFiles
 from ptserver.sessions.memory import MemoryCalls
 from ptserver.sessions.stdio import OwnStdio, Stdio
 from ptserver.sessions.watches import SessionWatches
@@ -127,7 +131,7 @@ class SessionLoop:
         source: where another connection comes from when this one is lost, which is waited for *wait_seconds*.
         """
         self._connection = connection
-        self._send = connection.send
+        self._lasting: LastingFiles | None = None
         self._server = server
         self._log = log
         self.session = Session(
@@ -168,13 +172,13 @@ class SessionLoop:
             )
         stdio.tell(self._loop.unwatch)
         self._state = ShadowState(self.session, self._shadow, descriptors, log, gate, hello.server_time)
-        self._children = Children(self._state, self._loop, connection.send)
+        self._children = Children(self._state, self._loop, self._send)
         self._calls = Calls(
             self.session,
             server,
             self._shadow,
             self._workers,
-            connection.send,
+            self._send,
             self._loop,
             descriptors.copy,
             gate,
@@ -186,7 +190,10 @@ class SessionLoop:
         )
         self._children.answer_to(self._calls)
         if ahead:
-            self._calls.work_ahead(descriptors.keep, descriptors.program_limit)
+            self._lasting = LastingFiles(
+                connection.send, descriptors.keep, descriptors.program_limit, self._loop.later
+            )
+            self._calls.work_ahead(descriptors.keep, descriptors.program_limit, self._lasting)
         self._ended = False
         self._connection_events = 0
         self._stdio_changed = True
@@ -213,10 +220,12 @@ class SessionLoop:
         }
         if self._calls.direct is not None:
             direct = self._calls.direct
+            assert self._lasting is not None
+            self._takers[Reopened] = self._lasting.reopened
             self._takers |= {DirectBegin: direct.begin, Direct: direct.take, DirectEnd: direct.end}
         if variables is not None:
             memory = MemoryCalls(
-                self.session, server, variables.adopt(descriptors.keep), connection.send, connection.flush
+                self.session, server, variables.adopt(descriptors.keep), self._send, connection.flush
             )
             self._takers[MemoryDeclare] = memory.take_declare
             self._takers[MemoryGet] = memory.take_get
@@ -269,6 +278,15 @@ class SessionLoop:
         self._loop.later(_GOODBYE_SECONDS, lambda: None)
         while not connection.has_all_arrived and time.monotonic() < deadline:
             self._round()
+
+    def _send(self, message: Message) -> None:
+        """Send *message*, after what makes the host forget files that have changed: it may tell of that.
+
+        An `Ahead` tells the program nothing before the result does that follows.
+        """
+        if self._lasting is not None and type(message) is not Ahead:
+            self._lasting.look()
+        self._connection.send(message)
 
     def _round(self) -> None:
         self._loop.round(self._before_waiting)

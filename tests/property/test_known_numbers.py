@@ -35,7 +35,7 @@ def test_what_is_known_is_so(used: set[int], calls: list[tuple[str, int]]) -> No
             used.remove(fd)
         return 0
 
-    for call_id, (name, fd) in enumerate(calls):
+    for call_id, (name, fd) in enumerate(calls, 1):
         if name == "next":
             if known.next is not None:
                 number = known.next

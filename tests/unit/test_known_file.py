@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from ptserver.hosts import known_file
 from ptserver.hosts.known_file import FRESH_SECONDS, KnownFile
+from ptserver.messages import Ahead
 
 CONTENT = bytes(itertools.islice(itertools.cycle(range(251)), 1_500_000))
 
@@ -15,7 +16,7 @@ CONTENT = bytes(itertools.islice(itertools.cycle(range(251)), 1_500_000))
 def file_of(size: int) -> KnownFile:
     stat = bytearray(144)
     stat[48:56] = size.to_bytes(8, "little")
-    return KnownFile(0, bytes(stat), folder=False)
+    return KnownFile(Ahead(1, 0, bytes(stat)))
 
 
 class Session:

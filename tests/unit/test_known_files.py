@@ -10,7 +10,19 @@ from typing import Any
 import pytest
 
 from ptserver.hosts.known_files import KnownFiles
-from ptserver.messages import Ahead, DescriptorState, Listed, Message, Named, Result, Syscall, Taken, Upcoming
+from ptserver.messages import (
+    Ahead,
+    DescriptorState,
+    Listed,
+    Message,
+    Named,
+    Reopened,
+    Result,
+    Revoked,
+    Syscall,
+    Taken,
+    Upcoming,
+)
 from stepping.errors import MemoryFaultError
 from stepping.listener import Notification
 from stepping.syscalls import SYSCALLS
@@ -71,6 +83,13 @@ class Host:
         assert not self.known.serve(call)
         return call
 
+    def call_waiting(self, name: str, *args: int, path: bytes = b"") -> Any:
+        """Return a call that waits here."""
+        call = self._new(name, args, {1: path}, {}, PID)
+        assert self.known.serve(call)
+        assert call.id not in self.answers
+        return call
+
     def _new(
         self, name: str, args: tuple[int, ...], ins: dict[int, bytes], outs: dict[int, int], pid: int
     ) -> Any:
@@ -90,6 +109,19 @@ class Host:
         self.known.take(Ahead(call.id, os.O_RDONLY, STAT, **(ahead or {"data": DATA, "end": True})))
         self.known.heard(call, Result(call.id, fd))
         return fd
+
+    def open_lasting(self, path: bytes = b"dir/file", number: int = 7) -> None:
+        """Open and close a file that lasts, as descriptor 5, which is the lowest that is free then."""
+        self.known.lasting.heard()
+        self.open(5, path, data=DATA, end=True, lasting=number)
+        assert self.call("close", 5) == (0, 0, {})
+        self.sent.clear()
+
+    def open_again(self, path: bytes = b"dir/file", how: int = os.O_RDONLY) -> tuple[int, int, Any] | None:
+        return self.call("openat", AT_FDCWD, 1, how, ins={1: path})
+
+    def stat_path(self, path: bytes = b"dir/file", flags: int = 0) -> Any:
+        return self.call("newfstatat", AT_FDCWD, 1, 1, flags, ins={1: path}, outs={2: 144})
 
     def read(self, size: int, fd: int = 5) -> bytes | None:
         answer = self.call("read", fd, 1, size, outs={1: size})
@@ -117,6 +149,11 @@ class Memory:
         if not address:
             raise MemoryFaultError(address)
         self.written[address] = data
+
+
+def notification(name: str, *args: int) -> Notification:
+    """Return what the listener tells of a call."""
+    return Notification(1, PID, 0, SYSCALLS[name].numbers["amd64"], 0, 0, *args, *(0,) * (6 - len(args)))
 
 
 @pytest.fixture
@@ -337,3 +374,137 @@ def test_a_call_that_was_given_up_may_have_changed_something(host: Host) -> None
 
 def test_an_answer_that_nobody_asked_for_is_told(host: Host) -> None:
     assert not host.known.take_own(Result(99))
+
+
+def test_a_lasting_file_is_opened_without_asking_whatever_the_program_hears(host: Host) -> None:
+    host.open_lasting()
+    assert host.call("epoll_wait", 9, 1, 8, 0, outs={1: 96}) is None  # and it brings an event
+    host.known.heard(host.call_sent("recvfrom", 8, 1, 10), Result(900, 3))
+    assert host.stat_path() == (0, 0, {2: STAT})
+    assert host.stat_path(flags=0x100) == (0, 0, {2: STAT})
+    assert host.open_again() == (5, 0, {})
+    host.known.heard(host.call_sent("recvfrom", 8, 1, 10), Result(901, 3))
+    assert host.call("epoll_ctl", 9, 1, 5) == (0, errno.EPERM, {})
+    assert host.call("lseek", 5, 0, os.SEEK_END) == (len(DATA), 0, {})
+    assert host.call("lseek", 5, 0, os.SEEK_SET) == (0, 0, {})
+    assert host.read(100) == DATA
+    assert host.call("fstat", 5, 1, outs={1: 144}) == (0, 0, {1: STAT})
+    assert host.call("close", 5) == (0, 0, {})
+    assert host.sent == [], "the session has heard nothing of it"
+    assert host.open_again(how=os.O_RDONLY | os.O_NOFOLLOW) is None
+    assert host.open_again(b"dir/other") is None
+
+
+def test_a_lasting_file_is_known_until_it_is_revoked(host: Host) -> None:
+    host.open_lasting()
+    assert host.open_again() == (5, 0, {})
+    assert host.read(4) == DATA[:4]
+    host.known.take(Revoked((7,)))
+    assert host.sent == [Reopened(7, 5), Reopened(7, -1)]
+    assert host.stat_path() is None
+    assert host.read(4) is None, "the session is asked, which has it"
+    assert host.posted()[-1] == ("lseek", (5, 4, os.SEEK_SET, 0, 0, 0))
+    assert host.open_again() is None
+
+
+def test_a_lasting_file_that_is_revoked_before_its_open_returns_is_not_known(host: Host) -> None:
+    call = host.call_sent("openat", AT_FDCWD, 1, os.O_RDONLY, path=b"dir/file")
+    host.known.lasting.heard()
+    host.known.take(Ahead(call.id, os.O_RDONLY, STAT, data=DATA, end=True, lasting=7))
+    host.known.take(Revoked((7,)))
+    host.known.heard(call, Result(call.id, 5))
+    assert host.sent == [Reopened(7, -1)]
+    assert host.call("close", 5) is None
+    assert host.open_again() is None
+
+
+def test_a_lasting_file_is_not_known_if_the_session_is_silent(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host.open_lasting()
+    later = time.monotonic() + 1.01
+    monkeypatch.setattr(time, "monotonic", lambda: later)
+    assert host.stat_path() is None
+    assert host.open_again() is None
+    host.known.lasting.heard()
+    assert host.stat_path() is not None
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "made"),
+    [
+        ("accept4", (3, 0, 0, 0), True),  # it gets a number
+        ("dup", (5,), True),
+        ("readlinkat", (AT_FDCWD, 1, 1, 100), True),  # of /proc/self/fd
+        ("mmap", (0, 4096, 1, 2, 5, 0), True),
+        ("flock", (5, 1), True),
+        ("getsockopt", (8, 1, 1, 1, 1), False),
+        ("fsync", (8,), False),
+        ("fsync", (5,), True),
+    ],
+)
+def test_a_descriptor_is_made_before_a_call_that_could_see_it(
+    host: Host, name: str, args: tuple[int, ...], made: bool
+) -> None:
+    host.open_lasting()
+    assert host.open_again() == (5, 0, {})
+    assert host.read(4) == DATA[:4]
+    assert host.call(name, *args, ins={1: b"/proc/self/fd/5"}) is None
+    assert (host.sent[:1] == [Reopened(7, 5)]) == made
+    if made:
+        assert host.posted()[0] == ("lseek", (5, 4, os.SEEK_SET, 0, 0, 0))
+
+
+@pytest.mark.parametrize("name", ["chdir", "fchdir", "setuid", "unshare"])
+def test_paths_that_may_lead_elsewhere_are_asked_for(host: Host, name: str) -> None:
+    host.open_lasting()
+    assert host.call(name, 5, ins={0: b"there"}) is None
+    assert host.stat_path() is None
+
+
+def test_opens_wait_until_it_is_known_which_number_they_get(host: Host) -> None:
+    host.open_lasting()
+    assert host.open_again() == (5, 0, {})
+    first = host.call_sent("openat", AT_FDCWD, 1, os.O_RDONLY, path=b"dir/file")  # there is no free number
+    assert host.sent == [Reopened(7, 5)]
+    second = host.call_waiting("openat", AT_FDCWD, 1, os.O_RDONLY, path=b"dir/file")
+    third = host.call_waiting("openat", AT_FDCWD, 1, os.O_RDONLY, path=b"dir/file")
+    assert host.known.abandon(third)
+    assert host.call("close", 5) == (0, 0, {})
+    host.known.heard(first, Result(first.id, 6))
+    assert host.answers[second.id] == (5, 0, {})
+    assert third.id not in host.answers
+    assert host.made == []
+
+
+def test_opens_that_wait_are_made_if_no_number_is_known(host: Host) -> None:
+    host.open_lasting()
+    assert host.open_again() == (5, 0, {})
+    first = host.call_sent("openat", AT_FDCWD, 1, os.O_RDONLY, path=b"dir/file")
+    host.call_waiting("openat", AT_FDCWD, 1, os.O_RDONLY, path=b"dir/file")
+    host.known.heard(first, Result(first.id, 6))
+    assert host.made == ["openat"]
+
+
+def test_lasting_files_are_known_by_arguments_alone(host: Host) -> None:
+    host.open_lasting()
+    memory = Memory({4096: b"dir/file\0", 8192: b"dir/other\0"})
+    for path, value in ((4096, 5), (8192, None)):
+        answer = host.known.quick(notification("openat", AT_FDCWD, path, os.O_RDONLY), memory)
+        assert answer == (None if value is None else (value, 0))
+    quick = [
+        ("newfstatat", (AT_FDCWD, 4096, 100, 0), (0, 0)),
+        ("epoll_ctl", (4, 1, 5, 1), (0, errno.EPERM)),
+        ("lseek", (5, 3, os.SEEK_SET), (3, 0)),
+        ("read", (5, 200, 100), (len(DATA) - 3, 0)),
+        ("read", (5, 200, 100), (0, 0)),
+        ("fstat", (5, 300), (0, 0)),
+        ("fstat", (5, 0), None),  # a bad address is for others to tell
+        ("close", (5,), (0, 0)),
+        ("close", (5,), None),
+        ("lseek", (5, 3, os.SEEK_SET), None),
+    ]
+    for name, args, answer in quick:
+        assert host.known.quick(notification(name, *args), memory) == answer, name
+    assert memory.written == {100: STAT, 200: b"", 300: STAT}
+    assert host.sent == []

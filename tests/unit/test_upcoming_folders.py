@@ -11,6 +11,7 @@ from ptserver.errors import ProtocolError
 from ptserver.messages import Ahead, Message, Syscall, Taken, Upcoming
 from ptserver.sessions import foresight, told_folders
 from ptserver.sessions.foresight import Foresight
+from ptserver.sessions.lasting_files import LastingFiles
 from ptserver.shadow.execute import execute
 from stepping.syscalls import SYSCALLS
 
@@ -27,7 +28,11 @@ class Session:
         self._later: list[Callable[[], None]] = []
         self._ids = 0
         self.foresight = Foresight(
-            self.sent.append, self._keep, lambda seconds, call: self._later.append(call), FIRST_OWN
+            self.sent.append,
+            self._keep,
+            lambda seconds, call: self._later.append(call),
+            FIRST_OWN,
+            LastingFiles(self.sent.append, self._keep, FIRST_OWN, lambda seconds, call: None),
         )
 
     def _keep(self, fd: int) -> int:
