@@ -144,8 +144,10 @@ class DirectCalls:
         """Take what the session tells of sockets."""
         if type(message) is DirectEnd:
             self._sockets.take_end(message)
-        elif type(message) is Direct and self._sockets.take(message):
-            self._known.forget_contents()
+        elif type(message) is Direct:
+            self._known.lasting.heard()
+            if self._sockets.take(message):
+                self._known.forget_contents()
 
     def abandon(self, call: PendingCall) -> bool:
         """Forget a call that does not wait any more; return whether it did here."""

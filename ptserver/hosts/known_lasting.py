@@ -119,7 +119,7 @@ class LastingCalls:
     def __init__(
         self, lasting: KnownLasting, files: dict[int, KnownFile], numbers: KnownNumbers, arch: Arch
     ) -> None:
-        self._lasting = lasting
+        self.lasting = lasting
         self._files = files
         self._numbers = numbers
         handlers = {
@@ -147,24 +147,24 @@ class LastingCalls:
 
     def knows(self, folder: int, path: bytes, how: int) -> bool:
         """Whether what an openat is about is known."""
-        found = self._lasting.find(folder, path)
+        found = self.lasting.find(folder, path)
         return found is not None and found[0] == how & _INT
 
     def open(self, folder: int, path: bytes, how: int) -> int | None:
         """Open a file, if it is known and which number it gets; return that."""
         number = self._numbers.next
-        found = self._lasting.find(folder, path) if number is not None else None
+        found = self.lasting.find(folder, path) if number is not None else None
         if found is None or found[0] != how & _INT or number is None:
             return None
         ahead = found[1]
         self._numbers.opened_next()
-        self._lasting.unmade[number] = ahead.lasting
-        self._files[number] = KnownFile(ahead, since=self._lasting.since)
+        self.lasting.unmade[number] = ahead.lasting
+        self._files[number] = KnownFile(ahead, since=self.lasting.since)
         return number
 
     def close(self, fd: int) -> bool:
         """Close a descriptor that the session does not have; return whether it is one."""
-        if self._lasting.unmade.pop(fd, None) is None:
+        if self.lasting.unmade.pop(fd, None) is None:
             return False
         del self._files[fd]
         self._numbers.closed(fd)
@@ -172,7 +172,7 @@ class LastingCalls:
 
     def _newfstatat(self, call: Notification, memory: TraceeMemory) -> tuple[int, int] | None:
         path = memory.read_string(call.a1, _PATH_MAX)
-        found = self._lasting.attributes(call.a0, path, call.a3 & _INT)
+        found = self.lasting.attributes(call.a0, path, call.a3 & _INT)
         if found is None:
             return None
         memory.write(call.a2, found)
@@ -184,7 +184,7 @@ class LastingCalls:
 
     def _epoll_ctl(self, call: Notification, memory: TraceeMemory) -> tuple[int, int] | None:
         is_add = call.a1 & _INT == _EPOLL_CTL_ADD
-        return (0, errno.EPERM) if is_add and call.a2 & _INT in self._lasting.unmade else None
+        return (0, errno.EPERM) if is_add and call.a2 & _INT in self.lasting.unmade else None
 
     def _fcntl(self, call: Notification, memory: TraceeMemory) -> tuple[int, int] | None:
         file = self._unmade(call.a0)
@@ -216,7 +216,7 @@ class LastingCalls:
         return (0, 0) if self.close(call.a0 & _INT) else None
 
     def _unmade(self, fd: int) -> KnownFile | None:
-        return self._files[fd & _INT] if fd & _INT in self._lasting.unmade else None
+        return self._files[fd & _INT] if fd & _INT in self.lasting.unmade else None
 
 
 class LastingOpens:
@@ -255,7 +255,8 @@ class LastingOpens:
         return True
 
     def heard(self) -> None:
-        """Hear that something was made; go on."""
+        """Hear that the session has made something; go on."""
+        self._calls.lasting.heard()
         self._made &= self._numbers.under_way
         while self._waiting:
             call = self._waiting[0]

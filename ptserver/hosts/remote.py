@@ -78,10 +78,6 @@ _PANIC_SECONDS = 10.0
 _GOODBYE_SECONDS = 30.0
 
 
-#: Messages before which the session says what has changed.
-_TELLS_AFTER_REVOKED = frozenset({Result, Direct})
-
-
 class RemoteHost(ConnectedHost):
     """Serves a program over *connection*, after *welcome*; see the module's text.
 
@@ -328,8 +324,6 @@ class RemoteHost(ConnectedHost):
     # Messages of the server.
 
     def _take(self, message: ToHost) -> None:
-        if self._known is not None and type(message) in _TELLS_AFTER_REVOKED:
-            self._known.lasting.heard()
         if type(message) is Result:
             self._take_result(message)
             return

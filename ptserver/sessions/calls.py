@@ -22,8 +22,8 @@ from ptserver.sessions.behind import WriteBehind
 from ptserver.sessions.descriptor_states import DescriptorStates
 from ptserver.sessions.direct_sockets import DirectSockets
 from ptserver.sessions.foresight import LOOKED_AT, POSTED, Foresight
-from ptserver.shadow.birth import Birth, birth_of
 from ptserver.sessions.lasting_files import LastingFiles
+from ptserver.shadow.birth import Birth, birth_of
 from ptserver.shadow.events import EventWaits
 from ptserver.shadow.execute import Executed
 from ptserver.shadow.state import Shadow
