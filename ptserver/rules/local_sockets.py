@@ -160,6 +160,7 @@ class LocalSockets:
             return 0
         try:
             table.files[number] = make_local(tracked)
+            table.reserved.add(number)
         except OSError as error:
             return error.errno or errno.EIO
         del table.sockets[number]

@@ -15,7 +15,7 @@ programs know how to do without (`refusal_of_mixture`).
     mmap of a local file   the thread makes it here, of the file itself
 
 Cannot be had: passing descriptors of one side in messages of the other's sockets (EINVAL), and local descriptors in
-programs that the program executes, which run at the server: they find them closed.
+programs that the program executes, which run at the server: they find them closed, and the user is told.
 
 Not trusted: the program, the server. Thread rules: the host's thread; workers only make calls.
 """
@@ -46,7 +46,7 @@ from ptserver.shadow.workers import RETRY_SECONDS, Workers
 from stepping.syscalls import Arch, ArgKind, ResultKind, Syscall, SyscallClass
 from stepping.syscalls.marshal import Args
 
-_F_DUPFD, _F_SETOWN, _F_SETOWN_EX, _F_DUPFD_CLOEXEC = 0, 8, 15, 1030
+_F_DUPFD, _F_SETFD, _F_SETOWN, _F_SETOWN_EX, _F_DUPFD_CLOEXEC = 0, 2, 8, 15, 1030
 _CLOSE_RANGE_CLOEXEC = 4
 _EPOLL_ADD, _EPOLL_DEL = 1, 2
 _PLACEHOLDER_FLAGS = os.EFD_CLOEXEC | os.EFD_NONBLOCK
@@ -244,6 +244,7 @@ class LocalResources:
             else:
                 table.drop(result.value)
                 table.files[result.value] = fd
+                table.reserved.add(result.value)
             then(result.value, result.errno)
 
         self._server.ask(call, "eventfd2", (0, _PLACEHOLDER_FLAGS, 0, 0, 0, 0), {}, {}, reserved)
@@ -314,10 +315,20 @@ class LocalResources:
             return True
         placed = place(row, args, ins, table, self._rules)
         if "local" not in placed.sides and not table.folder_is_local:
+            self._keep_placeholders(call, table)
             return False
         self._server.warn("programs are executed at the server: neither they nor their folder may be local")
         self._server.answer(call, 0, errno.EACCES, {})
         return True
+
+    def _keep_placeholders(self, call: PendingCall, table: LocalTable) -> None:
+        """Have what *call* executes find local descriptors closed, not the server's placeholders."""
+        for number in table.reserved:
+            self._server.ask(call, "fcntl", (number, _F_SETFD, 1, 0, 0, 0), {}, {}, lambda result: None)
+        if inherited := ", ".join(map(str, table.inherited())):
+            self._server.warn(
+                f"what is executed runs at the server, and finds descriptors {inherited} of this machine closed"
+            )
 
     # The working directory.
 

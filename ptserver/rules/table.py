@@ -35,12 +35,14 @@ class TrackedSocket:
 class LocalTable:
     """See the module's text. All by the program's numbers.
 
-    files, sets: descriptors of this process; paths: where the server's descriptors lead, if that is known; sockets:
-    the server's that may become local. folder: the working directory, None while unknown; folder_is_local: whose.
+    files, sets: descriptors of this process; reserved: the numbers that stand for nothing else at the server; paths:
+    where the server's descriptors lead, if that is known; sockets: the server's that may become local. folder: the
+    working directory, None while unknown; folder_is_local: whose.
     """
 
     def __init__(self) -> None:
         self.files: dict[int, int] = {}
+        self.reserved: set[int] = set()
         self.sets: dict[int, int] = {}
         self.paths: dict[int, str] = {}
         self.sockets: dict[int, TrackedSocket] = {}
@@ -52,6 +54,7 @@ class LocalTable:
         child = LocalTable()
         child.files = {number: _copy(fd) for number, fd in self.files.items()}
         child.sets = {number: _copy(fd) for number, fd in self.sets.items()}
+        child.reserved = set(self.reserved)
         child.paths, child.sockets = dict(self.paths), dict(self.sockets)
         child.folder, child.folder_is_local = self.folder, self.folder_is_local
         return child
@@ -67,6 +70,7 @@ class LocalTable:
             if fd is not None:
                 with contextlib.suppress(OSError):
                     os.close(fd)
+        self.reserved.discard(number)
         self.paths.pop(number, None)
         self.sockets.pop(number, None)
 
@@ -84,10 +88,16 @@ class LocalTable:
         for owned in (self.files, self.sets):
             if number in owned:
                 owned[new] = _copy(owned[number], close_on_exec=close_on_exec)
+        if number in self.reserved:
+            self.reserved.add(new)
         if number in self.paths:
             self.paths[new] = self.paths[number]
         if number in self.sockets:
             self.sockets[new] = self.sockets[number]
+
+    def inherited(self) -> list[int]:
+        """Return the numbers of local descriptors that a program which is executed would have natively."""
+        return sorted(number for number in self.reserved if os.get_inheritable(self.files[number]))
 
     def close(self) -> None:
         """Give up everything."""
