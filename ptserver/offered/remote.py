@@ -26,6 +26,7 @@ from ptserver.sessions.serve import (
     accept_until_signal,
     check_exposure,
     chosen_token,
+    hold_signals,
     open_log,
     work_until_signal,
 )
@@ -94,6 +95,7 @@ def _listen(options: RemoteOptions, config: HostConfig, registry: SessionRegistr
         spawner = start_spawner(replace(config, keys=keys, token=token), listener)
         try:
             address = local_address(listener)
+            hold_signals()
             _announce("waiting", address, f"waiting for programs on {address}", as_json=options.json)
             accept_until_signal(listener, spawner, options.max_sessions, config.log, registry)
         finally:
@@ -110,6 +112,7 @@ def _connect(options: RemoteOptions, server: str, config: HostConfig, registry: 
     try:
         from ptserver.offered.connector import Connector  # after the fork: the zygote needs no trio
 
+        hold_signals()
         _announce("server", server, f"taking programs from {server}", as_json=options.json)
         work_until_signal(Connector(server, spawner, options.max_sessions, config.log, registry.remove))
     finally:

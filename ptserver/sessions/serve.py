@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 #: How long sessions are kept at most, if nobody says otherwise.
 DEFAULT_MAX_WAIT_SECONDS = 600
 
+#: What ends this process.
+_ENDING = (signal.SIGTERM, signal.SIGINT)
+
 
 class ServeError(PtServerError):
     """The server cannot go on."""
@@ -103,6 +106,7 @@ def serve(options: ServeOptions) -> None:
         try:
             if ways:
                 log(f"sessions are confined: {'; '.join(ways)}")
+            hold_signals()
             _announce(server.display_name(), local_address(listener), as_json=options.json)
             accept_until_signal(listener, spawner, options.max_sessions, log, registry)
         finally:
@@ -177,6 +181,11 @@ def _announce(name: str, address: str, *, as_json: bool) -> None:
         print(f"ptserver: serving {name} on {address}", flush=True)
 
 
+def hold_signals() -> None:
+    """Have what ends this process wait for `work_until_signal`: who hears of it may end it at once."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+
+
 def accept_until_signal(
     listener: socket.socket, spawner: Spawner, max_sessions: int, log: Log, registry: SessionRegistry
 ) -> None:
@@ -197,7 +206,8 @@ def work_until_signal(acceptor: "Acceptor") -> None:
     import trio
 
     async def main() -> None:
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        with trio.open_signal_receiver(*_ENDING) as signals:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(acceptor.accept, nursery)
                 nursery.start_soon(acceptor.count, nursery.cancel_scope)

@@ -246,6 +246,7 @@ MODES = (
     ),
     Mode("on-host", False, _on_host, without=frozenset({"killed"}), everyday=_ON_HOST),
     Mode("machines", False, _between_machines(0), cases=_FOR_MACHINES),
+    Mode("machines-1ms", False, _between_machines(1), cases=_FOR_MACHINES, everyday=frozenset()),
     Mode("machines-20ms", False, _between_machines(20), cases=frozenset({"stdin-lines"})),
     Mode("stub", False, _by_stub, stub=True, cases=_WITH_STUB),
 )

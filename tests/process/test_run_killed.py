@@ -148,6 +148,22 @@ def test_a_stubbed_program_panics_when_its_server_is_lost(tmp_path: Path) -> Non
     assert b"goroutine 1 " in ended.stderr
 
 
+@pytest.mark.parametrize("choice", ["panic", "kill"])
+def test_it_is_chosen_what_becomes_of_a_stubbed_program(choice: str, tmp_path: Path) -> None:
+    program = build("stdin", stub=True)
+    with server_in(tmp_path) as (address, server):
+        command = ["ptserver", "run", "--server", address, f"--on-lost={choice}", program, "lines"]
+        with started(command, program, env=base_environment(), cwd="/") as child:
+            child.expect("ready\n")
+            server.send_signal(signal.SIGTERM)
+            child.child.wait(20)
+            ended = child.finish()
+        assert server.wait(20) == 0
+    assert ended.status == (2 if choice == "panic" else 69)
+    assert (b"goroutine 1 " in ended.stderr) == (choice == "panic")
+    assert b"lost connection to runtime server" in ended.stderr
+
+
 def test_a_host_that_is_killed_ends_the_session_on_the_server(tmp_path: Path) -> None:
     """The session's process is gone, and the server serves the next."""
     with server_in(tmp_path) as (address, server):
