@@ -14,9 +14,13 @@ import os
 
 
 def be_urgent() -> None:
-    """Have this thread run before all that has no real-time priority; change nothing where that is not allowed."""
-    with contextlib.suppress(PermissionError):
-        os.sched_setscheduler(0, os.SCHED_RR | os.SCHED_RESET_ON_FORK, os.sched_param(1))
+    """Have this thread run before all that has no real-time priority.
+
+    Nothing is changed where that is not allowed, or if the thread has such a priority already.
+    """
+    if os.sched_getscheduler(0) == os.SCHED_OTHER:
+        with contextlib.suppress(PermissionError):
+            os.sched_setscheduler(0, os.SCHED_RR | os.SCHED_RESET_ON_FORK, os.sched_param(1))
 
 
 def be_ordinary() -> None:

@@ -114,7 +114,7 @@ class RemoteTracer:
                     break
                 tid, raw = self._report
                 with contextlib.suppress(TraceeGoneError):
-                    served += self._take_quickly(tid, raw) or self._take(*self._group.note(tid, raw))
+                    served += self.take_quickly(tid, raw) or self._take(*self._group.note(tid, raw))
             except TraceeGoneError:  # no thread is left
                 break
             self.exit = self._group.exit
@@ -133,8 +133,11 @@ class RemoteTracer:
         self._report = tid, raw
         return True
 
-    def _take_quickly(self, tid: int, raw: int) -> bool:
-        """Serve a plain access of thread *tid*, which reports *raw*, if it is one; return whether it is done."""
+    def take_quickly(self, tid: int, raw: int) -> bool:
+        """Serve a plain access of thread *tid*, which reports *raw*, if it is one; return whether that is done.
+
+        Raises: as `take_reports`.
+        """
         tracee = self._group.tracees.get(tid)
         if raw != _SEGV_STATUS or tracee is None or self._quick is None:
             return False
