@@ -4,7 +4,8 @@ Each is made on a thread of its own. A signal for the program's thread that wait
 would: what it has done by then counts, and otherwise it is made again or fails, as the handler's SA_RESTART says.
 
 Where a run is to be repeatable, such calls get a moment in earnest after each call that may let them go on, so that
-it does not depend on this machine whether they return before the program goes on.
+it does not depend on this machine whether they return before the program goes on. For the same reason a child gets a
+while to come to its end before its parent goes on, and to do something before the clock jumps.
 
 Thread rules: the machine's thread alone, which must be the process's main thread.
 """
@@ -12,6 +13,7 @@ Thread rules: the machine's thread alone, which must be the process's main threa
 import errno
 import itertools
 import os
+import select
 import time
 from collections.abc import Callable
 from operator import itemgetter
@@ -22,6 +24,8 @@ from stepping.emulation.threads import Outcome, Scheduler, Thread, Wait, keep_de
 
 #: How long a call may take that is not seen to wait, and how often that is looked at.
 _SETTLE_SECONDS, _LOOK_SECONDS = 0.03, 0.001
+#: How long children may take to do something that the program is to see at once.
+_CHILD_SECONDS = 1.0
 _RETRY_NS = int(RETRY_SECONDS * 1_000_000_000)
 
 
@@ -39,6 +43,8 @@ class Background:
         self._keys = itertools.count()
         self._waiting: dict[int, tuple[Thread, Wait, Callable[[Executed], None]]] = {}
         self._retries = False
+        self._may_linger = False
+        self._children: set[int] = set()
 
     def start(
         self,
@@ -71,6 +77,35 @@ class Background:
             time.sleep(min(left, _LOOK_SECONDS))
         self._take()
 
+    def child_born(self, pid: int) -> None:
+        """If `settles`: let the child *pid* come to its end, if it will before long."""
+        if not self.settles:
+            return
+        self._children.add(pid)
+        deadline = time.monotonic() + _CHILD_SECONDS
+        while time.monotonic() < deadline and _lives(pid):
+            time.sleep(_LOOK_SECONDS)
+
+    def acted(self) -> None:
+        """Take note of a call that may let a child go on."""
+        self._may_linger = True
+
+    def linger(self, poll: "select.poll") -> bool:
+        """Give children a moment before the program goes on as if they did nothing, once after `acted`.
+
+        Return whether they have done something, by what *poll* tells.
+        """
+        may_linger, self._may_linger = self._may_linger, False
+        if not may_linger:
+            return False
+        self._children = {pid for pid in self._children if _lives(pid)}
+        deadline = time.monotonic() + _CHILD_SECONDS
+        while self._children and time.monotonic() < deadline:
+            if poll.poll(1):
+                time.sleep(_SETTLE_SECONDS)  # the signal of a child's end comes after that of its descriptors
+                return True
+        return False
+
     def identity_changed(self) -> None:
         """Take note that threads to come have other rights than those that there are."""
         if self._workers is not None:
@@ -82,6 +117,7 @@ class Background:
             os.close(self._workers.fileno())
         self._workers = self._scheduler = None
         self._waiting.clear()
+        self._children.clear()
         self._retries = False
 
     def close(self) -> None:
@@ -120,3 +156,11 @@ class Background:
         if self._retries:
             self._workers.interrupt_again()
             self._retry_later()
+
+
+def _lives(pid: int) -> bool:
+    """Whether *pid* is a child of this process that has not ended."""
+    try:
+        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+    except ChildProcessError:
+        return False

@@ -26,7 +26,10 @@ from ptserver.call import Call
 from ptserver.code_place import place_in
 from ptserver.emulated.away_calls import Away, asks_only, interrupt_away, map_from_away
 from ptserver.emulated.background import Background
+from ptserver.emulated.child_numbers import REPEATABLE_PID, ChildNumbers
 from ptserver.emulated.processes import SignalRelay, fork, own_pid
+from ptserver.emulated.repeatable import Repeatable
+from ptserver.emulated.repeatable_timers import RepeatableTimers
 from ptserver.emulated.served_call import PATH_CALLS, PROC_EXE, ServedCall
 from ptserver.errors import PtServerError, UnsupportedInstructionError
 from ptserver.hosts import endings
@@ -57,8 +60,6 @@ _Executed = tuple[int, int, dict[int, bytes]]
 _ALL_DESCRIPTORS = 1 << 31
 _DESCRIPTORS_CHANGE = frozenset("close dup2 dup3 close_range fcntl".split())
 
-#: What a program whose run shall be repeatable takes for its process id.
-REPEATABLE_PID = 2
 _SHOWN_CODE_BYTES = 16
 
 
@@ -81,6 +82,7 @@ class EmulatedResources:
         self._translation = Translation(arch, native_arch())
         self._waiting = Waiting()
         self._away = away
+        self._repeatable: Repeatable | None = None
         self.background = Background(interrupt_away if away is not None and away.everything else None)
         self._server = server
         self._session = session
@@ -103,12 +105,22 @@ class EmulatedResources:
         """Whether a server at an address makes such calls."""
         return self._away is not None and (self._away.everything or row.name in self._away.claimed)
 
+    def repeat(self, machine: Machine, pid: int) -> None:
+        """Let the calls come to the same in each run of the program, which is process *pid* to the kernel."""
+        self.background.settles = True
+        machine.scheduler.linger = self.background.linger
+        timers = RepeatableTimers(machine.scheduler, machine.clock) if self._away is None else None
+        self._repeatable = Repeatable(ChildNumbers(pid), self.background, timers)
+
     def fork(self, machine: Machine, thread: Thread, args: list[int]) -> Result:
         """See `stepping.emulation.resources.Resources`."""
         before = os.getpid()
-        result = fork(machine, thread, args)
+        numbers = self._repeatable.numbers if self._repeatable is not None else None
+        result = fork(machine, thread, args, numbers)
         if os.getpid() != before:
             self.background.after_fork()
+        elif numbers is not None and isinstance(result, int) and result > 0:
+            self.background.child_born(numbers.real(result))
         return result
 
     def map_file(self, fd: int, offset: int, address: int, size: int, shared: bool) -> tuple[int, int]:
@@ -172,6 +184,11 @@ class EmulatedResources:
 
     def execute(self, row: Syscall, args: Args, ins: dict[int, bytes], outs: dict[int, int]) -> _Executed:
         """Make a call on this machine, in this thread."""
+        if self._repeatable is not None:
+            return self._repeatable.execute(self._execute, row, args, ins, outs)
+        return self._execute(row, args, ins, outs)
+
+    def _execute(self, row: Syscall, args: Args, ins: dict[int, bytes], outs: dict[int, int]) -> _Executed:
         if row.name in PATH_CALLS:
             ins = self._own_path(row, ins)
         translated = self._translation.is_needed(row)
@@ -251,10 +268,11 @@ def run_emulated(
         keep_descriptor=lambda fd: fd,
     )
     resources = EmulatedResources(arch, path, server, session, away)
-    resources.background.settles = seed is not None
     pid = own_pid() if seed is None else REPEATABLE_PID
     linker_path = away.linker_path if away is not None else None
     machine = Machine(path, argv, env, resources, pid=pid, seed=seed, observer=sink, linker_path=linker_path)
+    if seed is not None:
+        resources.repeat(machine, own_pid())
     if remote is not None:
         remote.make(machine, server, session)
     if sink is not None:

@@ -23,6 +23,7 @@ from pathlib import Path
 
 from goabi.elf_header import read_elf_header
 from goabi.errors import GoAbiError
+from ptserver.emulated.child_numbers import ChildNumbers
 from ptserver.machine import native_arch
 from ptserver.shadow.execute import execute
 from ptserver.shadow.raw_calls import raw_call
@@ -153,8 +154,11 @@ class SignalRelay:
         self._before.setdefault(number, before)
 
 
-def fork(machine: Machine, thread: Thread, args: list[int]) -> Result:
-    """Carry out clone(2) of a process for *thread*; return in both processes."""
+def fork(machine: Machine, thread: Thread, args: list[int], numbers: ChildNumbers | None = None) -> Result:
+    """Carry out clone(2) of a process for *thread*; return in both processes.
+
+    numbers: what processes are called, if not as the kernel calls them.
+    """
     flags, stack, parent_tid = args[:3]
     abi, space = machine.abi, machine.space
     wants_tid = flags & (_CLONE_PARENT_SETTID | _CLONE_PIDFD)
@@ -162,6 +166,7 @@ def fork(machine: Machine, thread: Thread, args: list[int]) -> Result:
         return -errno.EFAULT
     if machine.observer is not None:
         machine.observer.flush()  # what it has is the parent's
+    number = numbers.next() if numbers is not None else 0
     try:
         pid = os.fork()  # with a server at an address, what the parent sees is the id of the child's shadow
     except OSError as error:
@@ -169,12 +174,17 @@ def fork(machine: Machine, thread: Thread, args: list[int]) -> Result:
     child_tid = args[abi.child_tid_argument]
     if pid:
         if flags & _CLONE_PARENT_SETTID:
-            _U32.pack_into(space.view, parent_tid, pid)
+            _U32.pack_into(space.view, parent_tid, number or pid)
         if flags & _CLONE_PIDFD:
             descriptor = execute(SYSCALLS["pidfd_open"], (pid, 0), {}, {})[0]
             _U32.pack_into(space.view, parent_tid, descriptor)
-        return pid
-    machine.become_child(thread, own_pid())
+        if numbers is not None:
+            numbers.add(number, pid)
+        return number or pid
+    own = own_pid()
+    if numbers is not None:
+        numbers.become(number, own)
+    machine.become_child(thread, number or own)
     if flags & _CLONE_CHILD_SETTID and space.allows(child_tid, 4, 2):
         _U32.pack_into(space.view, child_tid, machine.pid)
     if flags & _CLONE_CHILD_CLEARTID:

@@ -14,7 +14,7 @@ from ptserver.shadow.execute import execute
 from stepping.syscalls import SYSCALLS, Syscall
 from stepping.syscalls.marshal import Args, Gathered
 
-_READERS = frozenset("read pread64 readv preadv preadv2 recvfrom recvmsg recvmmsg accept accept4".split())
+READERS = frozenset("read pread64 readv preadv preadv2 recvfrom recvmsg recvmmsg accept accept4".split())
 _WRITERS = frozenset("write pwrite64 writev pwritev pwritev2 sendto sendmsg sendmmsg".split())
 EPOLLS = frozenset("epoll_wait epoll_pwait epoll_pwait2".split())
 POLLS = frozenset("poll ppoll".split())
@@ -41,7 +41,7 @@ def watched_by(name: str, call: Gathered) -> tuple[tuple[int, int], int] | None:
     The option (SO_RCVTIMEO, SO_SNDTIMEO) says how long it waits. None: poll cannot tell when it would not sleep.
     """
     fd = call.args[0] & 0x7FFFFFFF
-    if name in _READERS and not _wants_all(name, call.args):
+    if name in READERS and not _wants_all(name, call.args):
         return (fd, select.POLLIN), socket.SO_RCVTIMEO
     if name in _WRITERS and sum(map(len, call.ins.values())) <= _PIPE_BUF:
         return (fd, select.POLLOUT), socket.SO_SNDTIMEO

@@ -17,9 +17,9 @@ from typing import NamedTuple
 
 from goabi.elf_header import read_elf_header
 from goabi.errors import GoAbiError
+from ptserver.emulated.child_numbers import REPEATABLE_PID
 from ptserver.emulated.go_events import EmulatedGoEvents
 from ptserver.emulated.goids import EmulatedGoids
-from ptserver.emulated.host import REPEATABLE_PID
 from ptserver.hosts.endings import exit_of
 from ptserver.tracelog.errors import TraceSourceError
 from ptserver.tracelog.events import ExitEvent, Frame, SignalEvent, SyscallEvent, TraceSink, TraceStart

@@ -269,11 +269,19 @@ class Machine:
         self.processor.stop()
 
     def raise_signal(self, number: int, info: bytes | None = None) -> None:
-        """Send signal *number* to the program, from outside; any thread may call it."""
+        """Send signal *number* to the program, from outside; any thread may call it.
+
+        Where the run is to be repeatable, a child's end is told when no thread can run: it may come at any time.
+        """
         sent = info or make_info(number, SI_KERNEL)
-        self.scheduler.complete(
-            lambda: self.signals.send_to_process(self.threads.values(), number, sent),
-        )
+
+        def send() -> None:
+            self.signals.send_to_process(self.threads.values(), number, sent)
+
+        if self.seed is not None and number == signal.SIGCHLD:
+            self.scheduler.complete_when_idle(send)
+            return
+        self.scheduler.complete(send)
         self.processor.stop()
 
     # Running.

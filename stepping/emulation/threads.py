@@ -139,6 +139,9 @@ class Scheduler:
         self._watched: dict[int, list[tuple[int, Thread, Wait, Callable[[], Result]]]] = {}
         self._sources: dict[int, Callable[[], None]] = {}
         self._done: collections.deque[Callable[[], None]] = collections.deque()
+        self._when_idle: collections.deque[Callable[[], None]] = collections.deque()
+        #: Where the clock jumps: waits in earnest first, and returns whether what it is given tells something then.
+        self.linger: Callable[[select.poll], bool] | None = None
         self._open_wakeup()
 
     def _open_wakeup(self) -> None:
@@ -202,6 +205,11 @@ class Scheduler:
         self._done.append(action)
         os.eventfd_write(self._wakeup, 1)
 
+    def complete_when_idle(self, action: Callable[[], None]) -> None:
+        """Let the machine's thread call *action* when no thread can run; any thread may say so."""
+        self._when_idle.append(action)
+        os.eventfd_write(self._wakeup, 1)
+
     def wake(self, thread: Thread, result: int) -> None:
         """End the wait of *thread*: its call returns *result*."""
         wait = thread.wait
@@ -237,6 +245,7 @@ class Scheduler:
         self._deadlines.clear()
         self.ready.clear()
         self._done.clear()
+        self._when_idle.clear()
         self._open_wakeup()
 
     def poll(self, may_sleep: bool) -> None:
@@ -245,20 +254,21 @@ class Scheduler:
         if self._watched or self._sources or timeout != 0 or self._done:
             for fd, _ in self._poll.poll(timeout):
                 self._on_ready(fd)
-        if (
-            self._done
-        ):  # a signal that belongs to a call which has just ended (SIGPIPE): the thread must meet it first
-            self._complete()
+        self._complete()  # a signal that belongs to a call which has just ended (SIGPIPE) comes before its result
+        while may_sleep and self._when_idle:
+            self._when_idle.popleft()()
         self._fire()
 
     def _timeout_ms(self) -> int | None:
-        if self._done:
+        if self._done or self._when_idle:
             return 0
         while self._deadlines and self._is_stale(self._deadlines[0]):
             heapq.heappop(self._deadlines)
         if not self._deadlines:
             return None
         deadline = self._deadlines[0][0]
+        if self.linger is not None and self.linger(self._poll):
+            return 0
         if self._clock.skip_to(deadline):
             return 0
         return max(0, -((self._clock.now() - deadline) // 1_000_000))

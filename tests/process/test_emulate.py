@@ -147,7 +147,7 @@ def test_another_seed_gives_another_trace(tmp_path: Path) -> None:
     "words",
     "emu_runtime/goroutines/timers/preempt/fileops/deepdirs/stdin/flood/emu_cpu/bigargs a b/panics again/"
     "panics goroutine/panics deadlock/sigkill 15/goroutine_work/emu_messages/tree/pipes/environment/fifo/"
-    "panics nil/panics map/exit3/network/sockets/locks/filefeatures/mappedfile".split("/"),
+    "panics nil/panics map/exit3/network/sockets/locks/filefeatures/mappedfile/events/mappings".split("/"),
 )
 def test_the_same_seed_gives_the_same_trace_at_length(
     words: str, seed: int, arch: str, tmp_path: Path
