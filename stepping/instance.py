@@ -85,6 +85,16 @@ class Instance:
         gadget.install(self.main, self.memory)
         forget_vdso(self.memory, self.main.read_registers().sp)
         self.faults = self._make_userfault()
+        self._path = os.readlink(f"/proc/{self.pid}/exe")
+        self._code = [
+            range(vma.start, vma.end)
+            for vma in read_maps(self.pid)
+            if vma.path == self._path and vma.perms[2] == "x"
+        ]
+
+    def is_own_code(self, address: int) -> bool:
+        """Whether the program's own file has code at *address*, and not a library of it."""
+        return any(address in code for code in self._code)
 
     def keep_image(self) -> Image:
         """Put the memory that the program begins with on the memfd; return what a blank instance needs."""
@@ -115,6 +125,9 @@ class Instance:
             inside = any(start <= vma.start < start + size for start, size in image.regions)
             if vma.path != "[stack]" and not inside:
                 raise SteppingError(f"memory at {vma.start:#x} has no counterpart: it is another program")
+        for vma in read_maps(self.pid):  # a dynamic linker, which may be another here
+            if vma.path.startswith("/") and vma.path != self._path and vma.perms[1] != "w":
+                _call(self.main, "munmap", vma.start, vma.size_bytes)
         self._map_all(image)
 
     def change_code(self, address: int, old: bytes, new: bytes) -> bool:

@@ -19,6 +19,7 @@ from functools import partial
 from ptserver.spread.address_space import AddressSpace
 from ptserver.spread.coherence import CoherenceChecker
 from ptserver.spread.companions import Companions
+from ptserver.spread.errands import Errands
 from ptserver.spread.futexes import (
     COMMAND_MASK,
     FUTEX_WAIT,
@@ -61,8 +62,8 @@ from stepping.syscalls import SYSCALLS
 _NUMBERS = {
     name: SYSCALLS[name].numbers["amd64"]
     for name in (
-        "futex mmap munmap mprotect madvise mremap brk mincore rt_sigaction tgkill tkill gettid clone3 exit".split()
-    )
+        "futex mmap munmap mprotect madvise mremap brk mincore rseq rt_sigaction tgkill tkill gettid clone3 exit"
+    ).split()
 }
 _SIGACTION_BYTES, _TIMESPEC_BYTES = 32, 16
 _U32 = (1 << 32) - 1
@@ -96,6 +97,7 @@ class Home:
         self.futexes = Futexes()
         self.requests = Requests(send, later, self.pages)
         self.wishes = Wishes(self.threads, self.requests, later)
+        self._errands = Errands(self.threads, later)
         self.fault_counts: Counter[tuple[int, int, int, bool]] | None = None
         self._statistics = Statistics()
         self._companions = Companions()
@@ -136,8 +138,9 @@ class Home:
             _NUMBERS["exit"]: self._exit,
             **{
                 _NUMBERS[name]: lambda host, call, thread: self._return(thread, -errno.ENOSYS)
-                for name in ("clone3", "mremap", "brk", "mincore")
+                for name in ("clone3", "mremap", "mincore", "rseq")
             },
+            _NUMBERS["brk"]: lambda host, call, thread: self._return(thread, 0),  # it cannot be had
             Hypercall.HELLO: lambda host, call, thread: self._return(thread, 0),
             Hypercall.INFO: lambda host, call, thread: self._return(thread, 0),
             Hypercall.WATCH: lambda host, call, thread: None,  # it would return if the home were lost
@@ -225,6 +228,7 @@ class Home:
         self.futexes.leave(message.tid)
         self._statistics.ended(message.tid)
         self._companions.pause(message.tid)
+        self._errands.end(message.tid)
         self.threads.end(message.tid)
 
     def _exited(self, _host: int, message: ProgramExited) -> None:
@@ -253,6 +257,8 @@ class Home:
                 to = 0
             elif wanted is not None and self.members.is_ready(wanted):
                 to = wanted
+            elif (back := self._errands.way_back(thread)) is not None and self.members.is_ready(back):
+                to = back
             else:
                 to = self._choose(thread)
             if to != thread.host and message.signo:
@@ -267,6 +273,8 @@ class Home:
         thread = self.threads.find(message.tid)
         if thread is not None:
             thread.where = Where.ASKS
+            if thread.pinned:
+                self._errands.begin(thread)
             self.threads.move(thread, 0, result=None)
 
     def _choose(self, thread: Thread) -> int:
@@ -329,6 +337,7 @@ class Home:
             self._return(thread, -errno.EINVAL)
         else:
             thread.pinned = to != 0
+            self._errands.end(thread.tid)
             self.threads.move(thread, to, result=0)
 
     def _kill(self, first: int, _host: int, call: Called, thread: Thread) -> None:

@@ -415,11 +415,11 @@ class SpreadHost:
 
     def _is_busy(self, thread: _Thread) -> bool:
         """Whether a policy is to be asked about a stopped thread. One that got little done is better left alone: all
-        that it waits for where it goes would be in vain.
+        that it waits for where it goes would be in vain. A library's code is at host 0 alone.
         """
         if self.pages.is_waiting(thread.tracee.tid) or not self._computes(thread):
             return False
-        return self._has_computed(thread)
+        return self._has_computed(thread) and self.instance.is_own_code(thread.tracee.read_registers().pc)
 
     def _has_computed(self, thread: _Thread) -> bool:
         return self._use.nanoseconds(thread.tracee.tid) - thread.used >= _BUSY_NS

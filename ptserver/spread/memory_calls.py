@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from ptserver.spread.address_space import MAP_ANONYMOUS, PROT_NONE, AddressSpace, MapError
+from ptserver.spread.address_space import MAP_ANONYMOUS, MAP_FIXED, PROT_NONE, AddressSpace, MapError
 from ptserver.spread.messages import AddRegion, Called, Discard, Protect
 from ptserver.spread.pages import PageDirectory
 from ptserver.spread.requests import Later, Requests
@@ -51,7 +51,8 @@ class MemoryCalls:
 
     def _mmap(self, host: int, call: Called) -> None:
         address, size, protection, flags = call.args[:4]
-        if not flags & MAP_ANONYMOUS:
+        own = flags & MAP_FIXED and not self._space.is_watched(address, size)  # in a file, as linkers do
+        if not flags & MAP_ANONYMOUS or own:
             self._make(host, call)  # only host 0 has it; who touches it elsewhere goes there
             return
         try:

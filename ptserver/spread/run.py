@@ -21,7 +21,9 @@ from stepping.seccomp import Rule, Verdict
 from stepping.syscalls import SYSCALLS, Sysno
 
 #: Calls of host 0's own threads that the home decides; it makes all others itself.
-_HOME_CALLS = "mmap munmap mprotect madvise brk mremap mincore futex tgkill tkill rt_sigaction clone3".split()
+_HOME_CALLS = (
+    "mmap munmap mprotect madvise brk mremap mincore rseq futex tgkill tkill rt_sigaction clone3".split()
+)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,8 @@
 """`ptserver run --spread`, behind its command line."""
 
+from goabi.binary import GoBinary
 from goabi.elf_header import ElfHeader
+from goabi.errors import GoVersionError, NotGoError
 from ptserver.errors import LaunchError
 from ptserver.hosts.endings import end_as
 from ptserver.machine import native_arch
@@ -22,9 +24,7 @@ def start_spread(options: RunOptions, path: str, header: ElfHeader) -> int:
     if native_arch() != "amd64":
         raise LaunchError("programs are spread on x86-64 only")
     if header.interpreter is not None:
-        raise LaunchError(
-            f"{path} is dynamically linked: only static programs are spread; build Go programs with CGO_ENABLED=0"
-        )
+        _check_is_go(path)
     return end_as(
         run_spread(
             SpreadOptions(
@@ -41,3 +41,17 @@ def start_spread(options: RunOptions, path: str, header: ElfHeader) -> int:
             )
         )
     )
+
+
+def _check_is_go(path: str) -> None:
+    """Refuse a dynamically linked program of another language: it may need of the kernel what Go does not.
+
+    Raises:
+        LaunchError: it is one.
+    """
+    try:
+        GoBinary.open(path, prefer_table=True).close()
+    except GoVersionError:  # its memory is as any other's
+        return
+    except NotGoError as error:
+        raise LaunchError(f"{error}, so it is not spread") from error

@@ -202,7 +202,7 @@ def test_a_lost_host_ends_the_program_with_the_reason() -> None:
     ("words", "status", "text"),
     [
         (("--spread", "localhost:1", "PROGRAM"), 69, "nobody listens at localhost:1"),
-        (("--spread", "local", sys.executable), 126, "is dynamically linked"),
+        (("--spread", "local", sys.executable), 126, "not a Go program"),
         (("--spread", "local", "--on", "localhost:1", "PROGRAM"), 64, "--spread goes with none of"),
         (("--spread", "nowhere", "PROGRAM"), 64, "nowhere"),
     ],
