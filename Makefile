@@ -37,7 +37,7 @@ test-slow: $(STAMP)
 
 # Medians and ratios against native and other tools, side by side in each module of bench/.
 bench: $(STAMP)
-	@sh tools/system-packages caddy delve gdb nats-server openssh-server qemu-user rsync runsc strace
+	@sh tools/system-packages caddy delve gdb nats-server openssh-server qemu-user rsync runsc sshfs strace
 	$(PIP) '.[test,bench]'
 	$(BIN)/python -m bench.run
 

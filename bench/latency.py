@@ -1,10 +1,11 @@
-"""`python -m bench.latency [--json] [--quick] [--repeat N]`: reading from another machine, beside ssh and rsync.
+"""`python -m bench.latency [--json] [--quick] [--repeat N]`: reading from another machine, beside ssh, rsync, sshfs.
 
 The machines are namespaces (`tests.two_machines`), with 0 or 1 ms of delay each way between them; "loopback" is
 within one of them. Each round does everything once, in turn, so that what slows the machine for a while slows all;
 the figures are medians. ssh and rsync run from start to end, with the connection; of ptserver there are both: the
 program's own time, and that from start to end. Between machines all of them encrypt; on loopback ptserver does not.
-Needs root, openssh-server and rsync.
+Needs root, openssh-server and rsync; sshfs is left out where it, or the kernel's FUSE, is missing. It is mounted,
+walked and unmounted each time.
 """
 
 import contextlib
@@ -77,6 +78,7 @@ def ssh_server(machine: Machine, address: str, keys: Path) -> Iterator[list[str]
         "StrictModes": "no",
         "PidFile": "none",
         "UsePAM": "no",
+        "Subsystem": "sftp internal-sftp",
     }
     options = [word for name, value in settings.items() for word in ("-o", f"{name}={value}")]
     process = machine.popen([sshd, "-D", "-e", "-f", "/dev/null", *options], stderr=subprocess.DEVNULL)
@@ -108,10 +110,22 @@ def own_seconds(machine: Machine, words: Sequence[str | Path]) -> float:
 Way = tuple[str, Callable[[], float]]
 
 
+def sshfs_walk(tree: str, address: str, ssh: list[str]) -> list[str] | None:
+    """Return a command that mounts *tree* of *address* by sshfs and walks it; None where that cannot be."""
+    if shutil.which("sshfs") is None or not os.path.exists("/dev/fuse"):
+        return None
+    script = (
+        'd=$(mktemp -d); sshfs -o "ssh_command=$1" "$2" "$d"; "$3" walk "$d"; fusermount3 -u "$d"; rmdir "$d"'
+    )
+    return ["sh", "-ec", script, "sh", " ".join(ssh), f"{address}:{tree}", str(program("reads"))]
+
+
 def ways(files: Path, client: Machine, address: str, run: list[str], ssh: list[str]) -> dict[str, list[Way]]:
     """Return what is compared, by subject. run: how ptserver runs a program; ssh: how ssh is called."""
     reads, large, tree = program("reads"), str(files / "large"), str(files / "tree")
     remote_shell = ["-e", " ".join(ssh)]
+    by_sshfs = sshfs_walk(tree, address, ssh)
+    mounted = [] if by_sshfs is None else [("sshfs", lambda: seconds(client, by_sshfs))]
     return {
         "read": [
             ("ssh cat", lambda: seconds(client, [*ssh, address, "cat", large])),
@@ -123,6 +137,7 @@ def ways(files: Path, client: Machine, address: str, run: list[str], ssh: list[s
                 "rsync -n",
                 lambda: seconds(client, ["rsync", "-an", *remote_shell, f"{address}:{tree}", "/nowhere"]),
             ),
+            *mounted,
             ("ptserver", lambda: own_seconds(client, [*run, reads, "walk", tree])),
             ("ptserver, with its start", lambda: seconds(client, [*run, reads, "walk", tree])),
         ],

@@ -51,7 +51,8 @@ _RW = mmap.PROT_READ | mmap.PROT_WRITE
 _RX = mmap.PROT_READ | mmap.PROT_EXEC
 _MAP_FIXED_NOREPLACE = 0x100000
 _I32 = struct.Struct("<i")
-_PATIENCE_SECONDS = 1.0
+#: Long enough for a thread that a busy machine keeps from its processor, and short of what a peer takes for silence.
+_PATIENCE_SECONDS = 10.0
 _MOVES = SIGNATURE[:CALL_OFFSET]
 _PATCHED_BYTES = 5
 _JUMP = b"\xe9"
@@ -102,8 +103,8 @@ class DirectTable:
     def await_unused(self) -> None:
         """Wait until no thread is in a call for which it looked into the table before. Raises: MemoryFaultError.
 
-        Such a thread waits for nothing but a processor; one that a signal or a debugger has stopped is not waited for
-        longer than `_PATIENCE_SECONDS`.
+        Such a thread waits for nothing but a processor; one that is stopped is not waited for longer than
+        `_PATIENCE_SECONDS`.
         """
         deadline = time.monotonic() + _PATIENCE_SECONDS
         while any(self._memory.read(self._address, 4)) and time.monotonic() < deadline:
