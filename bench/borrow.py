@@ -1,6 +1,6 @@
 """`python -m bench.borrow [--json] [--quick] [--repeat N]`: what a borrowed machine must reach, in one table.
 
-Reading and walking beside ssh, rsync and sshfs, all of them from their start to their end (`bench.latency`); caddy beside
+Reading and walking beside ssh, rsync and sshfs, all from their start to their end (`bench.latency`); caddy beside
 itself alone (`bench.web`); what sessions leave (`bench.sessions`); and how long `ptserver run --on` takes for a
 program that the host has already got. Medians of rounds that do everything once. What is missing here (root,
 openssh-server, rsync, caddy) is said and left out.
