@@ -70,6 +70,9 @@ class Holdings:
 
     def begin(self, page: int, tids: list[int]) -> None:
         """Keep *page*, for which *tids* wait; they are woken right afterwards."""
+        if not tids:
+            self._pages.pop(page, None)
+            return
         waiting = [(tid, self._use.turns(tid)) for tid in tids]
         self._pages[page] = _Holding(waiting, time.monotonic() + LONGEST_SECONDS)
 

@@ -155,7 +155,8 @@ class HostPages:
         if waiting:
             tids = [tid for tid, _ in waiting]
             self._waiting_tids.difference_update(tids)
-            self._holdings.begin(page, tids)
+            # A child that shares the memory until it executes something is soon gone, with nobody to say so.
+            self._holdings.begin(page, [tid for tid in tids if self._name(tid)])
 
     def _deny(self, message: Deny) -> None:
         """Let nobody have the page: a call that touches it fails, a thread of the program gets SIGSEGV."""
