@@ -271,7 +271,7 @@ class Machine:
     def raise_signal(self, number: int, info: bytes | None = None) -> None:
         """Send signal *number* to the program, from outside; any thread may call it.
 
-        Where the run is to be repeatable, a child's end is told when no thread can run: it may come at any time.
+        Where the run is to be repeatable, a child's end, which may come at any time, is told when no thread can run.
         """
         sent = info or make_info(number, SI_KERNEL)
 

@@ -127,6 +127,10 @@ class Thread:
         self.name = b""
 
 
+#: For so many slices, a second or less, there may always be a thread that can run before that counts as idle.
+_MOST_POLLS_HELD = 1000
+
+
 class Scheduler:
     """Which threads can run, and what the others wait for."""
 
@@ -140,6 +144,7 @@ class Scheduler:
         self._sources: dict[int, Callable[[], None]] = {}
         self._done: collections.deque[Callable[[], None]] = collections.deque()
         self._when_idle: collections.deque[Callable[[], None]] = collections.deque()
+        self._polls_held = 0
         #: Where the clock jumps: waits in earnest first, and returns whether what it is given tells something then.
         self.linger: Callable[[select.poll], bool] | None = None
         self._open_wakeup()
@@ -206,7 +211,7 @@ class Scheduler:
         os.eventfd_write(self._wakeup, 1)
 
     def complete_when_idle(self, action: Callable[[], None]) -> None:
-        """Let the machine's thread call *action* when no thread can run; any thread may say so."""
+        """Let the machine's thread call *action* when no thread can run, or after a while; any thread may say so."""
         self._when_idle.append(action)
         os.eventfd_write(self._wakeup, 1)
 
@@ -255,8 +260,12 @@ class Scheduler:
             for fd, _ in self._poll.poll(timeout):
                 self._on_ready(fd)
         self._complete()  # a signal that belongs to a call which has just ended (SIGPIPE) comes before its result
-        while may_sleep and self._when_idle:
-            self._when_idle.popleft()()
+        if self._when_idle:
+            self._polls_held += 1
+            if may_sleep or self._polls_held > _MOST_POLLS_HELD:
+                self._polls_held = 0
+                while self._when_idle:
+                    self._when_idle.popleft()()
         self._fire()
 
     def _timeout_ms(self) -> int | None:

@@ -255,7 +255,7 @@ ONE_PROCESSOR = {"TestLongAdjustTimers"}
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(7200)
 @pytest.mark.parametrize(
     "package",
     "sort strings bytes sync math/big encoding/json crypto/sha256 time os".split(),
@@ -267,11 +267,11 @@ def test_packages_of_the_standard_library_pass_on_arm64(package: str, tmp_path: 
         [toolchain(), "test", "-c", "-o", program, package], cwd=folder, env=environment("arm64"), check=True
     )
     arguments = ["-test.short", "-test.v"]
-    done = run(*EMULATED, program, *arguments, cwd=folder, seconds=1700)
+    done = run(*EMULATED, program, *arguments, cwd=folder, seconds=3500)
     results = results_of(done.stdout)
     assert done.returncode == 0, done.stdout
     assert set(results.values()) <= {"PASS", "SKIP"}
-    expected = results_of(run(*native_command("arm64"), program, *arguments, cwd=folder, seconds=1700).stdout)
+    expected = results_of(run(*native_command("arm64"), program, *arguments, cwd=folder, seconds=3500).stdout)
     # qemu-user cannot execute what some tests start.
     passed = {name for name, result in expected.items() if result == "PASS"}
     assert passed - ONE_PROCESSOR <= {name for name, result in results.items() if result == "PASS"}

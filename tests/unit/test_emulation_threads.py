@@ -169,3 +169,33 @@ def test_counting_clocks_depend_on_looks_and_code_alone() -> None:
         clock.read(CLOCK_REALTIME)
     assert first.read(CLOCK_MONOTONIC) == second.read(CLOCK_MONOTONIC)
     assert first.read(99) is None
+
+
+def test_what_waits_for_a_pause_comes_when_nothing_runs(scheduler: Scheduler) -> None:
+    told: list[int] = []
+    scheduler.complete_when_idle(lambda: told.append(1))
+    for _ in range(10):
+        scheduler.poll(may_sleep=False)
+    assert told == []
+    scheduler.poll(may_sleep=True)
+    assert told == [1]
+
+
+def test_and_at_last_where_something_always_runs(scheduler: Scheduler) -> None:
+    told: list[int] = []
+    scheduler.complete_when_idle(lambda: told.append(1))
+    for _ in range(2000):
+        scheduler.poll(may_sleep=False)
+    assert told == [1]
+
+
+def test_what_is_completed_while_a_descriptor_is_looked_at_comes_at_once(scheduler: Scheduler) -> None:
+    """SIGPIPE and the end of the call that it belongs to are seen by the same look."""
+    told: list[int] = []
+    reading, writing = os.pipe()
+    scheduler.add_source(reading, lambda: scheduler.complete(lambda: told.append(1)))
+    os.write(writing, b"x")
+    scheduler.poll(may_sleep=True)
+    assert told == [1]
+    os.close(reading)
+    os.close(writing)
