@@ -41,7 +41,7 @@ program, and when a session breaks:
   66   a file, process or token cannot be read
   69   a server does not answer or was lost; a trace's source or a Go toolchain is unsuitable
   70   a server's own code failed, or ptserver has a mistake
-  71   an instruction cannot be executed on remote memory; the program is left stopped
+  71   an instruction cannot be executed on remote memory; the program, or a core of it, is left
   73   a log cannot be written where it should be
   74   an input or output error, a full disk for one
   76   the peer does not follow the protocol

@@ -6,32 +6,26 @@ instructions in the program's memory, as they are natively. There are no AVX reg
 Its descriptors, working directory and children are this process's; it ends with it and cannot be detached.
 """
 
-import contextlib
 import os
-import struct
 from collections.abc import Callable
 
 from goabi.elf_header import read_elf_header
 from ptserver.debugger.target import Stop
 from ptserver.emulated.host import EmulatedResources
 from ptserver.emulated.processes import SignalRelay
+from ptserver.emulated.thread_state import (
+    GENERAL_ORDERS,
+    XMM_AT,
+    find_auxv,
+    read_registers,
+    read_vectors,
+)
 from stepping.emulation.machine import Machine
 from stepping.emulation.threads import Thread
 from stepping.emulator import Trap, TrapKind
-from stepping.errors import MemoryFaultError, SteppingError, TraceeGoneError
+from stepping.errors import MemoryFaultError, TraceeGoneError
 from stepping.registers import LAYOUTS, Registers
 from stepping.watchpoints import NoWatchpointError, Watchpoint
-
-#: `Context.read_general`'s order.
-_AMD64_ORDER = "r8 r9 r10 r11 r12 r13 r14 r15 rdi rsi rbp rbx rdx rax rcx rsp rip eflags".split()
-_ARM64_ORDER = [*(f"x{number}" for number in range(31)), "sp", "pc", "pstate"]
-_ORDERS = {"amd64": _AMD64_ORDER, "arm64": _ARM64_ORDER}
-_USER_SEGMENTS = {"cs": 0x33, "ss": 0x2B}
-_NZCV_SHIFT = 28
-
-_FXSAVE_BYTES, _XMM_AT, _MXCSR_AT, _MXCSR, _FCW = 512, 160, 24, 0x1F80, 0x37F
-_FPSIMD = struct.Struct("<512sII8x")
-_AUXV_ENTRY = struct.Struct("<QQ")
 
 _SIGNALS = {TrapKind.MEMORY: 11, TrapKind.INSTRUCTION: 4, TrapKind.BREAKPOINT: 5, TrapKind.ARITHMETIC: 8}
 
@@ -62,7 +56,7 @@ class EmulatedTarget:
         self._stop: Stop | None = None
         self._signalled: dict[int, int] = {}
         self._interrupted = False
-        self._auxv = self._find_auxv()
+        self._auxv = find_auxv(self._space, self._machine.threads[self.pid].context.sp)
 
     @property
     def tids(self) -> list[int]:
@@ -71,37 +65,22 @@ class EmulatedTarget:
 
     def read_registers(self, tid: int) -> Registers:
         """See `Target.read_registers`."""
-        context = self._thread(tid).context
-        values = dict(zip(_ORDERS[self.layout.arch], context.read_general(), strict=True))
-        registers = Registers(self.layout, [values.get(name, 0) for name in self.layout.names])
-        if self.layout.arch == "amd64":
-            for name, value in _USER_SEGMENTS.items():
-                registers[name] = value
-            registers["fs_base"] = context.get_tls()
-            registers["orig_rax"] = (1 << 64) - 1
-        return registers
+        return read_registers(self._thread(tid), self.layout)
 
     def write_registers(self, tid: int, registers: Registers) -> None:
         """See `Target.write_registers`."""
         context = self._thread(tid).context
-        context.write_general([registers[name] for name in _ORDERS[self.layout.arch]])
+        context.write_general([registers[name] for name in GENERAL_ORDERS[self.layout.arch]])
         if self.layout.arch == "amd64":
             context.set_tls(registers["fs_base"])
 
     def read_vectors(self, tid: int) -> bytes:
         """See `Target.read_vectors`."""
-        vectors = self._thread(tid).context.read_vectors()
-        if self.layout.arch == "arm64":
-            return _FPSIMD.pack(vectors, 0, 0)
-        area = bytearray(_FXSAVE_BYTES)
-        area[0:2] = _FCW.to_bytes(2, "little")
-        area[_MXCSR_AT : _MXCSR_AT + 4] = _MXCSR.to_bytes(4, "little")
-        area[_XMM_AT : _XMM_AT + len(vectors)] = vectors
-        return bytes(area)
+        return read_vectors(self._thread(tid), self.layout)
 
     def write_vectors(self, tid: int, data: bytes) -> None:
         """See `Target.write_vectors`."""
-        vectors = data[:512] if self.layout.arch == "arm64" else data[_XMM_AT : _XMM_AT + 256]
+        vectors = data[:512] if self.layout.arch == "arm64" else data[XMM_AT : XMM_AT + 256]
         self._thread(tid).context.write_vectors(vectors)
 
     def read_memory(self, address: int, size: int) -> bytes:
@@ -303,21 +282,3 @@ class EmulatedTarget:
             raise MemoryFaultError(address)
         self._space.view[address : address + len(data)] = data
         self._machine.processor.forget_code(address, len(data))
-
-    def _find_auxv(self) -> bytes:
-        """Return the auxiliary vector, which lies behind the arguments and the environment on the first stack."""
-        at = self._machine.threads[self.pid].context.sp
-        count = int.from_bytes(self._space.read(at, 8), "little")
-        at += 8 * (count + 2)
-        while any(self._space.read(at, 8)):
-            at += 8
-        at += 8
-        entries = b""
-        with contextlib.suppress(SteppingError):
-            while True:
-                entry = self._space.read(at, _AUXV_ENTRY.size)
-                entries += entry
-                at += _AUXV_ENTRY.size
-                if not any(entry[:8]):
-                    break
-        return entries

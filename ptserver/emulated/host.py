@@ -31,6 +31,7 @@ from ptserver.emulated.processes import SignalRelay, fork, own_pid
 from ptserver.emulated.repeatable import Repeatable
 from ptserver.emulated.repeatable_timers import RepeatableTimers
 from ptserver.emulated.served_call import PATH_CALLS, PROC_EXE, ServedCall
+from ptserver.emulated.thread_state import find_auxv
 from ptserver.errors import PtServerError, UnsupportedInstructionError
 from ptserver.hosts import endings
 from ptserver.machine import native_arch, this_machine
@@ -273,7 +274,9 @@ def run_emulated(
     machine = Machine(path, argv, env, resources, pid=pid, seed=seed, observer=sink, linker_path=linker_path)
     if seed is not None:
         resources.repeat(machine, own_pid())
+    auxv = b""
     if remote is not None:
+        auxv = find_auxv(machine.space, machine.threads[pid].context.sp)
         remote.make(machine, server, session)
     if sink is not None:
         sink.start(machine)
@@ -286,7 +289,7 @@ def run_emulated(
         except UnsupportedRemoteAccessError as error:
             where = place_in(path, error.pc - machine.load_bias)
             raise UnsupportedInstructionError(
-                machine.pid, f"{error}{where}; the program was ended"
+                machine.pid, f"{error}{where}; {_keep_core(machine, auxv)}"
             ) from error
         if machine.unknown_instruction is not None and os.WIFSIGNALED(status):
             _explain_death(machine, machine.unknown_instruction, 2 if away is None else away.stderr)
@@ -302,6 +305,17 @@ def run_emulated(
         machine.close()
         if server is not None:
             server.session_ended(session)
+
+
+def _keep_core(machine: Machine, auxv: bytes) -> str:
+    """Write a core of the program, which ends with this process; say where it is, or why it is nowhere."""
+    from ptserver.emulated.core import CoreNotWrittenError, write_core
+
+    try:
+        core = write_core(machine, auxv)
+    except CoreNotWrittenError as error:
+        return f"the program was ended, and {error}"
+    return f"the program was ended as it was before it: inspect {core} (`ptserver goroutines {core}`)"
 
 
 def _explain_death(machine: Machine, pc: int, stderr: int) -> None:

@@ -24,7 +24,7 @@ from stepping.emulation.makes import MAKES
 from stepping.emulator import EXEC, Trap, TrapKind
 from stepping.errors import SteppingError
 from stepping.registers import AMD64, Registers
-from stepping.remote_memory import RemoteMap, RemoteStore, RemoteVariable
+from stepping.remote_memory import RemoteMap, RemoteStore, RemoteVariable, SplitAtomicError
 
 if TYPE_CHECKING:
     from stepping.emulation.machine import Machine
@@ -127,9 +127,12 @@ class Elsewhere:
             return trap
         pc = thread.context.pc
         self._asked_by(thread, pc)
-        if self._machine.abi.arch == "amd64":
-            return self._execute_amd64(thread, pc)
-        return self._run(thread, pc)
+        try:
+            if self._machine.abi.arch == "amd64":
+                return self._execute_amd64(thread, pc)
+            return self._run(thread, pc)
+        except SplitAtomicError as error:
+            raise UnsupportedRemoteAccessError(pc, self._code(pc), f"{error}") from error
 
     def _execute_amd64(self, thread: "Thread", pc: int) -> Trap | None:
         from stepping.remote_atomics import direct_operation, operand_bytes

@@ -1,10 +1,12 @@
 """Remote variables of emulated programs, on both architectures, against the same programs with local ones."""
 
+import re
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from goabi.core import CoreFile
 from tests.conformance.modes import base_environment, serving
 from tests.gofixtures import ROOT, build
 from tests.process.commands import ptserver
@@ -68,3 +70,23 @@ def test_programs_of_three_kinds_share(what: str, variables: tuple[str, ...], tm
         assert [process.wait(120) for process in running] == [0, 0, 0]
         sums = [process.communicate()[0] for process in running]
     assert max(map(int, sums)) == 3 * 2 * 30
+
+
+def test_what_cannot_be_executed_leaves_a_core(tmp_path: Path) -> None:
+    program = build("remote_unsupported")
+    run = ("run", "--engine=emulate", "--remote-var", "main.area", program, "split")
+    status, out, err = ptserver(*run, cwd=tmp_path)
+    assert (status, out) == (71, "")
+    (core,) = tmp_path.iterdir()
+    line = re.fullmatch(
+        r"ptserver: cannot do what the instruction at (0x\w+) \(f0 48 0f c1 08 .*\) does to remote memory: .* "
+        r"in main\.add \(\S+/save_amd64\.s:13\); the program was ended as it was before it: inspect (\S+) .*\n",
+        err,
+    )
+    assert line is not None, err
+    assert line[2] == str(core)
+    with CoreFile(core) as found:
+        assert hex(next(iter(found.threads.values()))["rip"]) == line[1]
+    status, out, _ = ptserver("goroutines", core)
+    assert status == 0
+    assert re.search(r"^ +1 +running +main\.add ", out, re.M)
