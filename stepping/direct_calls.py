@@ -7,17 +7,19 @@ the filter knows, into the register of the sixth argument, which those calls do 
 
     entry of Syscall6    jump to the routine                          instead of mov %rsi,%r10; mov %rdi,%rdx
     the routine          the four moves of Syscall6; back to its syscall instruction
-                         if it is a read or write of a descriptor in the table: the call with the pass, and behind it
+                         if it is a read or write of a descriptor in the table, or an lseek of a regular file there:
+                         the call with the pass, and behind it
+                         if it has epoll watch a regular file: EPERM, as the kernel says, and behind it
 
-    memory               code page | count, table: one bit per descriptor
+    memory               code page | count, table: two bits per descriptor, the second for regular files
 
 *count* says how many threads are between looking into the table and the end of their call. So whoever takes a
 descriptor out of the table can wait until no thread uses what it saw there.
 
-Why that is safe: nothing is pushed, so the routine needs no stack; what it changes (r9, flags) is dead there, or the
-call's to change. In the routine a thread is in no Go function, which preempts nothing and moves no stack; a profile
-counts a sample as external code. A program that makes up a pass gains nothing: of this machine its process has only
-the descriptors that the host has given it.
+Why that is safe: nothing is pushed, so the routine needs no stack; what it changes (r9, rcx, flags) is dead there, or
+the call's to change. In the routine a thread is in no Go function, which preempts nothing and moves no stack; a
+profile counts a sample as external code. A program that makes up a pass gains nothing: of this machine its process
+has only the descriptors that the host has given it.
 
 Who wants the place for itself, as the ring does, takes the routine out (`remove`): then all calls are taken again.
 
@@ -88,17 +90,20 @@ class DirectTable:
     def __init__(self, memory: TraceeMemory, address: int) -> None:
         self._memory = memory
         self._address = address
-        self._bits = bytearray(TABLE_DESCRIPTORS // 8)
+        self._bits = bytearray(TABLE_DESCRIPTORS // 4)
 
-    def set(self, fd: int) -> None:
-        """Let the program read and write *fd* itself, 0 to `TABLE_DESCRIPTORS` - 1. Raises: MemoryFaultError."""
-        self._bits[fd >> 3] |= 1 << (fd & 7)
-        self._write(fd)
+    def set(self, fd: int, *, is_file: bool = False) -> None:
+        """Let the program read and write *fd* itself, 0 to `TABLE_DESCRIPTORS` - 1.
+
+        is_file: it is a regular file, of which the program may move the offset, and which epoll does not watch.
+
+        Raises: MemoryFaultError.
+        """
+        self._put(fd, 3 if is_file else 1)
 
     def clear(self, fd: int) -> None:
-        """Let it no more; a thread may still be doing it, see `is_used`. Raises: MemoryFaultError."""
-        self._bits[fd >> 3] &= ~(1 << (fd & 7))
-        self._write(fd)
+        """Let it no more; a thread may still be doing it, see `await_unused`. Raises: MemoryFaultError."""
+        self._put(fd, 0)
 
     def await_unused(self) -> None:
         """Wait until no thread is in a call for which it looked into the table before. Raises: MemoryFaultError.
@@ -110,8 +115,9 @@ class DirectTable:
         while any(self._memory.read(self._address, 4)) and time.monotonic() < deadline:
             os.sched_yield()
 
-    def _write(self, fd: int) -> None:
-        at = fd >> 3
+    def _put(self, fd: int, bits: int) -> None:
+        at, shift = fd >> 2, 2 * (fd & 3)
+        self._bits[at] = self._bits[at] & ~(3 << shift) | bits << shift
         self._memory.write(self._address + _TABLE_OFFSET + at, bytes(self._bits[at : at + 1]))
 
 
@@ -167,36 +173,84 @@ def load_bias(pid: int, header: ElfHeader) -> int:
 
 def routine(page: int, data: int, entry: int, given_pass: int) -> bytes:
     """Return the code at *page* for a table at *data* and Syscall6 at *entry*."""
+    code = _Code(page, _MOVES)
     count, table = data, data + _TABLE_OFFSET
-    code = bytearray(_MOVES)
-    leaves: list[int] = []  # where a jump out of here has its distance
+    code.add(_FIRST)
+    code.jump("0f87", "not read or write")  # ja
+    code.add("4881ff", _I32.pack(TABLE_DESCRIPTORS))  # cmp $N,%rdi
+    code.jump("0f83", "stop")  # jae
+    code.add("488d0c3f")  # lea (%rdi,%rdi),%rcx
+    code.refer("480fa30d", table)  # bt %rcx,table(%rip)
+    code.jump("0f83", "stop")  # jnc
+    code.label("make")
+    code.refer("f0ff05", count)  # lock incl count(%rip)
+    code.refer("480fa30d", table)  # once more: whoever cleared it has not seen us yet
+    code.jump("0f83", "undo")  # jnc
+    code.add("49b9", struct.pack("<Q", given_pass))  # movabs $pass,%r9
+    code.add("0f05")  # syscall
+    code.refer("f0ff0d", count)  # lock decl count(%rip)
+    code.jump("e9", entry + AFTER_OFFSET)
+    code.label("undo")
+    code.refer("f0ff0d", count)
+    code.label("stop")
+    code.jump("e9", entry + CALL_OFFSET)
+    code.label("not read or write")
+    code.add("4883f808")  # cmp $8,%rax: lseek
+    code.jump("0f85", "not lseek")  # jne
+    code.add("4881ff", _I32.pack(TABLE_DESCRIPTORS))
+    code.jump("0f83", "stop")
+    code.add("488d4c3f01")  # lea 1(%rdi,%rdi),%rcx
+    code.refer("480fa30d", table)
+    code.jump("0f82", "make")  # jc
+    code.jump("e9", "stop")
+    code.label("not lseek")
+    code.add("483de9000000")  # cmp $233,%rax: epoll_ctl
+    code.jump("0f85", "stop")
+    code.add("4883fe01")  # cmp $1,%rsi: EPOLL_CTL_ADD
+    code.jump("0f85", "stop")
+    code.add("4881fa", _I32.pack(TABLE_DESCRIPTORS))  # cmp $N,%rdx
+    code.jump("0f83", "stop")
+    code.add("488d4c1201")  # lea 1(%rdx,%rdx),%rcx
+    code.refer("480fa30d", table)
+    code.jump("0f83", "stop")
+    code.add("48c7c0ffffffff")  # mov $-EPERM,%rax
+    code.jump("e9", entry + AFTER_OFFSET)
+    return code.finish()
 
-    def relative(opcode: str, target: int) -> None:
-        """Add an instruction that ends with a 32-bit distance to *target*."""
-        code.extend(bytes.fromhex(opcode))
-        code.extend(_I32.pack(target - (page + len(code) + 4)))
 
-    def leave(opcode: str) -> None:
-        code.extend(bytes.fromhex(opcode) + b"\0")
-        leaves.append(len(code))
+class _Code:
+    """Code that is put together at *address*, with jumps to labels and addresses."""
 
-    code += _FIRST
-    leave("77")  # ja
-    code += bytes.fromhex("4881ff") + _I32.pack(TABLE_DESCRIPTORS)  # cmp $N,%rdi
-    leave("73")  # jae
-    relative("480fa33d", table)  # bt %rdi,table(%rip)
-    leave("73")  # jnc
-    relative("f0ff05", count)  # lock incl count(%rip)
-    relative("480fa33d", table)  # once more: whoever cleared it has not seen us yet
-    code += bytes.fromhex("7300")  # jnc to `undo`
-    undo = len(code)
-    code += bytes.fromhex("49b9") + struct.pack("<Q", given_pass)  # movabs $pass,%r9
-    code += bytes.fromhex("0f05")  # syscall
-    relative("f0ff0d", count)  # lock decl count(%rip)
-    relative("e9", entry + AFTER_OFFSET)
-    code[undo - 1] = len(code) - undo
-    relative("f0ff0d", count)
-    for at in leaves:
-        code[at - 1] = len(code) - at
-    relative("e9", entry + CALL_OFFSET)
-    return bytes(code)
+    def __init__(self, address: int, begin: bytes) -> None:
+        self._address = address
+        self._code = bytearray(begin)
+        self._labels: dict[str, int] = {}
+        self._distances: list[tuple[int, str]] = []
+
+    def add(self, *parts: bytes | str) -> None:
+        """Add instructions, as bytes or in hexadecimal."""
+        for part in parts:
+            self._code += bytes.fromhex(part) if isinstance(part, str) else part
+
+    def refer(self, opcode: str, target: int) -> None:
+        """Add an instruction that ends with the distance to *target*."""
+        self.add(opcode)
+        self.add(_I32.pack(target - (self._address + len(self._code) + 4)))
+
+    def jump(self, opcode: str, target: int | str) -> None:
+        """Add a jump to an address, or to a label."""
+        if isinstance(target, int):
+            self.refer(opcode, target)
+            return
+        self.add(opcode, bytes(4))
+        self._distances.append((len(self._code), target))
+
+    def label(self, name: str) -> None:
+        """Call the place that comes next so."""
+        self._labels[name] = len(self._code)
+
+    def finish(self) -> bytes:
+        """Return the code."""
+        for after, name in self._distances:
+            self._code[after - 4 : after] = _I32.pack(self._labels[name] - after)
+        return bytes(self._code)

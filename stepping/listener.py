@@ -52,10 +52,14 @@ class Notification(NamedTuple):
 
 
 class Listener:
-    """Receives and answers the notifications of one filter. Owns descriptor *fd*."""
+    """Receives and answers the notifications of one filter. Owns descriptor *fd*.
+
+    put: what `put_fd` has put last, by the number in the program.
+    """
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
+        self.put: dict[int, int] = {}
         # Not bytes: fcntl.ioctl tries a mutable buffer first, and makes and drops an exception if it is none.
         self._notification = bytearray(_NOTIFICATION.size)
         self._response = bytearray(_RESPONSE.size)
@@ -134,6 +138,7 @@ class Listener:
             OSError: *number* is above the program's limit (EBADF).
         """
         self._add_fd(notification_id, fd, number, _ADDFD_SETFD, True)
+        self.put[number] = fd
 
     def close(self) -> None:
         """Close; calls that wait or come later fail with ENOSYS."""

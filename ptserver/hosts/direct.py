@@ -10,6 +10,7 @@ from ptserver.hosts.direct_calls import names
 from ptserver.hosts.direct_events import WAITS, DirectEvents
 from ptserver.hosts.direct_sockets import DirectSockets
 from ptserver.hosts.known_files import KnownFiles
+from ptserver.hosts.local_files import LocalFiles
 from ptserver.hosts.pending_call import PendingCall, Process
 from ptserver.messages import Cancel, Direct, DirectEnd, Message, Result, Syscall
 from ptserver.net.poll_loop import PollLoop
@@ -22,6 +23,8 @@ from stepping.tracee_memory import TraceeMemory
 _SOME_ADDRESS = 1 << 12
 _U64, _INT = (1 << 64) - 1, 0xFFFFFFFF
 _EVENT_BYTES = 16
+#: What depends on an offset, or changes it.
+_MOVES = frozenset({"read", "readv", "lseek", "pread64"})
 _EPOLL_CTL_MOD = 3
 
 
@@ -58,6 +61,7 @@ class DirectCalls:
         self._plain = frozenset({SYSCALLS["read"].numbers[arch], SYSCALLS["write"].numbers[arch]})
         self._events = DirectEvents(loop, self, answer, known.forget_contents, arch)
         table = DirectTable(main.memory, address)
+        self._local = known.lasting.local = LocalFiles(table, listener, loop.later)
         self._sockets = DirectSockets(
             table,
             loop,
@@ -72,6 +76,7 @@ class DirectCalls:
     def close(self) -> None:
         """Give up every descriptor."""
         self._sockets.close()
+        self._local.close()
         self._events.close()
 
     def pause(self, *, paused: bool) -> None:
@@ -79,7 +84,8 @@ class DirectCalls:
         self._sockets.pause(paused=paused)
 
     def stop(self) -> None:
-        """Have no direct sockets any more, for now; what the program has written to them is sent."""
+        """Let the program make no calls itself any more, for now; what it has written is sent."""
+        self._local.end_all()
         self._sockets.end_all()
 
     def quick(self, notification: Notification, memory: TraceeMemory) -> tuple[int, int] | None:
@@ -99,9 +105,11 @@ class DirectCalls:
             if call.row is not None and call.row.name in WAITS:
                 self._share(call.args[0] & _INT)  # it has the instance, too
             return False
+        assert call.row is not None
+        if call.row.name in _MOVES:
+            self._local.end(call.args[0] & _INT)
         if self._sockets.serve(call) or self._events.serve(call):
             return True
-        assert call.row is not None
         if call.row.name == "close":
             self._events.closed(call.args[0] & _INT)
         elif call.row.name not in WAITS:

@@ -38,7 +38,6 @@ from ptserver.hosts.direct_calls import (
 from ptserver.hosts.direct_events import DirectEvents
 from ptserver.hosts.known_files import KnownFiles
 from ptserver.hosts.pending_call import PendingCall
-from ptserver.hosts.policy import DIRECT_CALLS
 from ptserver.messages import (
     DIRECT_WINDOW_BYTES,
     Direct,
@@ -62,6 +61,7 @@ _SOON_BYTES = DIRECT_WINDOW_BYTES // 4
 _MSG_DONTWAIT, _MSG_NOSIGNAL = 0x40, 0x4000
 _INT = 0xFFFFFFFF
 _NO_NUMBER = bytes(4)
+_PLAIN = frozenset({"read", "write"})
 
 
 class _Socket:
@@ -169,7 +169,7 @@ class DirectSockets:
             self._tcp.add(value)
             if makes_nonblocking(call):
                 self._own.add(value)
-        elif call.row.name in DIRECT_CALLS and value and may_begin:
+        elif call.row.name in _PLAIN and value and may_begin:
             self.consider(call.notification_id, call.args[0])
 
     def consider(self, notification_id: int, fd: int) -> None:

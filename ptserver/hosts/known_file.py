@@ -78,6 +78,11 @@ class KnownFile:
         return int.from_bytes(self.stat[48:56], "little")
 
     @property
+    def since(self) -> float:
+        """When it was as it is known, by time.monotonic()."""
+        return self._opened
+
+    @property
     def is_fresh(self) -> bool:
         """Whether attributes and listing may be used."""
         return time.monotonic() - self._opened < FRESH_SECONDS

@@ -7,6 +7,7 @@ opens the file after all (`make`), as it was, by a descriptor of its own.
 
     known    told with an open, until `Revoked`, and for a second after the session's last result
     unmade   descriptors that the program has, and the session does not
+    local    of those, the ones that the program reads itself (`local_files`)
 
 `LastingCalls` answers calls of the first process by their arguments alone.
 
@@ -23,6 +24,7 @@ from ptserver.hosts.direct_calls import names
 from ptserver.hosts.known_file import FRESH_SECONDS, KnownFile
 from ptserver.hosts.known_folders import is_lasting
 from ptserver.hosts.known_numbers import KnownNumbers
+from ptserver.hosts.local_files import LocalFiles
 from ptserver.hosts.pending_call import PendingCall
 from ptserver.messages import Ahead, Message, Reopened, Revoked
 from stepping.errors import MemoryFaultError
@@ -56,6 +58,7 @@ class KnownLasting:
         self._paths: dict[int, bytes] = {}
         self._heard = 0.0
         self.unmade: dict[int, int] = {}
+        self.local: LocalFiles | None = None
 
     @property
     def since(self) -> float:
@@ -97,6 +100,8 @@ class KnownLasting:
             path = self._paths.pop(number, None)
             if path is not None and self._files[path][1].lasting == number:
                 del self._files[path]
+            if self.local is not None:
+                self.local.forget(number)
             self._post(Reopened(number, -1))
 
     def make(self, fds: Iterable[int]) -> None:
@@ -104,8 +109,14 @@ class KnownLasting:
         for fd in fds:
             number = self.unmade.pop(fd, 0)
             if number:
+                self.end_local(fd)
                 self._post(Reopened(number, fd))
                 self._made(fd)
+
+    def end_local(self, fd: int) -> None:
+        """Have the offset of a descriptor here, if the program moves it itself."""
+        if self.local is not None:
+            self.local.end(fd)
 
     def make_for(self, call: PendingCall) -> None:
         """Have the session open what *call*, which goes to it, may see."""
@@ -166,6 +177,8 @@ class LastingCalls:
         """Close a descriptor that the session does not have; return whether it is one."""
         if self.lasting.unmade.pop(fd, None) is None:
             return False
+        if self.lasting.local is not None:
+            self.lasting.local.closed(fd)
         del self._files[fd]
         self._numbers.closed(fd)
         return True
@@ -179,8 +192,13 @@ class LastingCalls:
         return 0, 0
 
     def _openat(self, call: Notification, memory: TraceeMemory) -> tuple[int, int] | None:
-        number = self.open(call.a0, memory.read_string(call.a1, _PATH_MAX), call.a2)
-        return None if number is None else (number, 0)
+        path = memory.read_string(call.a1, _PATH_MAX)
+        number = self.open(call.a0, path, call.a2)
+        if number is None:
+            return None
+        if self.lasting.local is not None:
+            self.lasting.local.open(call.id, number, self._files[number])
+        return number, 0
 
     def _epoll_ctl(self, call: Notification, memory: TraceeMemory) -> tuple[int, int] | None:
         is_add = call.a1 & _INT == _EPOLL_CTL_ADD
@@ -192,7 +210,7 @@ class LastingCalls:
         return None if value is None else (value, 0)
 
     def _lseek(self, call: Notification, memory: TraceeMemory) -> tuple[int, int] | None:
-        file = self._unmade(call.a0)
+        file = self._moving(call.a0)
         position = None if file is None else file.seek(call.a1, call.a2 & _INT)
         return None if position is None else (position, 0)
 
@@ -204,7 +222,7 @@ class LastingCalls:
         return 0, 0
 
     def _read(self, call: Notification, memory: TraceeMemory) -> tuple[int, int] | None:
-        file = self._unmade(call.a0)
+        file = self._moving(call.a0)
         data = file.look(file.position, call.a2) if file is not None and call.a2 else None
         if file is None or data is None:
             return None
@@ -214,6 +232,10 @@ class LastingCalls:
 
     def _close(self, call: Notification, memory: TraceeMemory) -> tuple[int, int] | None:
         return (0, 0) if self.close(call.a0 & _INT) else None
+
+    def _moving(self, fd: int) -> KnownFile | None:
+        self.lasting.end_local(fd & _INT)
+        return self._unmade(fd)
 
     def _unmade(self, fd: int) -> KnownFile | None:
         return self._files[fd & _INT] if fd & _INT in self.lasting.unmade else None

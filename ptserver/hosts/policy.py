@@ -21,7 +21,7 @@ HOST_CALLS: frozenset[str] = frozenset(
 WRITES: frozenset[str] = frozenset({"write", "writev", "sendto"})
 
 #: Calls that a program can make itself, by a pass (`stepping.direct_calls`).
-DIRECT_CALLS: frozenset[str] = frozenset({"read", "write"})
+DIRECT_CALLS: frozenset[str] = frozenset({"read", "write", "lseek"})
 
 #: Calls that name a process: allowed on the program itself, refused on others.
 REACHES_SELF_ONLY: frozenset[str] = frozenset("kill tkill tgkill rt_sigqueueinfo rt_tgsigqueueinfo".split())
@@ -84,7 +84,7 @@ def filter_rules(
 ) -> list[Rule]:
     """Return the rules of the filter that takes just what a server wants; empty if it wants nothing.
 
-    has_pid: as of `interest_in`. given_pass: reads and writes that have it are not taken, unless it is 0.
+    has_pid: as of `interest_in`. given_pass: calls of `DIRECT_CALLS` that have it are not taken, unless it is 0.
     """
     # The host's own rules come first, because the first rule for a call decides.
     rules = _host_rules(arch, has_pid) if default != "ignore" else []

@@ -22,7 +22,8 @@ from stepping.syscall6 import AFTER_OFFSET, SIGNATURE
 
 ENTRY, PAGE, DATA, PAGE_BYTES = 0x401000, 0x5000000, 0x5001000, 0x1000
 PASS = 0x8123456789ABCDEF
-READ, WRITE, CLOSE, LSEEK = 0, 1, 3, 8
+READ, WRITE, CLOSE, LSEEK, EPOLL_CTL = 0, 1, 3, 8, 233
+ADD, MODIFY, EPERM = 1, 3, 1
 OTHER = 7777
 
 
@@ -62,16 +63,16 @@ class Program:
         self.made.append(tuple(machine.reg_read(name) for name in names))
         self.counted.append(bytes(machine.mem_read(DATA, 4)))
 
-    def call(self, number: int, fd: int) -> tuple[int, ...]:
-        """Call Syscall6 as Go does; return what the kernel was called with."""
-        arguments = (fd, 11, 22, 33, 44, OTHER)
+    def call(self, number: int, fd: int, *more: int) -> tuple[int, ...]:
+        """Call Syscall6 as Go does; return what the kernel was called with, or the value if it was not."""
+        arguments = (fd, *more, *(11, 22, 33, 44, OTHER)[len(more) :])
         names = (UC_X86_REG_RBX, UC_X86_REG_RCX, UC_X86_REG_RDI, UC_X86_REG_RSI, UC_X86_REG_R8, UC_X86_REG_R9)
         self.machine.reg_write(UC_X86_REG_RAX, number)
         for name, value in zip(names, arguments, strict=True):
             self.machine.reg_write(name, value)
         self.machine.emu_start(ENTRY, ENTRY + AFTER_OFFSET)
         assert bytes(self.machine.mem_read(DATA, 4)) == bytes(4)
-        return self.made.pop()
+        return self.made.pop() if self.made else (self.machine.reg_read(UC_X86_REG_RAX),)
 
 
 @pytest.fixture
@@ -93,6 +94,28 @@ def test_everything_else_is_as_it_was(program: Program) -> None:
     calls += [(READ, 1 << 32 | 5), (WRITE, (1 << 64) - 1), ((1 << 64) - 1, 5)]
     for number, fd in calls:
         assert program.call(number, fd) == (number, fd, 11, 22, 33, 44, OTHER)
+
+
+@pytest.mark.parametrize("fd", [0, 3, 4, 1000, TABLE_DESCRIPTORS - 1])
+def test_offsets_of_files_in_the_table_are_moved_with_the_pass(program: Program, fd: int) -> None:
+    program.table.set(fd, is_file=True)
+    for number in (READ, LSEEK):
+        assert program.call(number, fd) == (number, fd, 11, 22, 33, 44, PASS)
+    for other in (fd ^ 1, fd + TABLE_DESCRIPTORS):
+        assert program.call(LSEEK, other)[6] == OTHER
+    program.table.clear(fd)
+    for number in (READ, LSEEK):
+        assert program.call(number, fd)[6] == OTHER
+
+
+def test_epoll_refuses_files_in_the_table_and_nothing_else(program: Program) -> None:
+    program.table.set(5, is_file=True)
+    program.table.set(6)
+    assert program.call(EPOLL_CTL, 4, ADD, 5) == ((1 << 64) - EPERM,)
+    for arguments in ((4, ADD, 6), (4, MODIFY, 5), (5, ADD, 4), (4, ADD, TABLE_DESCRIPTORS + 5)):
+        assert program.call(EPOLL_CTL, *arguments)[1:4] == arguments
+    program.table.clear(5)
+    assert program.call(EPOLL_CTL, 4, ADD, 5)[6] == OTHER
 
 
 def test_what_is_taken_out_is_as_it_was_and_its_neighbours_are_not(program: Program) -> None:
