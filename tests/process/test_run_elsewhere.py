@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from tests.conformance.modes import base_environment
 from tests.conformance.modes import serving as serving_at
 from tests.gofixtures import build
@@ -12,6 +14,7 @@ from tests.process.test_serve import serving
 from tests.two_machines import skip_without_machines, two_machines
 
 
+@pytest.mark.slow
 def test_the_time_of_day_is_asked_of_the_server_if_it_is_to_be_the_servers() -> None:
     """By default Go reads it where nobody sees it: in the vDSO."""
     seen = {}

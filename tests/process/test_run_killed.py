@@ -148,7 +148,7 @@ def test_a_stubbed_program_panics_when_its_server_is_lost(tmp_path: Path) -> Non
     assert b"goroutine 1 " in ended.stderr
 
 
-@pytest.mark.parametrize("choice", ["panic", "kill"])
+@pytest.mark.parametrize("choice", [pytest.param("panic", marks=pytest.mark.slow), "kill"])
 def test_it_is_chosen_what_becomes_of_a_stubbed_program(choice: str, tmp_path: Path) -> None:
     program = build("stdin", stub=True)
     with server_in(tmp_path) as (address, server):
