@@ -1,0 +1,39 @@
+"""Waiting awake: how it ends, and that it is done less often where it does not pay."""
+
+import os
+
+import pytest
+
+from ptserver.net import poll_loop
+from ptserver.net.poll_loop import Awake
+
+
+@pytest.fixture(autouse=True)
+def two_processors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1})
+
+
+def test_it_ends_when_it_happens() -> None:
+    looks = iter([False, False, True])
+    assert Awake().wait(lambda: next(looks))
+
+
+def test_it_gives_way() -> None:
+    assert not Awake().wait(lambda: False, lambda: True)
+
+
+def test_chances_are_passed_after_it_was_in_vain(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(poll_loop, "SPIN_SECONDS", 0.0)
+    awake = Awake()
+    for passed in (2, 4, 8):
+        assert awake.pays()
+        assert not awake.wait(lambda: False)
+        assert [awake.pays() for _ in range(passed)] == [False] * passed
+    assert awake.pays()
+    assert awake.wait(lambda: True)
+    assert awake.pays()
+
+
+def test_one_processor_is_never_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0})
+    assert not Awake().pays()
