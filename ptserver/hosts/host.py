@@ -333,6 +333,13 @@ class Host:
         if self._pending.get(call.tid) is call:
             del self._pending[call.tid]
 
+    def _returned(self, call: PendingCall) -> None:
+        """Take notice that *call* has returned, if it is pending, by another way than by `_answer`."""
+        if self._pending.get(call.tid) is call:
+            del self._pending[call.tid]
+            if self.trace is not None and call.result is not None:
+                self.trace.answered(call, *call.result, {})
+
     def _gather_again(self, row: Syscall, call: PendingCall, error: BadArgumentError) -> bool:
         """Read the arguments once more if that can help, else answer with *error*; return whether they are read.
 

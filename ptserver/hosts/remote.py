@@ -121,7 +121,7 @@ class RemoteHost(ConnectedHost):
                 self._listener,
                 self._answer,
                 self._proceed,
-                self._forget,
+                self._returned,
                 self._process_ended,
                 self._tell,
                 lambda call: self._in_flight.get(call.id) is call,

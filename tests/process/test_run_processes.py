@@ -92,7 +92,9 @@ def group(tmp_path: Path) -> Iterator[str]:
     folder.rmdir()
 
 
-def natively_and_served(tmp_path: Path, program: Path, *words: str) -> tuple[Ended, Ended]:
+def natively_and_served(
+    tmp_path: Path, program: Path, *words: str, options: tuple[str, ...] = ()
+) -> tuple[Ended, Ended]:
     env = base_environment()
     with started([program, *words], program, env=env, cwd="/") as child:
         native = child.finish()
@@ -100,7 +102,7 @@ def natively_and_served(tmp_path: Path, program: Path, *words: str) -> tuple[End
         none_left(),
         serving("passthrough", f"unix:{tmp_path}/s", cwd="/", env=env, log=tmp_path / "log") as (address, _),
         started(
-            ["ptserver", "run", "--server", address, program, *words], program, env=env, cwd="/"
+            ["ptserver", "run", "--server", address, *options, program, *words], program, env=env, cwd="/"
         ) as child,
     ):
         return native, child.finish()
@@ -113,8 +115,14 @@ def test_clone3_makes_processes_as_natively(group: str, tmp_path: Path) -> None:
 
 
 def test_threads_wait_with_signal_masks_of_their_own_as_natively(tmp_path: Path) -> None:
-    native, served = natively_and_served(tmp_path, build_c("masks_c", flags=("-static",)))
+    log = tmp_path / "calls"
+    options = (f"--trace={log}", "-q", "-e", "ppoll")
+    native, served = natively_and_served(tmp_path, build_c("masks_c", flags=("-static",)), options=options)
     assert served == native
+    ends = [
+        line.rpartition(") = ")[2].split()[0] for line in log.read_text().splitlines() if "ppoll(" in line
+    ]
+    assert ends == ["-1"] * 7 + ["1", "1", "-1"]
     assert native.stdout.count(b"got 10, in the waiting thread 1") == 10
 
 
