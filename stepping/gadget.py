@@ -14,6 +14,7 @@ from stepping import ptrace_api
 from stepping.errors import SteppingError, TraceeGoneError
 from stepping.maps import PAGE_BYTES
 from stepping.ptrace_api import RegisterSet
+from stepping.registers import Registers
 from stepping.remote_syscall import remote_syscall
 from stepping.syscalls import SYSCALLS
 from stepping.tracee import Resume, Tracee, read_pending
@@ -75,7 +76,7 @@ def inject(tracee: Tracee, name: str, *args: int) -> int:
     saved = tracee.read_registers()
     mask = ptrace_api.getsigmask(tracee.tid)
     ptrace_api.setsigmask(tracee.tid, _ALL_SIGNALS)
-    result = _call(tracee, name, args)
+    result = _call(tracee, saved.copy(), name, args)
     if tracee.layout.pending is not None:
         saved[tracee.layout.pending] = _NO_CALL
     tracee.write_registers(saved)
@@ -86,7 +87,7 @@ def inject(tracee: Tracee, name: str, *args: int) -> int:
 def begin(tracee: Tracee, registers: bytes) -> None:
     """Let the stopped *tracee* start the call that *registers*, a general register set, is about to make.
 
-    It stops when the call has returned; `ended` tells that stop.
+    It stops when the call has returned; `find_result` tells that stop.
     """
     own = tracee.read_registers()
     values = type(own).decode(tracee.layout, registers)
@@ -101,13 +102,12 @@ def begin(tracee: Tracee, registers: bytes) -> None:
     tracee.resume(deliver=False)
 
 
-def ended(tracee: Tracee, status: WaitStatus) -> bool:
-    """Whether *status* is the stop after a call from the page."""
-    return (
-        status.kind is WaitKind.SIGNAL_DELIVERY
-        and status.signo == signal.SIGTRAP
-        and tracee.read_registers().pc == _AFTER_TRAP
-    )
+def find_result(tracee: Tracee, status: WaitStatus) -> int | None:
+    """Return what a call from the page has returned, if *status* is the stop after it; else None."""
+    if status.kind is not WaitKind.SIGNAL_DELIVERY or status.signo != signal.SIGTRAP:
+        return None
+    registers = tracee.read_registers()
+    return registers.result if registers.pc == _AFTER_TRAP else None
 
 
 def clone_thread(tracee: Tracee, flags: int) -> Tracee:
@@ -121,14 +121,19 @@ def clone_thread(tracee: Tracee, flags: int) -> Tracee:
     return child
 
 
-def capture(tracee: Tracee, memory: TraceeMemory) -> ThreadState:
-    """Return the state of a stopped thread that is in user code or about to make a call (which it then does not)."""
-    inject(tracee, "sigaltstack", 0, SCRATCH)
+def capture(tracee: Tracee, memory: TraceeMemory, altstack: bytes | None) -> ThreadState:
+    """Return the state of a stopped thread that is in user code or about to make a call (which it then does not).
+
+    altstack: its signal stack, if that is known; to ask costs more than all else.
+    """
+    if altstack is None:
+        inject(tracee, "sigaltstack", 0, SCRATCH)
+        altstack = memory.read(SCRATCH, _ALTSTACK_BYTES)
     return ThreadState(
         ptrace_api.getregset(tracee.tid),
         ptrace_api.getregset(tracee.tid, RegisterSet.X86_XSTATE, _XSTATE_BYTES),
         ptrace_api.getsigmask(tracee.tid),
-        memory.read(SCRATCH, _ALTSTACK_BYTES),
+        altstack,
     )
 
 
@@ -146,10 +151,16 @@ def take_pending(tracee: Tracee, memory: TraceeMemory) -> tuple[int, ...]:
     return tuple(taken)
 
 
-def restore(tracee: Tracee, memory: TraceeMemory, state: ThreadState, result: int | None) -> None:
-    """Give a stopped thread another's *state*. result: what the call that it was about to make returns, if any."""
-    memory.write(SCRATCH, state.altstack)
-    inject(tracee, "sigaltstack", SCRATCH, 0)
+def restore(
+    tracee: Tracee, memory: TraceeMemory, state: ThreadState, result: int | None, altstack: bytes | None
+) -> None:
+    """Give a stopped thread another's *state*. result: what the call that it was about to make returns, if any.
+
+    altstack: the signal stack that it has, if that is known.
+    """
+    if state.altstack != altstack:
+        memory.write(SCRATCH, state.altstack)
+        inject(tracee, "sigaltstack", SCRATCH, 0)
     own = tracee.read_registers()
     registers = type(own).decode(tracee.layout, state.general)
     if result is not None:
@@ -160,8 +171,7 @@ def restore(tracee: Tracee, memory: TraceeMemory, state: ThreadState, result: in
     ptrace_api.setsigmask(tracee.tid, state.mask)
 
 
-def _call(tracee: Tracee, name: str, args: tuple[int, ...]) -> int:
-    registers = tracee.read_registers()
+def _call(tracee: Tracee, registers: Registers, name: str, args: tuple[int, ...]) -> int:
     registers.prepare_syscall(GADGET, SYSCALLS[name].numbers[tracee.layout.arch], args)
     registers.sp = _NEUTRAL_SP
     tracee.write_registers(registers)
@@ -170,9 +180,10 @@ def _call(tracee: Tracee, name: str, args: tuple[int, ...]) -> int:
         status = tracee.wait()
         if status is None or not status.is_stop:
             raise TraceeGoneError(tracee.tid)
-        if ended(tracee, status):
+        result = find_result(tracee, status)
+        if result is not None:
             tracee.status = _STOPPED
-            return tracee.read_registers().result
+            return result
         if status.kind is WaitKind.SIGNAL_DELIVERY and status.signo != signal.SIGSTOP:
             raise SteppingError(f"thread {tracee.tid} got {status} in a call made for us")
         if status.event not in (Event.STOP, Event.CLONE, None) and status.kind is WaitKind.EVENT:

@@ -432,7 +432,7 @@ def _with_buffer(
     buffer: "ctypes.Structure | ctypes._SimpleCData[int] | ctypes.Array[ctypes.c_char]",
 ) -> None:
     try:
-        _request(request, tid, addr, ctypes.addressof(buffer))
+        _hot_request(request, tid, addr, ctypes.addressof(buffer))
     except PtraceError as error:
         raise _translate(tid, error) from error
 

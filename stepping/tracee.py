@@ -172,13 +172,14 @@ def read_pending(tid: int) -> int:
 
 def _read_status(tid: int, name: str) -> str:
     try:
-        with open(f"/proc/{tid}/status", encoding="utf-8", errors="replace") as file:
-            for line in file:
-                if line.startswith(name):
-                    return line[len(name) :]
+        with open(f"/proc/{tid}/status", "rb", buffering=0) as file:
+            text = file.readall()
     except (FileNotFoundError, ProcessLookupError) as error:
         raise TraceeGoneError(tid) from error
-    raise SteppingError(f"/proc/{tid}/status has no {name} line")
+    _, found, rest = text.partition(b"\n" + name.encode("ascii"))
+    if not found:
+        raise SteppingError(f"/proc/{tid}/status has no {name} line")
+    return rest.partition(b"\n")[0].decode("ascii")
 
 
 def read_tids(pid: int) -> list[int]:

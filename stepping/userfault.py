@@ -10,6 +10,7 @@ Source: linux/userfaultfd.h, ioctl_userfaultfd(2); mm/userfaultfd.c.
 import ctypes
 import errno
 import fcntl
+import mmap
 import os
 import struct
 from typing import NamedTuple
@@ -42,6 +43,8 @@ _EVENT = struct.Struct("=B7xQQI4x")
 _TWO, _THREE = struct.Struct("=QQ"), struct.Struct("=QQQ")
 _FOUR, _FIVE = struct.Struct("=QQQQ"), struct.Struct("=QQQQq")
 _READ_EVENTS = 32
+#: How much is copied at a time.
+_COPY_BYTES = 16 * PAGE_BYTES
 
 
 class Fault(NamedTuple):
@@ -63,6 +66,8 @@ class UserFault:
         """
         self._fd = fd
         self._buffer = bytearray(_FIVE.size)
+        self._source = mmap.mmap(-1, _COPY_BYTES)
+        self._source_address = ctypes.addressof(ctypes.c_char.from_buffer(self._source))
         self._can_poison = True
         try:
             self._agree(_FEATURES | _POISON_FEATURE)
@@ -118,9 +123,14 @@ class UserFault:
         Raises:
             OSError: EEXIST, there is something already; ESRCH, the process is gone.
         """
-        source = ctypes.cast(ctypes.c_char_p(data), ctypes.c_void_p).value or 0
+        size = len(data)
+        if size > _COPY_BYTES:
+            self.copy(address, data[:_COPY_BYTES], protected=protected)
+            self.copy(address + _COPY_BYTES, data[_COPY_BYTES:], protected=protected)
+            return
+        self._source[:size] = data
         mode = _COPY_PROTECTED if protected else 0
-        _FIVE.pack_into(self._buffer, 0, address, source, len(data), mode, 0)
+        _FIVE.pack_into(self._buffer, 0, address, self._source_address, size, mode, 0)
         self._retry(_COPY)
 
     def protect(self, address: int, size: int = PAGE_BYTES) -> None:

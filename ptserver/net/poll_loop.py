@@ -74,9 +74,13 @@ class Awake:
 
 
 class PollLoop:
-    """Calls handlers. All belongs to the thread that calls `round`; handlers may change the loop."""
+    """Calls handlers. All belongs to the thread that calls `round`; handlers may change the loop.
 
-    def __init__(self) -> None:
+    prompt: what waits to be said is said after each round, even if there is more to do: others wait for it.
+    """
+
+    def __init__(self, *, prompt: bool = False) -> None:
+        self._prompt = prompt
         self._awake = Awake()
         self._expects = False
         self._poll = select.poll()
@@ -120,8 +124,10 @@ class PollLoop:
         called if there has been no time to wait for a while.
         """
         handlers = self._handlers
-        events: list[tuple[int, int]] | None = self._poll.poll(0)
-        self._busy_rounds += 1
+        events: list[tuple[int, int]] | None = None
+        if not self._prompt:
+            events = self._poll.poll(0)
+            self._busy_rounds += 1
         if not events or self._busy_rounds > _MAX_BUSY_ROUNDS:
             self._busy_rounds = 0
             before_waiting()

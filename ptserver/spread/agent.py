@@ -27,7 +27,7 @@ from stepping.syscalls import SYSCALLS, Sysno
 
 #: What a thread away from host 0 does by itself; all else is for the home to decide.
 _LOCAL = frozenset(
-    "arch_prctl clock_gettime nanosleep sched_yield getrandom rt_sigprocmask rt_sigreturn sigaltstack getcpu".split()
+    "arch_prctl clock_gettime nanosleep sched_yield getrandom rt_sigprocmask rt_sigreturn getcpu".split()
 )
 _LAST_NUMBER = 1023
 #: Where an agent that is executed finds its connection.
@@ -61,7 +61,7 @@ class _Agent:
         self._connection = connection
         self._signals = signals
         self._path = path
-        self._loop = PollLoop()
+        self._loop = PollLoop(prompt=True)
         self._host: SpreadHost | None = None
         self._loop.watch(signals.fileno(), self._take_signals)
         self._flush()

@@ -10,7 +10,6 @@ To fetch them as soon as the thread is woken, before it waits for the first, has
 woken it needs them still, to fall asleep.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 #: A thread that has not waited for so long begins a new burst.
@@ -42,8 +41,10 @@ class _Leader:
 
 @dataclass(slots=True)
 class _Burst:
-    host: int
-    leader: _Leader
+    """key: the page that leads, and the host; leader: what is known of it, None if nothing is."""
+
+    key: tuple[int, int]
+    leader: _Leader | None
     last: float
     size: int = 0
     next_page: int = -1  # in sequence
@@ -58,40 +59,48 @@ class Companions:
         self._leaders: dict[tuple[int, int], _Leader] = {}
         self._bursts: dict[int, _Burst] = {}
 
-    def wants(self, tid: int, host: int, page: int, *, write: bool, now: float) -> Iterator[tuple[int, bool]]:
-        """Note that a thread waits for a page; yield what should be fetched for it besides: (page, whether to write).
+    def wants(self, tid: int, host: int, page: int, *, write: bool, now: float) -> list[tuple[int, bool]]:
+        """Note that a thread waits for a page; return what to fetch for it besides, as (page, whether to write).
 
         now: in seconds, by any clock.
         """
+        found: list[tuple[int, bool]] = []
         burst = self._bursts.get(tid)
         if (
             burst is None
-            or burst.host != host
+            or burst.key[1] != host
             or now - burst.last > PAUSE_SECONDS
             or burst.size >= _MAX_BURST
         ):
-            burst = self._bursts[tid] = _Burst(host, self._lead(page, host), now)
-            yield from _fetched(burst.leader)
+            key = page, host
+            leader = self._leaders.pop(key, None)
+            if leader is not None:
+                self._leaders[key] = leader  # the last to be forgotten
+                _add_companions(leader, found)
+            burst = self._bursts[tid] = _Burst(key, leader, now)
         else:
             burst.size += 1
+            burst.last = now
+            if burst.leader is None:
+                burst.leader = self._lead(burst.key)
             _wanted(burst.leader, page, write)
-        burst.last = now
-        yield from _sequence(burst, page, write)
+        _add_sequence(burst, page, write, found)
+        return found
 
     def pause(self, tid: int) -> None:
         """End the burst of a thread: it has made a call, or has ended."""
         self._bursts.pop(tid, None)
 
-    def _lead(self, page: int, host: int) -> _Leader:
-        key = page, host
-        leader = self._leaders.pop(key, None) or _Leader()
-        self._leaders[key] = leader
-        if len(self._leaders) > _MAX_LEADERS:
-            del self._leaders[next(iter(self._leaders))]
+    def _lead(self, key: tuple[int, int]) -> _Leader:
+        leader = self._leaders.get(key)
+        if leader is None:
+            leader = self._leaders[key] = _Leader()
+            if len(self._leaders) > _MAX_LEADERS:
+                del self._leaders[next(iter(self._leaders))]
         return leader
 
 
-def _fetched(leader: _Leader) -> Iterator[tuple[int, bool]]:
+def _add_companions(leader: _Leader, found: list[tuple[int, bool]]) -> None:
     if leader.left_out is not None:  # nobody has waited for it
         companion = leader.companions[leader.left_out]
         companion.score -= 1
@@ -101,9 +110,7 @@ def _fetched(leader: _Leader) -> Iterator[tuple[int, bool]]:
     leader.turn += 1
     leave, which = divmod(leader.turn, _LEAVE_OUT)
     leader.left_out = enough[leave % len(enough)] if enough and not which else None
-    for page in enough:
-        if page != leader.left_out:
-            yield page, leader.companions[page].write
+    found.extend((page, leader.companions[page].write) for page in enough if page != leader.left_out)
 
 
 def _wanted(leader: _Leader, page: int, write: bool) -> None:
@@ -117,11 +124,10 @@ def _wanted(leader: _Leader, page: int, write: bool) -> None:
         leader.left_out = None
 
 
-def _sequence(burst: _Burst, page: int, write: bool) -> Iterator[tuple[int, bool]]:
+def _add_sequence(burst: _Burst, page: int, write: bool, found: list[tuple[int, bool]]) -> None:
     if page == burst.next_page:
         burst.writes = burst.writes or write
-        for each in range(page + 1, page + 1 + burst.ahead):
-            yield each, burst.writes
+        found.extend((each, burst.writes) for each in range(page + 1, page + 1 + burst.ahead))
         burst.next_page = page + 1 + burst.ahead
         burst.ahead = min(2 * burst.ahead, _MAX_AHEAD)
     elif write and burst.next_page - _MAX_AHEAD <= page < burst.next_page:  # it writes what it has read

@@ -57,6 +57,7 @@ from ptserver.spread.statistics import Statistics
 from ptserver.spread.threads import Thread, Threads, Where
 from ptserver.spread.wishes import Wishes
 from ptserver.stub.hypercalls import Hypercall
+from stepping.maps import PAGE_BYTES
 from stepping.syscalls import SYSCALLS
 
 _NUMBERS = {
@@ -200,21 +201,20 @@ class Home:
     # Pages.
 
     def _fault(self, host: int, message: Fault) -> None:
-        thread = self.threads.find(message.tid)
-        if thread is not None:
-            thread.faults += 1
-            source = self.pages.holder(message.page)
-            if source is not None:
-                self._statistics.pulled(message.tid, source)
+        tid, page, write = message.tid, message.page, message.write
         if self.fault_counts is not None:
-            self.fault_counts[message.tid, host, message.access, message.write] += 1
-        self.pages.request(host, message.page, write=message.write)
-        if thread is not None:
-            now = time.monotonic()
-            for page, write in self._companions.wants(
-                message.tid, host, message.page, write=message.write, now=now
-            ):
-                self.pages.fetch_ahead(host, page, write=write)
+            self.fault_counts[tid, host, message.access, write] += 1
+        thread = self.threads.find(tid)
+        if thread is None:
+            self.pages.request(host, page, write=write)
+            return
+        thread.faults += 1
+        source = self.pages.holder(page)
+        if source is not None:
+            self._statistics.pulled(tid, source)
+        self.pages.request(host, page, write=write)
+        for other, writes in self._companions.wants(tid, host, page, write=write, now=time.monotonic()):
+            self.pages.fetch_ahead(host, other, write=writes)
 
     def _page_data(self, _host: int, message: PageData) -> None:
         self.pages.take_data(message.page, message.data, dirty=message.dirty)
@@ -250,7 +250,7 @@ class Home:
         thread = self.threads.find(message.tid)
         if thread is None:  # the program ends
             return
-        thread.where, thread.goroutine = Where.ASKS, message.goroutine
+        thread.where, thread.goroutine, thread.sp = Where.ASKS, message.goroutine, message.sp
 
         def go_on(wanted: int | None) -> None:
             if self.members.leaves(thread.host):
@@ -264,9 +264,20 @@ class Home:
             if to != thread.host and message.signo:
                 # Go sends a thread no second signal before the first has been handled, so this one goes along.
                 thread.signals.append(message.signo)
-            self.threads.move(thread, to, result=None)
+            self._move(thread, to, result=None)
 
         self.wishes.decide(thread, go_on)
+
+    def _move(self, thread: Thread, to: int, result: int | None) -> None:
+        """Move a stopped thread, and what it will touch first with it: the source gives that before the thread."""
+        if to != thread.host:
+            page = thread.sp // PAGE_BYTES
+            self.pages.fetch_ahead(to, page, write=True)
+            for other, write in self._companions.wants(
+                thread.tid, to, page, write=True, now=time.monotonic()
+            ):
+                self.pages.fetch_ahead(to, other, write=write)
+        self.threads.move(thread, to, result)
 
     def _strayed(self, _host: int, message: Strayed) -> None:
         """Have a thread touch at host 0 what other hosts have not mapped: a file, or nothing at all."""
@@ -308,7 +319,7 @@ class Home:
         thread = self.threads.find(call.tid)
         if thread is None:  # the program ends
             return
-        thread.where, thread.call = Where.ASKS, call.number
+        thread.where, thread.call, thread.sp = Where.ASKS, call.number, call.sp
         self._companions.pause(call.tid)
         handler = self._calls.get(call.number)
         if handler is not None:
@@ -338,7 +349,7 @@ class Home:
         else:
             thread.pinned = to != 0
             self._errands.end(thread.tid)
-            self.threads.move(thread, to, result=0)
+            self._move(thread, to, result=0)
 
     def _kill(self, first: int, _host: int, call: Called, thread: Thread) -> None:
         tid, signo = call.args[first] & _U32, call.args[first + 1] & _U32

@@ -59,7 +59,7 @@ _THREAD_FLAGS = 0x50F00
 _SIGSET_BYTES = 8
 _SIGINFO = struct.Struct("=iii4xQ")  # signal, errno, code, address
 _SEGV_MAPERR, _BUS_MCEERR_AR = 1, 4
-_CLONE = SYSCALLS["clone"].numbers["amd64"]
+_CLONE, _SIGALTSTACK = (SYSCALLS[name].numbers["amd64"] for name in ("clone", "sigaltstack"))
 _NO_CALL = (1 << 64) - 1
 #: What a thread has computed, since it came or was last asked about, of which policies are asked.
 _BUSY_NS = 5_000_000
@@ -87,6 +87,7 @@ class _Thread:
     used: int = (
         0  # how many nanoseconds it had had of processors when it came, or when it was last asked about
     )
+    altstack: bytes | None = None  # its signal stack, while that is known
 
 
 class SpreadHost:
@@ -213,7 +214,8 @@ class SpreadHost:
 
     def _capture(self, message: Capture) -> None:
         thread = self._thread(message.tid)
-        state = gadget.capture(thread.tracee, self.instance.memory)
+        state = gadget.capture(thread.tracee, self.instance.memory, thread.altstack)
+        thread.altstack = state.altstack
         signals = gadget.take_pending(thread.tracee, self.instance.memory)
         if thread.denied is not None:  # it touches that again where it goes
             thread.denied = None
@@ -232,7 +234,9 @@ class SpreadHost:
             self.instance.memory,
             gadget.ThreadState(state.general, state.extended, state.mask, state.altstack),
             message.result,
+            thread.altstack,
         )
+        thread.altstack = state.altstack
         if message.held:
             thread.doing = _Doing.ASKING
         else:
@@ -360,15 +364,19 @@ class SpreadHost:
     def _called(self, thread: _Thread) -> None:
         info = decode_syscall_info(ptrace_api.get_syscall_info(thread.tracee.tid))
         assert isinstance(info, SyscallEntry)
+        if info.nr == _SIGALTSTACK:
+            thread.altstack = None
+            thread.tracee.resume()
+            return
         thread.doing = _Doing.ASKING
         registers = b"" if self.number == 0 else thread.tracee.read_registers().encode()
-        self._emit(Called(thread.tid, info.nr, info.args, registers))
+        self._emit(Called(thread.tid, info.nr, info.args, registers, info.sp))
 
     def _signalled(self, thread: _Thread, status: WaitStatus) -> None:
         tracee = thread.tracee
-        if thread.doing is _Doing.EXECUTING and gadget.ended(tracee, status):
+        if thread.doing is _Doing.EXECUTING and (result := gadget.find_result(tracee, status)) is not None:
             thread.doing = _Doing.PARKED
-            self._emit(Executed(thread.tid, tracee.read_registers().result))
+            self._emit(Executed(thread.tid, result))
             return
         if thread.denied is not None and status.signo == signal.SIGSEGV:
             ptrace_api.setsiginfo(tracee.tid, _fault_info(thread.denied))
@@ -407,7 +415,8 @@ class SpreadHost:
     def _preempted(self, thread: _Thread, signo: int) -> None:
         thread.doing, thread.wanted = _Doing.ASKING, False
         thread.used = self._use.nanoseconds(thread.tracee.tid)
-        self._emit(Preempted(thread.tid, signo, thread.tracee.read_registers()["r14"]))
+        registers = thread.tracee.read_registers()
+        self._emit(Preempted(thread.tid, signo, registers.g, registers.sp))
 
     def _computes(self, thread: _Thread) -> bool:
         """Whether a stopped thread is in the midst of the program's own code."""

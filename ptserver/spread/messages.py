@@ -129,12 +129,16 @@ class Inventory(SpreadMessage, frozen=True):
 
 
 class Called(SpreadMessage, frozen=True):
-    """A thread is about to make a call, and is stopped. registers: its general register set."""
+    """A thread is about to make a call, and is stopped.
+
+    registers: its general register set, unless it is at host 0; sp: its stack pointer.
+    """
 
     tid: ThreadId
     number: U64
     args: tuple[U64, U64, U64, U64, U64, U64]
     registers: bytes
+    sp: U64 = 0
 
 
 class Executed(SpreadMessage, frozen=True):
@@ -148,12 +152,13 @@ class Preempted(SpreadMessage, frozen=True):
     """A thread that computes is stopped; the home says how it goes on.
 
     signo: the signal by which Go's scheduler interrupts it, 0 if it was the home's `Stop`. goroutine: the address of
-    the g that it runs, by its register; Go's own code may have something else there.
+    the g that it runs, by its register; Go's own code may have something else there. sp: its stack pointer.
     """
 
     tid: ThreadId
     signo: int
     goroutine: U64
+    sp: U64 = 0
 
 
 class Strayed(SpreadMessage, frozen=True):

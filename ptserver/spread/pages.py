@@ -16,10 +16,8 @@ its first write is noted; if it is asked to give such a page up before it has wr
 ordinary one again.
 """
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from ptserver.spread.messages import (
     AllowWrite,
@@ -42,21 +40,20 @@ Send = Callable[[int, SpreadMessage], None]
 MayTouch = Callable[[int], bool]
 
 
-class _Request(NamedTuple):
-    host: int
-    write: bool
-
-
 @dataclass(slots=True)
 class _Transfer:
-    """A page that changes hands. data: what came, until it can be handed on."""
+    """A page that changes hands, for *host*. data: what came, until it can be handed on.
 
-    request: _Request
+    queue: (host, whether to write) of who has asked since.
+    """
+
+    host: int
+    write: bool
     upgrade: bool
     drops: int
-    data: bytes | None = None
     alone: bool = False
-    queue: deque[_Request] = field(default_factory=deque)
+    data: bytes | None = None
+    queue: list[tuple[int, bool]] | None = None
 
 
 class PageDirectory:
@@ -103,7 +100,9 @@ class PageDirectory:
         """Take a fault of *host*."""
         transfer = self._busy.get(page)
         if transfer is not None:
-            transfer.queue.append(_Request(host, write))
+            if transfer.queue is None:
+                transfer.queue = []
+            transfer.queue.append((host, write))
             return
         holders = self._holders.get(page, 0)
         if not holders:
@@ -166,7 +165,7 @@ class PageDirectory:
         mine = [page for page, holders in self._holders.items() if holders & bit]
         for page in [page for page in mine if page not in self._busy][:limit]:
             self.request(to, page, write=True)
-        due = sum(transfer.request.host == host for transfer in self._busy.values())
+        due = sum(transfer.host == host for transfer in self._busy.values())
         return len(mine) + due
 
     def abandon(self, host: int) -> bool:
@@ -175,7 +174,7 @@ class PageDirectory:
         mine = [page for page, holders in self._holders.items() if holders & bit]
         if any(self._holders[page] == bit or page in self._busy for page in mine):
             return False
-        if any(transfer.request.host == host for transfer in self._busy.values()):
+        if any(transfer.host == host for transfer in self._busy.values()):
             return False
         for page in mine:
             self._holders[page] &= ~bit
@@ -205,7 +204,7 @@ class PageDirectory:
             self._migratory[page] = 0
         others = holders & ~(1 << host)
         if others:
-            transfer = _Transfer(_Request(host, True), True, others.bit_count())
+            transfer = _Transfer(host, True, True, others.bit_count())
             self._busy[page] = transfer
             self._drop(page, others)
             return
@@ -216,7 +215,7 @@ class PageDirectory:
         if source is None:
             source = (holders & -holders).bit_length() - 1
         alone = write or page in self._migratory
-        transfer = _Transfer(_Request(host, write), False, 0, alone=alone)
+        transfer = _Transfer(host, write, False, 0, alone)
         self._busy[page] = transfer
         if alone:
             others = holders & ~(1 << source)
@@ -230,7 +229,7 @@ class PageDirectory:
 
     def _finish(self, page: int, transfer: _Transfer) -> None:
         del self._busy[page]
-        host, write = transfer.request
+        host, write = transfer.host, transfer.write
         if transfer.upgrade:
             self._grant_write(host, page)
         else:
@@ -245,8 +244,8 @@ class PageDirectory:
             clean = transfer.alone and not write and self._is_turn(page)
             writable = transfer.alone and not clean
             self._send(host, PutPage(page, transfer.data, writable=writable, clean=clean))
-        for request in transfer.queue:
-            self.request(request.host, page, write=request.write)
+        for next_host, wants_write in transfer.queue or ():
+            self.request(next_host, page, write=wants_write)
 
     def _is_turn(self, page: int) -> bool:
         """Whether a migratory page that goes to a reader is to be marked clean this time."""

@@ -63,7 +63,7 @@ class SpreadSession:
         self._patches = adaptations.patches
         changed = [instance.change_code(*msgspec.structs.astuple(patch)) for patch in adaptations.patches]
         self.unadapted = adaptations.missing if all(changed) else tuple(ADAPTATIONS)
-        self.loop = PollLoop()
+        self.loop = PollLoop(prompt=True)
         self.agents = agents
         self.pid = instance.pid
         self._signals = signals

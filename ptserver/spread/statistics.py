@@ -30,7 +30,10 @@ class Statistics:
 
     def pulled(self, tid: int, source: int) -> None:
         """Note that a thread waits for a page that host *source* has."""
-        self._pulls.setdefault(tid, Counter())[source] += 1
+        pulls = self._pulls.get(tid)
+        if pulls is None:
+            pulls = self._pulls[tid] = Counter()
+        pulls[source] += 1
 
     def facts(self, thread: Thread) -> GoroutineFacts:
         """Return what is known of what a stopped thread runs, this stop included."""

@@ -41,7 +41,8 @@ class Thread:
     host 0 while it is elsewhere. While it moves, to: where; result and held: how it goes on there; woken: what its
     call returns if it was woken meanwhile; signals: those it was sent meanwhile. kept: its state, if the home has it.
     pinned: it stays where the program put it. goroutine: the address of the g that it was last seen to run, or 0.
-    call: the number of the call that it asked for last; moves, faults: how many so far.
+    sp: its stack pointer when it was last stopped. call: the number of the call that it asked for last; moves,
+    faults: how many so far.
     """
 
     tid: int
@@ -56,6 +57,7 @@ class Thread:
     kept: ThreadState | None = None
     pinned: bool = False
     goroutine: int = 0
+    sp: int = 0
     call: int = 0
     moves: int = 0
     faults: int = 0
