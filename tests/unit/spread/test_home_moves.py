@@ -1,0 +1,84 @@
+"""How the home of a spread program moves a thread: with the pages that it will touch first."""
+
+from ptserver.spread.address_space import AddressSpace
+from ptserver.spread.home import Home
+from ptserver.spread.messages import (
+    Called,
+    Capture,
+    Captured,
+    Fault,
+    PageData,
+    PutPage,
+    Return,
+    SendPage,
+    SpreadMessage,
+    Start,
+    ThreadState,
+)
+from ptserver.spread.placement import Stay
+from ptserver.stub.hypercalls import Hypercall
+from stepping.maps import PAGE_BYTES
+
+_TID, _STACK, _RECORD = 7, 100, 200
+_STATE = ThreadState(b"general", b"extended", 0, b"altstack")
+
+
+class _Hosts:
+    """Two hosts that do at once what the home says; sent: what they were told. Host 0 has the pages."""
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[int, SpreadMessage]] = []
+        self.home = Home(2, lambda *told: self.sent.append(told), lambda *_: None, Stay(), AddressSpace())
+        self.home.threads.begin(_TID)
+        self.home.pages.place(0, [_STACK, _RECORD])
+
+    def migrate(self, here: int, to: int) -> list[tuple[int, SpreadMessage]]:
+        """Have the thread ask for a move; return what the hosts were told, in order."""
+        self.sent.clear()
+        args = (to, 0, 0, 0, 0, 0)
+        self.home.take(here, Called(_TID, Hypercall.MIGRATE, args, b"", _STACK * PAGE_BYTES + 8))
+        return self._settle()
+
+    def touch(self, host: int, page: int) -> None:
+        """Have the thread wait for a page."""
+        self.sent.clear()
+        self.home.take(host, Fault(page, True, page * PAGE_BYTES, _TID))
+        self._settle()
+
+    def _settle(self) -> list[tuple[int, SpreadMessage]]:
+        done = 0
+        while done < len(self.sent):
+            host, message = self.sent[done]
+            done += 1
+            if isinstance(message, SendPage):
+                self.home.take(host, PageData(message.page, bytes(PAGE_BYTES), dirty=True))
+            elif isinstance(message, Capture):
+                self.home.take(host, Captured(_TID, _STATE))
+        return list(self.sent)
+
+
+def test_a_thread_finds_its_stack_where_it_starts() -> None:
+    told = _Hosts().migrate(0, 1)
+    assert [(host, type(message)) for host, message in told] == [
+        (0, SendPage),
+        (0, Capture),
+        (1, PutPage),
+        (1, Start),
+    ]
+    assert told[2][1] == PutPage(_STACK, bytes(PAGE_BYTES), writable=True)
+
+
+def test_what_it_touched_first_the_last_times_goes_along() -> None:
+    hosts = _Hosts()
+    for _ in range(2):
+        hosts.migrate(0, 1)
+        hosts.touch(1, _RECORD)
+        hosts.migrate(1, 0)
+        hosts.touch(0, _RECORD)
+    told = [(host, type(message)) for host, message in hosts.migrate(0, 1)]
+    assert told.count((1, PutPage)) == 2
+    assert told[-1] == (1, Start)
+
+
+def test_nothing_is_fetched_for_a_thread_that_stays() -> None:
+    assert _Hosts().migrate(0, 0) == [(0, Return(_TID, 0))]
