@@ -100,8 +100,8 @@ class RemoteTracer:
         """Let the program run its first instruction."""
         self._group.resume_all()
 
-    def take_reports(self) -> bool:
-        """Deal with all threads that have stopped, and those that do so soon; return whether one was served.
+    def take_reports(self) -> None:
+        """Deal with all threads that have stopped, and with those that do so soon.
 
         Raises:
             UnsupportedInstructionError: the program is left stopped.
@@ -118,7 +118,6 @@ class RemoteTracer:
             except TraceeGoneError:  # no thread is left
                 break
             self.exit = self._group.exit
-        return bool(served)
 
     def _stay_awake(self) -> bool:
         """Wait for the next report, which may come at once; return whether there is one."""
