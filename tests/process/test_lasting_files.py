@@ -13,7 +13,7 @@ from tests.conformance.modes import base_environment, serving
 from tests.gofixtures import build
 from tests.leftovers import none_left
 from tests.running import started
-from tests.unit.test_lasting_files import CHANGES
+from tests.unit.test_lasting_file_rules import CHANGES
 from tests.watched_opens import opens_of
 
 
