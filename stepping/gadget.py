@@ -30,7 +30,7 @@ _AFTER_TRAP = GADGET + 3
 _CODE = b"\x0f\x05\xcc\xcc"
 
 _PROT_ALL, _PRIVATE_ANONYMOUS_FIXED = 7, 0x100022
-#: What a thread that made a call for us is left in: no signal waits to be delivered.
+#: What a thread that made a call for us, or became another, is left in: no signal waits to be delivered.
 _STOPPED = WaitStatus(WaitKind.EVENT, event=Event.STOP)
 _ALL_SIGNALS = (1 << 64) - 1
 _NO_CALL = (1 << 64) - 1
@@ -124,11 +124,13 @@ def clone_thread(tracee: Tracee, flags: int) -> Tracee:
 def capture(tracee: Tracee, memory: TraceeMemory, altstack: bytes | None) -> ThreadState:
     """Return the state of a stopped thread that is in user code or about to make a call (which it then does not).
 
+    If it stopped for a signal, it does not get that any more.
     altstack: its signal stack, if that is known; to ask costs more than all else.
     """
     if altstack is None:
         inject(tracee, "sigaltstack", 0, SCRATCH)
         altstack = memory.read(SCRATCH, _ALTSTACK_BYTES)
+    tracee.status = _STOPPED
     return ThreadState(
         ptrace_api.getregset(tracee.tid),
         ptrace_api.getregset(tracee.tid, RegisterSet.X86_XSTATE, _XSTATE_BYTES),
@@ -161,6 +163,7 @@ def restore(
     if state.altstack != altstack:
         memory.write(SCRATCH, state.altstack)
         inject(tracee, "sigaltstack", SCRATCH, 0)
+    tracee.status = _STOPPED
     own = tracee.read_registers()
     registers = type(own).decode(tracee.layout, state.general)
     if result is not None:

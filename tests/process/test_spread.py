@@ -20,9 +20,11 @@ from tests.process.session_client import children
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="userfaultfd for kernel accesses needs privileges")
 
 
-def _spread(hosts: str, *words: str | Path, place: str = "stay", **env: str) -> tuple[int, str, str]:
+def _spread(
+    hosts: str, *words: str | Path, place: str = "stay", cwd: str | Path = "/tmp", **env: str
+) -> tuple[int, str, str]:
     return ptserver(
-        "run", "--spread", hosts, "--place", place, *words, env={"GOMAXPROCS": "3", **env}, cwd="/tmp"
+        "run", "--spread", hosts, "--place", place, *words, env={"GOMAXPROCS": "3", **env}, cwd=cwd
     )
 
 
@@ -148,12 +150,12 @@ def test_programs_of_older_go_are_spread(go: str) -> None:
     ("fixture", "words"),
     [("hello", ()), ("goroutines", ()), ("timers", ()), ("pipes", ()), ("exit3", ("5",)), ("preempt", ())],
 )
-def test_unmodified_programs_behave_as_natively(fixture: str, words: tuple[str, ...]) -> None:
+def test_unmodified_programs_behave_as_natively(fixture: str, words: tuple[str, ...], tmp_path: Path) -> None:
     program = build(fixture)
     native = subprocess.run(
-        [program, *words], capture_output=True, env=base_environment(), cwd="/tmp", text=True, check=False
+        [program, *words], capture_output=True, env=base_environment(), cwd=tmp_path, text=True, check=False
     )
-    status, out, err = _spread("local", program, *words, place="idle")
+    status, out, err = _spread("local", program, *words, place="idle", cwd=tmp_path)
     assert (status, out, err) == (native.returncode, native.stdout, native.stderr)
 
 
