@@ -113,13 +113,14 @@ class _Buffers(threading.local):
 class StoppedThreads:
     """Requests for what traps again and again, as quick as they get: with one set of buffers, on one OS thread.
 
-    general: how a set of general registers is packed.
+    general_bytes: how large a set of general registers is, each of which has 64 bits.
     """
 
-    def __init__(self, general: struct.Struct) -> None:
-        self._general = general
-        self._registers = ctypes.create_string_buffer(general.size)
-        self._vector = _Iovec(ctypes.addressof(self._registers), general.size)
+    def __init__(self, general_bytes: int) -> None:
+        registers = (ctypes.c_uint64 * (general_bytes // 8))()
+        self._general_bytes = general_bytes
+        self._registers = memoryview(registers).cast("B").cast("Q")
+        self._vector = _Iovec(ctypes.addressof(registers), general_bytes)
         self._vector_address = ctypes.addressof(self._vector)
         self._siginfo = ctypes.create_string_buffer(_SIGINFO_BYTES)
         self._siginfo_address = ctypes.addressof(self._siginfo)
@@ -134,22 +135,21 @@ class StoppedThreads:
         code, address = _FAULT.unpack_from(self._siginfo)
         return code, address
 
-    def read_general(self, tid: int) -> list[int]:
-        """Return the general registers.
+    def read_general(self, tid: int) -> memoryview:
+        """Return the general registers, which are there, and can be changed, until the next call of this.
 
         Raises:
             SteppingError: the thread runs code of another architecture (32 bits).
         """
         vector = self._vector
         _quick_request(_GETREGSET, tid, _GENERAL, self._vector_address)
-        if vector.size != self._general.size:
-            vector.size = self._general.size
+        if vector.size != self._general_bytes:
+            vector.size = self._general_bytes
             raise SteppingError(f"thread {tid} is in 32-bit code, which is not supported")
-        return list(self._general.unpack_from(self._registers))
+        return self._registers
 
-    def write_general(self, tid: int, values: Sequence[int]) -> None:
-        """Replace the general registers."""
-        self._general.pack_into(self._registers, 0, *values)
+    def write_general(self, tid: int) -> None:
+        """Have *tid* go on with the registers that `read_general` has returned, and that may have been changed."""
         _quick_request(_SETREGSET, tid, _GENERAL, self._vector_address)
 
 

@@ -109,7 +109,7 @@ class Plan:
         after = registers.copy()
         return after if self.apply(after.values(), remote) else None
 
-    def apply(self, values: list[int], remote: RemoteMap) -> bool:
+    def apply(self, values: list[int] | memoryview, remote: RemoteMap) -> bool:
         """As `execute`, on the numbers themselves, which are as they were if this returns False or raises."""
         address = self.displacement
         if self.base >= 0:
@@ -149,7 +149,7 @@ class Plan:
 
     def _apply_locked(
         self,
-        values: list[int],
+        values: list[int] | memoryview,
         number: int,
         mask: int,
         store: RemoteStore,
@@ -176,7 +176,9 @@ class Plan:
             if kind is _Kind.XADD:
                 values[self.register] = old
 
-    def _set_flags(self, values: list[int], a: int, b: int, result: int, *, subtracts: bool) -> None:
+    def _set_flags(
+        self, values: list[int] | memoryview, a: int, b: int, result: int, *, subtracts: bool
+    ) -> None:
         kept = _CARRY if self.keeps_carry else 0
         found = _flags_of(a, b, result, self.size, subtracts=subtracts)
         values[_FLAGS] = values[_FLAGS] & ~(_ALL_FLAGS & ~kept) | found & ~kept

@@ -36,7 +36,7 @@ class QuickAccess:
     def __init__(self, remote: RemoteMap, look_up: Callable[[int], Known | None]) -> None:
         self._remote = remote
         self._look_up = look_up
-        self._threads = ptrace_api.StoppedThreads(AMD64.codec)
+        self._threads = ptrace_api.StoppedThreads(AMD64.codec.size)
 
     def serve(self, tracee: Tracee, raw: int, tell: Callable[[int], None]) -> bool:
         """Deal with *tracee*, which has reported *raw*, a stop for SIGSEGV; return whether it goes on already.
@@ -72,9 +72,9 @@ class QuickAccess:
                 tracee.note(raw)
                 if values[_PC] != pc:
                     tracee.drop_signal()
-                    threads.write_general(tid, values)
+                    threads.write_general(tid)
         if values[_PC] == pc:
             return False
-        threads.write_general(tid, values)
+        threads.write_general(tid)
         ptrace_api.cont(tid)
         return True

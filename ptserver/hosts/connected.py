@@ -153,7 +153,9 @@ class ConnectedHost(Host):
 
     def _await_answer(self) -> MemoryResult | None:
         """Return the answer to a memory message; None if the connection is lost before it comes."""
-        connection, poll = self._connection, select.poll()
+        connection = self._connection
+        connection.flush()  # the other side works while this one prepares to wait
+        poll = select.poll()
         if not self._is_waiting:
             poll.register(connection.fileno(), select.POLLIN)
         patience = self._patience_seconds or _FOREVER_SECONDS

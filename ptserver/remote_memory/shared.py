@@ -58,10 +58,16 @@ class SharedVariables:
         os.ftruncate(self._fd, _DIRECTORY_BYTES + MAX_TOTAL_BYTES)
         self._data = mmap.mmap(self._fd, _DIRECTORY_BYTES + MAX_TOTAL_BYTES)
         self._known: dict[str, tuple[int, int, int]] = {}  # slot, size, offset in the file
+        self._releases_later = False
+        self._locked: int | None = None
 
     def adopt(self, keep: Callable[[int], int]) -> Self:
-        """Be those of a new process, which keeps its own descriptors by *keep*; return this."""
+        """Be those of a new process, which keeps its own descriptors by *keep*; return this.
+
+        From now on the caller calls `release` after each access: whoever waits for the answer has it sooner.
+        """
         self._fd = keep(self._fd)
+        self._releases_later = True
         return self
 
     def close(self) -> None:
@@ -100,11 +106,11 @@ class SharedVariables:
             VariableError: there is no such variable, or not so much of it.
         """
         slot, start = self._place(name, offset, size)
-        self._lock(self._fd, LOCK_EX, 1, slot)
+        self._acquire(slot)
         try:
             return self._data[start : start + size]
         finally:
-            self._lock(self._fd, LOCK_UN, 1, slot)
+            self._finish()
 
     def set(self, name: str, offset: int, data: bytes) -> None:
         """Put *data* there.
@@ -113,11 +119,11 @@ class SharedVariables:
             VariableError: see `get`.
         """
         slot, start = self._place(name, offset, len(data))
-        self._lock(self._fd, LOCK_EX, 1, slot)
+        self._acquire(slot)
         try:
             self._data[start : start + len(data)] = data
         finally:
-            self._lock(self._fd, LOCK_UN, 1, slot)
+            self._finish()
 
     def atomic(
         self, name: str, offset: int, operation: AtomicOperation, operand: bytes, expected: bytes = b""
@@ -131,7 +137,7 @@ class SharedVariables:
         if size not in (1, 2, 4, 8, 16) or (operation == "compare_exchange" and len(expected) != size):
             raise VariableError("EINVAL", f"an atomic operation on {size} bytes, expecting {len(expected)}")
         slot, start = self._place(name, offset, size)
-        self._lock(self._fd, LOCK_EX, 1, slot)
+        self._acquire(slot)
         try:
             old = self._data[start : start + size]
             new = apply_atomic(operation, old, operand, expected)
@@ -139,7 +145,22 @@ class SharedVariables:
                 self._data[start : start + size] = new
             return old
         finally:
-            self._lock(self._fd, LOCK_UN, 1, slot)
+            self._finish()
+
+    def release(self) -> None:
+        """Let others access what was accessed last; no matter if that was done before."""
+        if self._locked is not None:
+            self._lock(self._fd, LOCK_UN, 1, self._locked)
+            self._locked = None
+
+    def _acquire(self, slot: int) -> None:
+        self.release()  # who had two at a time could wait for whom it keeps waiting
+        self._lock(self._fd, LOCK_EX, 1, slot)
+        self._locked = slot
+
+    def _finish(self) -> None:
+        if not self._releases_later:
+            self.release()
 
     def _place(self, name: str, offset: int, size: int) -> tuple[int, int]:
         """Return a variable's slot and where in the file *size* bytes at *offset* of it are."""

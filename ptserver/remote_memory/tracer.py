@@ -24,7 +24,7 @@ from ptserver.net.poll_loop import Awake
 from ptserver.remote_memory.stores import StoreLostError, VariableStore
 from ptserver.remote_memory.variables import Plan
 from stepping import ptrace_api
-from stepping.errors import SteppingError, TraceeGoneError
+from stepping.errors import MemoryFaultError, SteppingError, TraceeGoneError
 from stepping.remote_access import RemoteAccess, UnsupportedAccessError
 from stepping.remote_calls import RemoteCalls
 from stepping.remote_memory import RemoteMap, SplitAtomicError
@@ -205,6 +205,11 @@ class RemoteTracer:
             access.serve(tracee, tracee.read_registers(), self._tell)
         except (UnsupportedAccessError, SplitAtomicError) as error:
             raise self._leave_stopped(tracee, error) from error
+        except MemoryFaultError:
+            ptrace_api.getsigmask(
+                tracee.tid
+            )  # which raises TraceeGoneError if it was killed: then memory goes first
+            raise
         if not self._has_neighbours:
             return
         mask = ptrace_api.getsigmask(tracee.tid)

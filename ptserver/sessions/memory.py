@@ -6,6 +6,7 @@ Not trusted: the host. Names, offsets and sizes are checked where the variables 
 """
 
 from collections.abc import Callable
+from typing import TypeAlias
 
 from ptserver.messages import MemoryAtomic, MemoryDeclare, MemoryGet, MemoryResult, MemorySet, Message
 from ptserver.net.poll_loop import may_wait_awake
@@ -15,6 +16,8 @@ from ptserver.remote_memory.stores import ServedStore
 from ptserver.server import RuntimeServer
 from ptserver.session import Session
 from stepping.remote_memory import RemoteVariable
+
+MemoryMessage: TypeAlias = MemoryDeclare | MemoryGet | MemorySet | MemoryAtomic
 
 
 class MemoryCalls:
@@ -32,44 +35,36 @@ class MemoryCalls:
         send: Callable[[Message], None],
         flush: Callable[[], object],
     ) -> None:
+        self._variables = variables
         self._store = ServedStore(server, session, variables)
         self._send = send
         self._flush = flush if not may_wait_awake() else _later
 
-    def take_declare(self, message: MemoryDeclare) -> None:
-        """Have the variable; from now on, threads of the program wait for this process at each access."""
-        be_urgent()
-        self._answer(message.id, lambda: self._store.declare(message.name, message.initial))
-
-    def take_get(self, message: MemoryGet) -> None:
-        """Read."""
-        variable = self._named(message)
-        self._answer(message.id, lambda: self._store.get(variable, message.offset, message.size))
-
-    def take_set(self, message: MemorySet) -> None:
-        """Write."""
-        variable = self._named(message)
-        self._answer(message.id, lambda: self._store.set(variable, message.offset, message.data))
-
-    def take_atomic(self, message: MemoryAtomic) -> None:
-        """Operate."""
-        variable = self._named(message)
-        offset, operation, operand, expected = (
-            *(message.offset, message.operation),
-            *(message.operand, message.expected),
-        )
-        self._answer(message.id, lambda: self._store.atomic(variable, offset, operation, operand, expected))
-
-    def _named(self, message: MemoryGet | MemorySet | MemoryAtomic) -> RemoteVariable:
-        self._store.asked_by(message.tid, message.goid, 0)
-        return RemoteVariable(0, 0, message.name)
-
-    def _answer(self, number: int, answer: Callable[[], bytes | None]) -> None:
+    def take(self, message: MemoryMessage) -> None:
+        """Do what *message* asks for, and answer."""
         try:
-            self._send(MemoryResult(number, answer() or b""))
+            result = MemoryResult(message.id, self._do(message))
         except VariableError as error:
-            self._send(MemoryResult(number, error=error.code))
+            result = MemoryResult(message.id, error=error.code)
+        self._send(result)
         self._flush()
+        self._variables.release()
+
+    def _do(self, message: MemoryMessage) -> bytes:
+        store = self._store
+        if isinstance(message, MemoryDeclare):
+            be_urgent()  # from now on, threads of the program wait for this process at each access
+            return store.declare(message.name, message.initial)
+        store.asked_by(message.tid, message.goid, 0)
+        variable = RemoteVariable(0, 0, message.name)
+        if isinstance(message, MemoryAtomic):
+            return store.atomic(
+                variable, message.offset, message.operation, message.operand, message.expected
+            )
+        if isinstance(message, MemoryGet):
+            return store.get(variable, message.offset, message.size)
+        store.set(variable, message.offset, message.data)
+        return b""
 
 
 def _later() -> None:

@@ -227,10 +227,7 @@ class SessionLoop:
             memory = MemoryCalls(
                 self.session, server, variables.adopt(descriptors.keep), self._send, connection.flush
             )
-            self._takers[MemoryDeclare] = memory.take_declare
-            self._takers[MemoryGet] = memory.take_get
-            self._takers[MemorySet] = memory.take_set
-            self._takers[MemoryAtomic] = memory.take_atomic
+            self._takers |= dict.fromkeys((MemoryDeclare, MemoryGet, MemorySet, MemoryAtomic), memory.take)
         self._watches: SessionWatches | None = None
         if watched_at is not None:
             self._watches = SessionWatches(watched_at, self._loop, connection.send, descriptors.keep)

@@ -2,7 +2,6 @@
 
 import signal
 import struct
-from collections.abc import Sequence
 
 import pytest
 
@@ -71,6 +70,7 @@ class Threads:
         self.fault = code, address
         self.values = [0] * len(AMD64.names)
         self.values[_PC], self.values[_RAX] = _CODE_AT, 7
+        self.read: list[int] = []
         self.written: list[int] = []
         self.goes_on = False
 
@@ -78,10 +78,11 @@ class Threads:
         return self.fault
 
     def read_general(self, _tid: int) -> list[int]:
-        return self.values[:]
+        self.read = self.values[:]
+        return self.read
 
-    def write_general(self, _tid: int, values: Sequence[int]) -> None:
-        self.written = list(values)
+    def write_general(self, _tid: int) -> None:
+        self.written = self.read
 
 
 def _plan(code: bytes) -> Plan:
@@ -96,7 +97,7 @@ def _serve(
     def go_on(_tid: int) -> None:
         threads.goes_on = True
 
-    monkeypatch.setattr(ptrace_api, "StoppedThreads", lambda codec: threads)
+    monkeypatch.setattr(ptrace_api, "StoppedThreads", lambda size: threads)
     monkeypatch.setattr(ptrace_api, "cont", go_on)
     remote = RemoteMap([RemoteVariable(_DATA_AT, 16, "pair")], Memory(code), store)
     known = Known(b"".join(_STORES), [_plan(one) for one in _STORES])
