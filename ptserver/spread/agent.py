@@ -15,9 +15,10 @@ from ptserver.net.keepalive import KeepAlive
 from ptserver.net.poll_loop import PollLoop
 from ptserver.net.urgency import be_urgent
 from ptserver.net.wire import Codec
+from ptserver.spread.bundle import Bundle
 from ptserver.spread.clocks import shift_clock
 from ptserver.spread.host import SpreadHost
-from ptserver.spread.messages import Alive, Begin, ClockIs, Ready, TellClock, ToHost
+from ptserver.spread.messages import Alive, Begin, ClockIs, Ready, Several, TellClock, ToHost
 from ptserver.stub.hypercalls import FIRST_HYPERCALL, LAST_HYPERCALL
 from stepping.errors import SteppingError
 from stepping.instance import Image, Instance, instance_filter
@@ -59,6 +60,7 @@ def run_agent(stream: Stream, path: str) -> None:
 class _Agent:
     def __init__(self, connection: Connection[ToHost], signals: HostSignals, path: str) -> None:
         self._connection = connection
+        self._bundle = Bundle(connection)
         self._signals = signals
         self._path = path
         self._loop = PollLoop(prompt=True)
@@ -74,7 +76,7 @@ class _Agent:
         self._flush()
 
     def _flush(self) -> None:
-        events = select.POLLIN if self._connection.flush() else select.POLLIN | select.POLLOUT
+        events = select.POLLIN if self._bundle.flush() else select.POLLIN | select.POLLOUT
         self._loop.watch(self._connection.fileno(), self._take_messages, events)
 
     def _take_messages(self) -> None:
@@ -87,7 +89,7 @@ class _Agent:
             elif isinstance(message, Begin):
                 self._begin(message)
             elif self._host is not None:
-                self._host.take(message)
+                self._host.take_all(message.messages if isinstance(message, Several) else (message,))
 
     def _take_signals(self) -> None:
         self._signals.receive()
@@ -138,7 +140,7 @@ class _Agent:
         except BaseException:
             instance.close()
             raise
-        return SpreadHost(message.host, instance, self._connection.send, self._loop.later)
+        return SpreadHost(message.host, instance, self._bundle.say, self._loop.later)
 
 
 def fork_agent(path: str) -> tuple[int, socket.socket]:

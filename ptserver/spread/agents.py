@@ -6,7 +6,7 @@ import select
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ptserver.errors import ConnectError, PtServerError
 from ptserver.machine import this_machine
@@ -14,6 +14,7 @@ from ptserver.net.connection import Connection, Stream
 from ptserver.net.poll_loop import PollLoop
 from ptserver.net.wire import Codec
 from ptserver.spread.agent import fork_agent, spawn_agent
+from ptserver.spread.bundle import Bundle
 from ptserver.spread.clocks import measure_offset_ns
 from ptserver.spread.messages import ToHome
 from ptserver.spread.offer import offer_spread
@@ -43,7 +44,7 @@ class Agent:
     """One host. lacks: what its processor cannot do of what this machine's can, as `processors.lacking` says.
 
     clock_offset_ns: by how much this machine's monotonic clock is ahead of its. pid: of its agent, if that is a child
-    of this process, else 0.
+    of this process, else 0. bundle: what is to be said to it once it has begun.
     """
 
     where: HostAddress
@@ -52,6 +53,10 @@ class Agent:
     clock_offset_ns: int = 0
     pid: int = 0
     read: Callable[[], None] = lambda: None
+    bundle: Bundle = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.bundle = Bundle(self.connection)
 
 
 class Agents:
@@ -124,7 +129,7 @@ class Agents:
     def flush(self, loop: PollLoop) -> None:
         """Send what can be sent, and watch for what comes."""
         for agent in self._agents.values():
-            events = select.POLLIN if agent.connection.flush() else select.POLLIN | select.POLLOUT
+            events = select.POLLIN if agent.bundle.flush() else select.POLLIN | select.POLLOUT
             loop.watch(agent.connection.fileno(), agent.read, events)
 
     def close(self) -> None:

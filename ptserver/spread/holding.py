@@ -6,6 +6,9 @@ again, for ever if things go badly: all hosts pass pages around and no thread ev
 after one of those whom it woke has been on a processor; that is enough for the instruction that touched it. After
 `LONGEST_SECONDS` it goes in any case: its thread may have been stopped, or need another page first.
 
+Every page stays for `FRESH_SECONDS`, also one that nobody waited for: pages come together for what one thread does
+next, and while two threads take them from each other one by one, neither gets on.
+
 The kernel counts how often a thread has been given a processor (the third number of /proc/TID/schedstat), which costs
 two microseconds to read.
 """
@@ -16,6 +19,8 @@ from dataclasses import dataclass
 
 #: How long a page is kept at most.
 LONGEST_SECONDS = 0.02
+#: How long a page is kept in any case: what came with it is of no use without it.
+FRESH_SECONDS = 200e-6
 #: After how long to look again whether it can go; twice as long each time.
 FIRST_LOOK_SECONDS, LAST_LOOK_SECONDS = 50e-6, 2e-3
 
@@ -67,6 +72,16 @@ class Holdings:
     def __init__(self, use: ProcessorUse) -> None:
         self._use = use
         self._pages: dict[int, _Holding] = {}
+        self._fresh: dict[int, float] = {}  # by page that came lately: until when to keep it
+        self._last_came = 0.0
+
+    def came(self, page: int) -> None:
+        """Keep *page*, which comes now, for `FRESH_SECONDS`."""
+        now = time.monotonic()
+        if now - self._last_came > FRESH_SECONDS:
+            self._fresh.clear()
+        self._last_came = now
+        self._fresh[page] = now + FRESH_SECONDS
 
     def begin(self, page: int, tids: list[int]) -> None:
         """Keep *page*, for which *tids* wait; they are woken right afterwards."""
@@ -78,6 +93,9 @@ class Holdings:
 
     def wait(self, page: int) -> float:
         """Return after how many seconds to ask again whether *page* may go; 0 if it may, and then it does."""
+        fresh = self._fresh.pop(page, None)
+        if fresh is not None and (seconds := fresh - time.monotonic()) > 0:
+            return seconds
         holding = self._pages.get(page)
         if holding is None:
             return 0.0

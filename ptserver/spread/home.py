@@ -68,6 +68,8 @@ _NUMBERS = {
 }
 _SIGACTION_BYTES, _TIMESPEC_BYTES = 32, 16
 _U32 = (1 << 32) - 1
+#: How long a thread that another host's thread has woken waits at most for that one to make its next call.
+_LATE_WAKE_SECONDS = 500e-6
 
 
 class Home:
@@ -104,6 +106,7 @@ class Home:
         self._companions = Companions()
         self._actions: dict[int, bytes] = {}
         self._waits = 0
+        self._late_wakes: dict[int, list[int]] = {}  # by the thread that has woken them
         self._takers: dict[type, Callable[..., None]] = {
             Fault: self._fault,
             PageData: self._page_data,
@@ -212,8 +215,10 @@ class Home:
         source = self.pages.holder(page)
         if source is not None:
             self._statistics.pulled(tid, source)
-        self.pages.request(host, page, write=write)
-        for other, writes in self._companions.wants(tid, host, page, write=write, now=time.monotonic()):
+        wants = self._companions.wants(tid, host, page, write=write, now=time.monotonic())
+        # A page that it reads and then writes leads its own companions.
+        self.pages.request(host, page, write=write or (page, True) in wants)
+        for other, writes in wants:
             self.pages.fetch_ahead(host, other, write=writes)
 
     def _page_data(self, _host: int, message: PageData) -> None:
@@ -228,6 +233,7 @@ class Home:
         self.futexes.leave(message.tid)
         self._statistics.ended(message.tid)
         self._companions.pause(message.tid)
+        self._wake_late(message.tid)
         self._errands.end(message.tid)
         self.threads.end(message.tid)
 
@@ -321,6 +327,7 @@ class Home:
             return
         thread.where, thread.call, thread.sp = Where.ASKS, call.number, call.sp
         self._companions.pause(call.tid)
+        self._wake_late(call.tid)
         handler = self._calls.get(call.number)
         if handler is not None:
             handler(host, call, thread)
@@ -384,13 +391,36 @@ class Home:
         address, operation, value = call.args[0], call.args[1] & COMMAND_MASK, call.args[2] & _U32
         if operation in (FUTEX_WAKE, FUTEX_WAKE_BITSET):
             woken = self.futexes.wake(address, value)
-            for tid in woken:
-                self._return(self.threads[tid], 0)
+            self._wake(thread, woken)
             self._return(thread, len(woken))
         elif operation in (FUTEX_WAIT, FUTEX_WAIT_BITSET):
             self._wait(call, thread, address, value)
         else:
             self._return(thread, -errno.ENOSYS)
+
+    def _wake(self, waker: Thread, tids: list[int]) -> None:
+        """Let threads go on that *waker* wakes; those of other hosts a little later.
+
+        Who wakes another mostly falls asleep itself right afterwards, and needs the same pages for that.
+        """
+        late = [tid for tid in tids if self.threads[tid].host != waker.host]
+        for tid in tids:
+            if tid not in late:
+                self._return(self.threads[tid], 0)
+        if late:
+            self._late_wakes[waker.tid] = late
+            self._later(_LATE_WAKE_SECONDS, lambda: self._wake_late(waker.tid, late))
+
+    def _wake_late(self, waker: int, only: list[int] | None = None) -> None:
+        """Let those go on that *waker* has woken last, or nobody if those are not *only* any more."""
+        late = self._late_wakes.get(waker)
+        if late is None or (only is not None and late is not only):
+            return
+        del self._late_wakes[waker]
+        for tid in late:
+            thread = self.threads.find(tid)
+            if thread is not None:
+                self._return(thread, 0)
 
     def _wait(self, call: Called, thread: Thread, address: int, value: int) -> None:
         self._waits += 1

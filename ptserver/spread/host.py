@@ -11,7 +11,7 @@ Thread rules: the thread that traces.
 import contextlib
 import signal
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
 
@@ -126,10 +126,14 @@ class SpreadHost:
         if number == 0:
             self._adopt(instance.main, instance.pid, _Doing.ASKING)
 
-    def take(self, message: SpreadMessage) -> None:
+    def take_all(self, messages: Iterable[SpreadMessage]) -> None:
         """Do what the home says, unless the program is gone."""
-        with contextlib.suppress(TraceeGoneError, ProcessLookupError):
-            self._takers[type(message)](message)
+        takers = self._takers
+        for message in messages:
+            try:
+                takers[type(message)](message)
+            except (TraceeGoneError, ProcessLookupError):
+                continue
 
     def run_main(self) -> None:
         """Host 0: let the program begin."""

@@ -126,6 +126,7 @@ class HostPages:
 
     def _put_page(self, message: PutPage) -> None:
         self._granted(message.page)
+        self._holdings.came(message.page)
         if message.clean:
             self._clean.add(message.page)
         self._put(message.page, message.data, protected=not message.writable)

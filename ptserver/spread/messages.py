@@ -7,7 +7,7 @@ between two parties arrive in the order in which they were sent, and the protoco
 Both ends are of one version of ptserver: the handshake says so before any of these is sent.
 """
 
-from typing import Annotated
+from typing import Annotated, Generic, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -23,6 +23,15 @@ RequestId = Annotated[int, Meta(ge=0)]
 
 class SpreadMessage(Message, frozen=True, array_like=True):
     """Base of all of them; the first element of its array is the class name in lower case."""
+
+
+T = TypeVar("T")
+
+
+class Several(SpreadMessage, Generic[T], frozen=True):
+    """Either to the other: as if each of *messages* had been sent alone, in order."""
+
+    messages: tuple[T, ...]
 
 
 class ThreadState(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -353,7 +362,7 @@ class Quit(SpreadMessage, frozen=True):
     """End the instance."""
 
 
-ToHome = (
+_OneToHome = (
     Ready
     | ClockIs
     | Alive
@@ -372,7 +381,7 @@ ToHome = (
     | ThreadGone
     | ProgramExited
 )
-ToHost = (
+_OneToHost = (
     Begin
     | TellClock
     | Alive
@@ -399,3 +408,6 @@ ToHost = (
     | End
     | Quit
 )
+
+ToHome = _OneToHome | Several[_OneToHome]
+ToHost = _OneToHost | Several[_OneToHost]

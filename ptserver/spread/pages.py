@@ -117,11 +117,19 @@ class PageDirectory:
             self._fetch(host, page, holders, write)
 
     def fetch_ahead(self, host: int, page: int, *, write: bool) -> None:
-        """Give *host* a page that it has not asked for, if another host has it and it is at rest."""
+        """Give *host* a page that it has not asked for, if another host has it and it is at rest.
+
+        A page that it may read already becomes its own, with *write*.
+        """
         holders = self._holders.get(page, 0)
-        if holders and not holders >> host & 1 and page not in self._busy:
+        if not holders or page in self._busy:
+            return
+        if not holders >> host & 1:
             self.counts["ahead"] += 1
             self._fetch(host, page, holders, write)
+        elif write and page not in self._writer:
+            self.counts["ahead"] += 1
+            self._upgrade(host, page, holders)
 
     def take_data(self, page: int, data: bytes, *, dirty: bool) -> None:
         """Take the page's content from the host that was asked for it. It must have been asked."""

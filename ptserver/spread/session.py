@@ -1,13 +1,11 @@
 """The loop of a spread program's home, which it shares with host 0.
 
-What the home and host 0 say to each other goes through a queue, so that each finishes with one message before the
-next.
+What the home and host 0 say to each other waits in a list, so that each finishes with one message before the next.
 """
 
 import contextlib
 import os
 import signal
-from collections import deque
 from collections.abc import Callable
 
 import msgspec
@@ -23,7 +21,7 @@ from ptserver.spread.agents import Agent, Agents, HostAddress
 from ptserver.spread.fault_log import FaultLog
 from ptserver.spread.home import Home
 from ptserver.spread.host import SpreadHost
-from ptserver.spread.messages import Alive, Begin, Ready, SpreadMessage, ToHome
+from ptserver.spread.messages import Alive, Begin, Ready, Several, SpreadMessage
 from ptserver.spread.placement import Placement
 from ptserver.spread.processors import ProcessorError, check
 from ptserver.spread.requests import HostFailedError
@@ -68,7 +66,8 @@ class SpreadSession:
         self.pid = instance.pid
         self._signals = signals
         self._keepalive_seconds = keepalive_seconds
-        self._queue: deque[Callable[[], None]] = deque()
+        self._to_host: list[SpreadMessage] = []  # host 0, of the home
+        self._to_home: list[SpreadMessage] = []  # and the other way
         self._joining: dict[int, Told] = {}
         self._keepalives: dict[int, KeepAlive] = {}
         space = AddressSpace()
@@ -168,9 +167,12 @@ class SpreadSession:
         self.agents.remove(number)
 
     def _round(self) -> None:
-        queue = self._queue
-        while queue:
-            queue.popleft()()
+        while self._to_host or self._to_home:
+            messages, self._to_host = self._to_host, []
+            self._host.take_all(messages)
+            messages, self._to_home = self._to_home, []
+            for message in messages:
+                self._tell_home(0, message)
         self.loop.round(self._flush)
 
     def _flush(self) -> None:
@@ -180,12 +182,12 @@ class SpreadSession:
         if self._fault_log is not None:
             self._fault_log.sent(host, message)
         if host == 0:
-            self._queue.append(lambda: self._host.take(message))
+            self._to_host.append(message)
         else:
-            self.agents[host].connection.send(message)
+            self.agents[host].bundle.say(message)
 
     def _take_own(self, message: SpreadMessage) -> None:
-        self._queue.append(lambda: self._tell_home(0, message))
+        self._to_home.append(message)
 
     def _tell_home(self, host: int, message: SpreadMessage) -> None:
         if self._fault_log is not None:
@@ -200,7 +202,8 @@ class SpreadSession:
                 self._lost(number, str(error))
                 return
             for message in messages:
-                self._take(number, message)
+                for each in message.messages if isinstance(message, Several) else (message,):
+                    self._take(number, each)
 
         return read
 
@@ -221,7 +224,7 @@ class SpreadSession:
         if told is not None:
             told(f"it is lost: {reason}", number)
 
-    def _take(self, number: int, message: ToHome) -> None:
+    def _take(self, number: int, message: SpreadMessage) -> None:
         if isinstance(message, Alive):
             if message.answer:
                 self.agents[number].connection.send(Alive(answer=False))

@@ -126,6 +126,11 @@ def test_there_is_never_a_writer_and_another_and_a_reader_sees_the_last_write(da
         )
     )
     for host, page, write in touches:
+        ahead = data.draw(
+            st.none() | st.tuples(st.integers(0, _HOSTS - 1), st.integers(0, _PAGES - 1), st.booleans())
+        )
+        if ahead is not None:
+            program.directory.fetch_ahead(ahead[0], ahead[1], write=ahead[2])
         for _ in range(60):  # a host tries again until it succeeds, while other things happen
             if program.hosts[host].touch(page, write=write):
                 program.written[page] += write

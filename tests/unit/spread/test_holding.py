@@ -7,6 +7,7 @@ import pytest
 from ptserver.spread import holding
 from ptserver.spread.holding import (
     FIRST_LOOK_SECONDS,
+    FRESH_SECONDS,
     LAST_LOOK_SECONDS,
     LONGEST_SECONDS,
     Holdings,
@@ -72,6 +73,19 @@ def test_a_page_goes_after_a_while_whatever_its_thread_does(
     assert holdings.wait(_PAGE) > 0
     now += LONGEST_SECONDS
     assert holdings.wait(_PAGE) == 0
+
+
+def test_a_page_that_has_come_stays_a_little_whoever_it_is_for(
+    holdings: Holdings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 100.0
+    monkeypatch.setattr(holding.time, "monotonic", lambda: now)
+    holdings.came(_PAGE)
+    holdings.came(_OTHER)
+    assert holdings.wait(_PAGE) == pytest.approx(FRESH_SECONDS)
+    assert holdings.wait(_PAGE) == 0  # who asks again has waited
+    now += FRESH_SECONDS
+    assert holdings.wait(_OTHER) == 0
 
 
 def test_the_kernel_counts_how_often_a_thread_gets_a_processor() -> None:

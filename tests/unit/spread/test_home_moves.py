@@ -3,9 +3,12 @@
 from ptserver.spread.address_space import AddressSpace
 from ptserver.spread.home import Home
 from ptserver.spread.messages import (
+    AllowWrite,
     Called,
     Capture,
     Captured,
+    DropPage,
+    Dropped,
     Fault,
     PageData,
     PutPage,
@@ -37,15 +40,16 @@ class _Hosts:
         self.sent.clear()
         args = (to, 0, 0, 0, 0, 0)
         self.home.take(here, Called(_TID, Hypercall.MIGRATE, args, b"", _STACK * PAGE_BYTES + 8))
-        return self._settle()
+        return self.settle()
 
     def touch(self, host: int, page: int) -> None:
         """Have the thread wait for a page."""
         self.sent.clear()
         self.home.take(host, Fault(page, True, page * PAGE_BYTES, _TID))
-        self._settle()
+        self.settle()
 
-    def _settle(self) -> list[tuple[int, SpreadMessage]]:
+    def settle(self) -> list[tuple[int, SpreadMessage]]:
+        """Let the hosts answer; return what they have been told."""
         done = 0
         while done < len(self.sent):
             host, message = self.sent[done]
@@ -82,3 +86,17 @@ def test_what_it_touched_first_the_last_times_goes_along() -> None:
 
 def test_nothing_is_fetched_for_a_thread_that_stays() -> None:
     assert _Hosts().migrate(0, 0) == [(0, Return(_TID, 0))]
+
+
+def test_a_page_that_a_host_may_read_already_becomes_its_own_ahead() -> None:
+    hosts = _Hosts()
+    hosts.home.take(1, Fault(_RECORD, False, _RECORD * PAGE_BYTES))
+    hosts.settle()
+    hosts.sent.clear()
+    hosts.home.pages.fetch_ahead(1, _RECORD, write=False)
+    assert not hosts.sent
+    hosts.home.pages.fetch_ahead(1, _RECORD, write=True)
+    assert hosts.sent == [(0, DropPage(_RECORD))]
+    hosts.home.take(0, Dropped(_RECORD))
+    assert hosts.sent[1:] == [(1, AllowWrite(_RECORD))]
+    assert hosts.home.pages.holder(_RECORD) == 1

@@ -64,8 +64,9 @@ def test_a_page_is_given_away_when_the_thread_that_waited_for_it_has_run(host: _
     assert not host.pages.is_waiting(_THREAD)
     host.take(SendPage(_PAGE, keep=False))
     assert host.sent == [Fault(_PAGE, True, _PAGE * PAGE_BYTES, _THREAD)]
-    host.timers.pop()()
-    assert len(host.timers) == 1
+    for _ in range(2):  # it is fresh, and then the thread has not run
+        host.timers.pop()()
+        assert len(host.timers) == 1
     host.use.count += 1
     host.timers.pop()()
     assert host.sent[1:] == [PageData(_PAGE, bytes(PAGE_BYTES), dirty=True)]
@@ -78,5 +79,6 @@ def test_a_page_is_not_kept_for_a_child_that_shares_the_memory_and_nothing_is_op
     host.touch(_CHILD)
     host.take(PutPage(_PAGE, bytes(PAGE_BYTES), writable=True))
     host.take(SendPage(_PAGE, keep=False))
+    host.timers.pop()()
     assert host.sent[1:] == [PageData(_PAGE, bytes(PAGE_BYTES), dirty=True)]
     assert not host.use.asked
