@@ -17,7 +17,7 @@ import signal
 import struct
 import sys
 import threading
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Collection
 from enum import IntEnum, IntFlag
 from types import ModuleType
 from typing import Self
@@ -78,9 +78,22 @@ class RegisterSet(IntEnum):
 FOLLOW_THREADS = Option.SYSGOOD | Option.CLONE | Option.EXEC
 FOLLOW_ALL = FOLLOW_THREADS | Option.FORK | Option.VFORK
 
-_PEEKUSER, _POKEUSER, _CONT, _SINGLESTEP, _DETACH, _SYSCALL, _SINGLEBLOCK = 3, 6, 7, 9, 17, 24, 33
+_PEEKDATA, _PEEKUSER, _POKEUSER, _CONT, _SINGLESTEP, _DETACH, _SYSCALL, _SINGLEBLOCK = (
+    2,
+    3,
+    6,
+    7,
+    9,
+    17,
+    24,
+    33,
+)
 #: offsetof(struct user, u_debugreg) on amd64.
 _DEBUG_REGISTERS_AT = 848
+#: Debug registers 0 to 3 of amd64, and what enables them in register 7, for instructions.
+BREAKPOINTS_OF_A_THREAD = 4
+_ALL_ENABLED = 0b01010101
+_WORD = (1 << 64) - 1
 _SETOPTIONS, _GETEVENTMSG, _GETSIGINFO, _SETSIGINFO = 0x4200, 0x4201, 0x4202, 0x4203
 _GETREGSET, _SETREGSET, _SEIZE, _INTERRUPT, _LISTEN = 0x4204, 0x4205, 0x4206, 0x4207, 0x4208
 _GETSIGMASK, _SETSIGMASK, _GET_SYSCALL_INFO = 0x420A, 0x420B, 0x420E
@@ -335,9 +348,14 @@ def wait_any(tid: int = -1, *, block: bool = True) -> tuple[int, int | None]:
 
 
 def step_through(
-    tid: int, pc: int, pc_offset: int, known: Container[int], count: int, wait_for: Callable[[int], int]
+    tid: int,
+    pc: int,
+    pc_offset: int,
+    may_go_on: Callable[[int], bool],
+    count: int,
+    wait_for: Callable[[int], int],
 ) -> tuple[int, int, int]:
-    """Let *tid*, at *pc*, execute up to *count* instructions, one by one, while it is at addresses that are *known*.
+    """Let *tid*, at *pc*, execute up to *count* instructions, one by one, while *may_go_on* of where it is then.
 
     Return how many it has executed, its last raw wait status, and where it is then (-1: its stop is no step's). It
     also ends where the program counter stays what it was. pc_offset: where that is in struct user. wait_for: waits
@@ -351,60 +369,92 @@ def step_through(
             return done, status, -1
         done += 1
         before, pc = pc, _hot_request(_PEEKUSER, tid, pc_offset)
-        if pc == before or done == count or pc not in known:
+        if pc == before or done == count or not may_go_on(pc):
             return done, status, pc
+
+
+def peek_at_register(tid: int, offset: int) -> int:
+    """Return the word in memory that a register of *tid*, which is at *offset* in struct user, points to; 0 if none.
+
+    Raises:
+        TraceeGoneError: the thread is dead.
+    """
+    try:
+        address = _hot_request(_PEEKUSER, tid, offset) & _WORD
+        return _hot_request(_PEEKDATA, tid, address) & _WORD
+    except PtraceError as error:
+        if error.errno in (errno.EIO, errno.EFAULT):
+            return 0
+        raise _translate(tid, error) from error
 
 
 class ExitBreakpoints:
     """Breakpoints of the amd64 processor for *tid*, which is stopped: gone at the end of the `with`.
 
-    wait_for: as of `step_through`.
+    armed: their addresses; once there are any, four. stepped: whether the thread last went on for one instruction.
+    pc_offset: where the program counter is in struct user. wait_for: as of `step_through`.
 
     Raises:
         SteppingError: there are none to be had.
         TraceeGoneError: the thread is dead.
     """
 
-    def __init__(self, tid: int, wait_for: Callable[[int], int]) -> None:
+    def __init__(self, tid: int, pc_offset: int, wait_for: Callable[[int], int]) -> None:
         self._tid = tid
+        self._pc_offset = pc_offset
         self._wait_for = wait_for
-        self._set = [0, 0]
-        self._enabled = 0
+        self._next = 0
+        #: Where the thread has just met a breakpoint: the next time that it goes on, it does not stop there at once.
+        self._met = 0
+        self.armed: list[int] = []
+        self.stepped = False
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_raised: object) -> None:
-        if self._enabled:
+        if self.armed:
             with contextlib.suppress(TraceeGoneError):
                 write_debug_register(self._tid, 7, 0)
 
-    def go_on(self, exits: Sequence[int], pc_offset: int) -> tuple[int, int]:
-        """Let the thread run up to one of at most two *exits*, or for one instruction without any.
+    def go_on(self, exits: Collection[int], pc: int) -> tuple[int, int]:
+        """Let the thread, at *pc*, run up to one of at most four *exits*, or for one instruction without any.
 
-        Return its raw wait status, and where it is if that is `STEP_STATUS`.
+        It may also stop at another of `armed`, or after one instruction. Return its raw wait status, and where it is
+        if that is `STEP_STATUS`.
         """
         tid = self._tid
         if exits:
-            wanted = 0
-            for number, address in enumerate(exits):
-                wanted |= 1 << 2 * number
-                if self._set[number] != address:
-                    write_debug_register(tid, number, address)
-                    self._set[number] = address
-            if wanted != self._enabled:
-                self._enabled = wanted
-                write_debug_register(tid, 7, wanted)
-            _simple(_CONT, tid)
-        else:
-            _simple(_SINGLESTEP, tid)
+            self._arm(exits, pc)
+        self.stepped = not exits or (pc in self.armed and pc != self._met)
+        if _hot_ptrace(_SINGLESTEP if self.stepped else _CONT, tid, 0, 0) == -1:
+            raise _failure(tid)
         status = self._wait_for(tid)
         if status != STEP_STATUS:
             return status, -1
-        try:
-            return status, _hot_request(_PEEKUSER, tid, pc_offset)
-        except PtraceError as error:
-            raise _translate(tid, error) from error
+        reached = _hot_ptrace(_PEEKUSER, tid, self._pc_offset, 0)
+        if reached == -1:
+            raise _failure(tid)
+        self._met = 0 if self.stepped else reached
+        return status, reached
+
+    def _arm(self, exits: Collection[int], pc: int) -> None:
+        """Have breakpoints at all *exits*; others that were there stay as long as no room is needed."""
+        armed = self.armed
+        if not armed:
+            self.armed = (list(exits) * BREAKPOINTS_OF_A_THREAD)[:BREAKPOINTS_OF_A_THREAD]
+            for number, address in enumerate(self.armed):
+                write_debug_register(self._tid, number, address)
+            write_debug_register(self._tid, 7, _ALL_ENABLED)
+            return
+        for address in exits:
+            if address not in armed:
+                number = self._next
+                while armed[number] in exits and armed.count(armed[number]) == 1:
+                    number = (number + 1) % BREAKPOINTS_OF_A_THREAD
+                write_debug_register(self._tid, number, address)
+                armed[number] = address
+                self._next = (number + 1) % BREAKPOINTS_OF_A_THREAD
 
 
 def wait_any_interruptibly() -> tuple[int, int] | None:
@@ -439,7 +489,11 @@ def _with_buffer(
 
 def _quick_request(request: int, tid: int, addr: int, data: int) -> None:
     if _hot_ptrace(request, tid, addr, data) == -1:
-        raise _translate(tid, PtraceError("", errno=ctypes.get_errno(), pid=tid))
+        raise _failure(tid)
+
+
+def _failure(tid: int) -> SteppingError:
+    return _translate(tid, PtraceError("", errno=ctypes.get_errno(), pid=tid))
 
 
 def _translate(tid: int, error: PtraceError) -> SteppingError:

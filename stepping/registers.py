@@ -44,6 +44,10 @@ class RegisterLayout:
         object.__setattr__(self, "index", {name: i for i, name in enumerate(self.names)})
         object.__setattr__(self, "codec", struct.Struct(f"<{len(self.names)}Q"))
 
+    def offset_of(self, name: str) -> int:
+        """Return where a register is in the kernel's struct user, in bytes."""
+        return 8 * self.index[name]
+
 
 AMD64 = RegisterLayout(
     arch="amd64",

@@ -25,6 +25,7 @@ from stepping import ptrace_api
 from stepping.block_steps import BlockSteps
 from stepping.blocks import Decoder
 from stepping.breakpoints import Breakpoints
+from stepping.decoded_code import DecodedCode
 from stepping.errors import SteppingError, TraceeGoneError
 from stepping.executor import AboutToCall, CountUsedUp, LeftRange, Reached, RunResult, Until
 from stepping.instructions import Flow
@@ -38,7 +39,10 @@ from stepping.wait_status import Event, WaitKind, WaitStatus
 _NO_CALL = (1 << 64) - 1
 #: What interrupted calls return within the kernel: ERESTARTSYS, NOINTR, NOHAND and RESTARTBLOCK.
 _RESTARTS = frozenset({-512, -513, -514, -516})
+#: More instructions than are executed in a lifetime.
+_MANY = 1 << 62
 _TRAP_BIT = 1 << (signal.SIGTRAP - 1)
+_NOT_STEPPED = frozenset({Flow.SYSCALL, Flow.TRAP})
 _IN_CALL = (Event.CLONE, Event.FORK, Event.VFORK, Event.VFORK_DONE, Event.EXEC, Event.SECCOMP)
 
 #: Is told of each instruction that is about to be executed: the thread and the address.
@@ -52,10 +56,7 @@ class StepExecutor:
         self._group = group
         self._breakpoints = breakpoints
         self._observe = observe
-        self._flows: dict[int, Flow] = {}
-        #: Addresses of instructions that were decoded, and are neither calls nor traps.
-        self._harmless: set[int] = set()
-        self._decoder: Decoder | None = None
+        self._known_code: DecodedCode | None = None
         self._block_steps: BlockSteps | None = None
         #: What other threads have reported during `step_through`; whoever steps several threads takes it.
         self.others: list[tuple[Tracee, WaitStatus]] = []
@@ -73,11 +74,14 @@ class StepExecutor:
             pc = tracee.read_registers().pc
             while True:
                 flow = self._flow_at(tracee, pc)
-                result = self._step(tracee, pc, flow)
+                if self._may_step_on(tracee, pc, flow, until):
+                    done, result = self._step_far(tracee, pc, steps or _MANY, until)
+                else:
+                    done, result = 1, self._step(tracee, pc, flow)
                 if result is not None:
                     return result
                 pc = tracee.read_registers().pc
-                steps -= 1
+                steps -= done
                 blocks -= flow is not Flow.NEXT
                 if pc in until.addresses or pc in self._breakpoints:
                     return Reached(pc)
@@ -90,6 +94,35 @@ class StepExecutor:
         finally:
             with contextlib.suppress(TraceeGoneError):
                 self._restore_mask(tracee)
+
+    def _may_step_on(self, tracee: Tracee, pc: int, flow: Flow, until: Until) -> bool:
+        """Whether nothing needs to be known of the instruction but that it was executed."""
+        status = tracee.status
+        return (
+            self._observe is None
+            and until.blocks is None
+            and flow not in _NOT_STEPPED
+            and pc not in self._breakpoints
+            and status is not None
+            and status.kind is WaitKind.SIGNAL_DELIVERY
+            and not tracee.pending_signal
+        )
+
+    def _step_far(self, tracee: Tracee, pc: int, count: int, until: Until) -> tuple[int, RunResult | None]:
+        """Execute up to *count* instructions, up to one to look at; return how many, and a result if there is one."""
+        flow_at, addresses, breakpoints = self._code(tracee).flow_at, until.addresses, self._breakpoints
+
+        def may_go_on(at: int) -> bool:
+            if at in addresses or at in breakpoints or until.is_outside(at):
+                return False
+            return flow_at(at) not in _NOT_STEPPED
+
+        done, status = self._step_on(tracee, pc, count, may_go_on, self._wait_alone)
+        if is_step_trap(tracee, status):
+            tracee.drop_signal()
+            return done, None
+        self._unmasked.discard(tracee.tid)
+        return done, result_of_stop(tracee, status, breakpoints)
 
     def _step(self, tracee: Tracee, pc: int, flow: Flow) -> RunResult | None:
         """Execute one instruction; None if nothing else happened."""
@@ -139,23 +172,22 @@ class StepExecutor:
         tracee.resume(how)
 
     def step_through(self, tracee: Tracee, pc: int, count: int) -> tuple[int, WaitStatus] | None:
-        """Execute some *count* instructions of a thread, at *pc*, that are known to be neither calls nor traps.
+        """Execute some *count* instructions of a thread, at *pc*, that are neither calls nor traps.
 
-        That is done by blocks (`block_steps`) where the processor can.
+        That is done by runs of blocks (`block_steps`) where the processor can.
 
         For those who step several threads. Return how many that were, and what it reported at last; None if that may
-        take a while: it is at an instruction that is not known, about to get a signal, or not stopped by a step.
+        take a while: it is at a call or a trap, about to get a signal, or not stopped by a step.
         """
         status = tracee.status
         # A thread that has just left a call may make it again: the kernel restarts what a signal for another one
         # has interrupted, without a stop.
         if status is None or status.kind is not WaitKind.SIGNAL_DELIVERY or tracee.pending_signal:
             return None
-        offset = 8 * tracee.layout.index[tracee.layout.pc]
         if self._has_breakpoints:
             self._unblock_trap(tracee)
             try:
-                turn = self._blocks(tracee).run(tracee.tid, pc, offset, count)
+                turn = self._blocks(tracee).run(tracee.tid, pc, tracee.layout, count)
             except TraceeGoneError:
                 raise
             except SteppingError:
@@ -166,11 +198,24 @@ class StepExecutor:
                 _, status = self._group.note(tracee.tid, turn[1])
                 return turn[0], status
             return None
-        if pc not in self._harmless:
+        if self._flow_at(tracee, pc) in _NOT_STEPPED:
             return None
+        flow_at = self._code(tracee).flow_at
+        return self._step_on(tracee, pc, count, lambda at: flow_at(at) not in _NOT_STEPPED, self._wait_for)
+
+    def _step_on(
+        self,
+        tracee: Tracee,
+        pc: int,
+        count: int,
+        may_go_on: Callable[[int], bool],
+        wait_for: Callable[[int], int],
+    ) -> tuple[int, WaitStatus]:
+        """Execute up to *count* instructions, as `ptrace_api.step_through`; return how many, and the last report."""
         self._unblock_trap(tracee)
         tracee.status = None
-        done, raw, _ = ptrace_api.step_through(tracee.tid, pc, offset, self._harmless, count, self._wait_for)
+        offset = tracee.layout.offset_of(tracee.layout.pc)
+        done, raw, _ = ptrace_api.step_through(tracee.tid, pc, offset, may_go_on, count, wait_for)
         _, status = self._group.note(tracee.tid, raw)
         return done, status
 
@@ -183,12 +228,18 @@ class StepExecutor:
                 return raw
             self.others.append(self._group.note(who, raw))
 
+    def _wait_alone(self, tid: int) -> int:
+        """As `_wait_for`; what others report remains known as their `Tracee.status`."""
+        while True:
+            who, raw = ptrace_api.wait_any()
+            assert raw is not None
+            if who == tid:
+                return raw
+            self._group.note(who, raw)
+
     def _blocks(self, tracee: Tracee) -> BlockSteps:
         if self._block_steps is None:
-            decoder = Decoder(tracee.layout.arch)
-            self._block_steps = BlockSteps(
-                decoder, lambda pc, size: read_code(self._breakpoints, pc, size), self._wait_for
-            )
+            self._block_steps = BlockSteps(self._code(tracee), self._wait_for)
         return self._block_steps
 
     def begin_call(self, tracee: Tracee) -> None:
@@ -214,16 +265,14 @@ class StepExecutor:
                 if result is not None:
                     return result
 
+    def _code(self, tracee: Tracee) -> DecodedCode:
+        if self._known_code is None:
+            decoder = Decoder(tracee.layout.arch)
+            self._known_code = DecodedCode(decoder, lambda pc, size: read_code(self._breakpoints, pc, size))
+        return self._known_code
+
     def _flow_at(self, tracee: Tracee, pc: int) -> Flow:
-        flow = self._flows.get(pc)
-        if flow is None:
-            if self._decoder is None:
-                self._decoder = Decoder(tracee.layout.arch)
-            flow = self._decoder.decode(read_code(self._breakpoints, pc), pc).flow
-            self._flows[pc] = flow
-            if flow not in (Flow.SYSCALL, Flow.TRAP):
-                self._harmless.add(pc)
-        return flow
+        return self._code(tracee).flow_at(pc)
 
     def _unblock_trap(self, tracee: Tracee) -> None:
         if tracee.tid in self._unmasked:

@@ -1,9 +1,9 @@
 """Runs a whole program by single steps: all its threads, instruction by instruction, until it is gone.
 
-Where nobody observes the instructions, those of a block are executed in one step (`block_steps`). The threads run
-side by side, some thousand to ten thousand times slower than natively: those that wait in a call do so at the same
-time, of the others each executes some thousand instructions at a time. Children that the program forks run natively.
-Signals, group-stops and the exit status remain the program's own.
+Where nobody observes the instructions, those of a run of blocks are executed in one step (`block_steps`). The threads
+run side by side, some thousand to ten thousand times slower than natively: those that wait in a call do so at the
+same time, of the others each executes some thousand instructions at a time. Children that the program forks run
+natively. Signals, group-stops and the exit status remain the program's own.
 
 An observer sees each instruction after it was executed, with the registers before. On amd64 an instruction is stepped
 over whole, so no thread is ever left in the middle of an atomic one; string instructions are seen once for each
@@ -41,7 +41,7 @@ class SteppedRun:
         assert leader is not None
         self._memory = TraceeMemory(group.pid)
         self._stepper = StepExecutor(group, Breakpoints(self._memory, leader.layout))
-        #: Instructions that were executed.
+        #: Instructions that were executed, at least.
         self.count = 0
         #: Threads that execute an instruction, with their registers before it if there is an observer.
         self._begun: dict[int, Registers | None] = {}

@@ -22,6 +22,7 @@ from stepping.executor import (
     Signalled,
 )
 from stepping.stops import SyscallEntry, decode_siginfo, decode_syscall_info
+from stepping.syscalls.model import Arch
 from stepping.tracee import Tracee
 from stepping.tracee_group import NEW_TASK_EVENTS
 from stepping.wait_status import Event, WaitKind, WaitStatus
@@ -65,7 +66,12 @@ def is_step_trap(tracee: Tracee, status: WaitStatus) -> bool:
     """Whether a report is just that of a single step: over an instruction or a call, or into a signal handler."""
     if status.kind is not WaitKind.SIGNAL_DELIVERY or status.signo != signal.SIGTRAP:
         return False
-    return decode_siginfo(ptrace_api.getsiginfo(tracee.tid)).code in _STEP_CODES[tracee.layout.arch]
+    return is_processors_trap(tracee.tid, tracee.layout.arch)
+
+
+def is_processors_trap(tid: int, arch: Arch) -> bool:
+    """Whether the SIGTRAP that a thread is stopped for is that of a step or of a breakpoint of the processor's."""
+    return decode_siginfo(ptrace_api.getsiginfo(tid)).code in _STEP_CODES[arch]
 
 
 def _result_of_event(tracee: Tracee, status: WaitStatus) -> RunResult | None:

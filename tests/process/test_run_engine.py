@@ -47,18 +47,6 @@ def test_a_program_of_another_architecture_is_emulated_if_it_may() -> None:
     assert refusal("run", "--engine=step", program)[0] == 126
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-@pytest.mark.parametrize("name", ["hello", "exit3", "panics", "pipes", "goroutines"])
-def test_go_programs_by_single_steps(name: str) -> None:
-    arguments = {"panics": ["nil"], "hello": ["a", "b"]}.get(name, [])
-    program = build(name)
-    native = ptserver("run", "--engine=native", program, *arguments)
-    stepped = ptserver("run", "--engine=step", program, *arguments, timeout=800)
-    assert stepped[:2] == native[:2]
-    assert stepped[2].splitlines()[:2] == native[2].splitlines()[:2]
-
-
 @pytest.mark.parametrize(
     ("words", "status", "line"),
     [
