@@ -20,13 +20,14 @@ from typing import NamedTuple
 
 from stepping import ptrace_api
 from stepping.decoded_code import DecodedCode
+from stepping.exit_breakpoints import BREAKPOINTS_OF_A_THREAD, ExitBreakpoints
 from stepping.instructions import Flow
 from stepping.registers import RegisterLayout
 from stepping.stop_results import is_processors_trap
 
 #: Longer runs are cut.
 _MOST_INSTRUCTIONS = 128
-_MOST_EXITS = ptrace_api.BREAKPOINTS_OF_A_THREAD
+_MOST_EXITS = BREAKPOINTS_OF_A_THREAD
 _LAST_ADDRESS = 1 << 47
 _DIRECT = frozenset({Flow.JUMP, Flow.CALL})
 _LEADS_ANYWHERE = frozenset({Flow.INDIRECT_JUMP, Flow.INDIRECT_CALL, Flow.RETURN})
@@ -58,8 +59,8 @@ class BlockSteps:
         self._wait_for = wait_for
         self._runs: dict[int, Run | None] = {}
 
-    def run(self, tid: int, pc: int, layout: RegisterLayout, count: int) -> tuple[int, int] | None:
-        """Let *tid*, at *pc*, execute some *count* instructions; return how many at least, its last raw wait status.
+    def run(self, tid: int, pc: int, layout: RegisterLayout, stops: int) -> tuple[int, int] | None:
+        """Let *tid*, at *pc*, go on for so many *stops*; return its instructions, at least, and last wait status.
 
         None: it is in front of a syscall or a trap, or nothing can be executed there.
 
@@ -70,15 +71,16 @@ class BlockSteps:
         if self.run_at(pc) is None:
             return None
         sp_offset = layout.offset_of(layout.sp)
-        with ptrace_api.ExitBreakpoints(tid, layout.offset_of(layout.pc), self._wait_for) as breakpoints:
+        with ExitBreakpoints(tid, layout.offset_of(layout.pc), self._wait_for) as breakpoints:
             done = 0
-            while True:
+            for _ in range(stops):
                 run = self.run_at(pc)
-                if run is None or done >= count:
-                    return done, ptrace_api.STEP_STATUS
+                if run is None:
+                    break
                 before = 0
                 if run.is_return:
-                    behind = self.run_at(ptrace_api.peek_at_register(tid, sp_offset))
+                    returns_to = ptrace_api.peek_data(tid, ptrace_api.peek_user(tid, sp_offset))
+                    behind = self.run_at(returns_to) if returns_to else None
                     if behind is not None and behind.exits:
                         run, before = behind, 1
                 status, reached = breakpoints.go_on(run.exits, pc)
@@ -95,6 +97,7 @@ class BlockSteps:
                 else:
                     return done, status  # a trap of the program's own
                 pc = reached
+            return done, ptrace_api.STEP_STATUS
 
     def run_at(self, pc: int) -> Run | None:
         """Return what may be executed at once at *pc*; None if that is a call or a trap, or nothing is there."""

@@ -9,7 +9,6 @@ Sizes are in bytes, register sets are in the kernel's own layout (`registers` de
 Source: ptrace(2), waitpid(2), linux/ptrace.h, elf.h (NT_*).
 """
 
-import contextlib
 import ctypes
 import errno
 import os
@@ -17,10 +16,9 @@ import signal
 import struct
 import sys
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from enum import IntEnum, IntFlag
 from types import ModuleType
-from typing import Self
 
 from stepping.errors import PtraceRefusedError, SteppingError, TraceeGoneError
 from stepping.ptrace_refusal import explain_refusal
@@ -90,9 +88,6 @@ _PEEKDATA, _PEEKUSER, _POKEUSER, _CONT, _SINGLESTEP, _DETACH, _SYSCALL, _SINGLEB
 )
 #: offsetof(struct user, u_debugreg) on amd64.
 _DEBUG_REGISTERS_AT = 848
-#: Debug registers 0 to 3 of amd64, and what enables them in register 7, for instructions.
-BREAKPOINTS_OF_A_THREAD = 4
-_ALL_ENABLED = 0b01010101
 _WORD = (1 << 64) - 1
 _SETOPTIONS, _GETEVENTMSG, _GETSIGINFO, _SETSIGINFO = 0x4200, 0x4201, 0x4202, 0x4203
 _GETREGSET, _SETREGSET, _SEIZE, _INTERRUPT, _LISTEN = 0x4204, 0x4205, 0x4206, 0x4207, 0x4208
@@ -216,12 +211,7 @@ def singleblock(tid: int, signo: int = 0) -> None:
 
 def read_debug_register(tid: int, number: int) -> int:
     """Return debug register *number* (0 to 3, 6, 7) of an amd64 thread."""
-    try:
-        return (
-            int(_request(_PEEKUSER, tid, _DEBUG_REGISTERS_AT + 8 * number, check_errno=True)) & (1 << 64) - 1
-        )
-    except PtraceError as error:
-        raise _translate(tid, error) from error
+    return peek_user(tid, _DEBUG_REGISTERS_AT + 8 * number)
 
 
 def write_debug_register(tid: int, number: int, value: int) -> None:
@@ -368,93 +358,35 @@ def step_through(
         if status != STEP_STATUS:
             return done, status, -1
         done += 1
-        before, pc = pc, _hot_request(_PEEKUSER, tid, pc_offset)
+        before, pc = pc, peek_user(tid, pc_offset)
         if pc == before or done == count or not may_go_on(pc):
             return done, status, pc
 
 
-def peek_at_register(tid: int, offset: int) -> int:
-    """Return the word in memory that a register of *tid*, which is at *offset* in struct user, points to; 0 if none.
+def peek_user(tid: int, offset: int) -> int:
+    """Return the word at *offset* in struct user, where an amd64 thread's registers are.
 
     Raises:
         TraceeGoneError: the thread is dead.
     """
     try:
-        address = _hot_request(_PEEKUSER, tid, offset) & _WORD
-        return _hot_request(_PEEKDATA, tid, address) & _WORD
+        return _hot_request(_PEEKUSER, tid, offset) & _WORD
     except PtraceError as error:
-        if error.errno in (errno.EIO, errno.EFAULT):
-            return 0
         raise _translate(tid, error) from error
 
 
-class ExitBreakpoints:
-    """Breakpoints of the amd64 processor for *tid*, which is stopped: gone at the end of the `with`.
-
-    armed: their addresses; once there are any, four. stepped: whether the thread last went on for one instruction.
-    pc_offset: where the program counter is in struct user. wait_for: as of `step_through`.
+def peek_data(tid: int, address: int) -> int | None:
+    """Return the word in the program's memory at *address*; None if there is none.
 
     Raises:
-        SteppingError: there are none to be had.
         TraceeGoneError: the thread is dead.
     """
-
-    def __init__(self, tid: int, pc_offset: int, wait_for: Callable[[int], int]) -> None:
-        self._tid = tid
-        self._pc_offset = pc_offset
-        self._wait_for = wait_for
-        self._next = 0
-        #: Where the thread has just met a breakpoint: the next time that it goes on, it does not stop there at once.
-        self._met = 0
-        self.armed: list[int] = []
-        self.stepped = False
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_raised: object) -> None:
-        if self.armed:
-            with contextlib.suppress(TraceeGoneError):
-                write_debug_register(self._tid, 7, 0)
-
-    def go_on(self, exits: Collection[int], pc: int) -> tuple[int, int]:
-        """Let the thread, at *pc*, run up to one of at most four *exits*, or for one instruction without any.
-
-        It may also stop at another of `armed`, or after one instruction. Return its raw wait status, and where it is
-        if that is `STEP_STATUS`.
-        """
-        tid = self._tid
-        if exits:
-            self._arm(exits, pc)
-        self.stepped = not exits or (pc in self.armed and pc != self._met)
-        if _hot_ptrace(_SINGLESTEP if self.stepped else _CONT, tid, 0, 0) == -1:
-            raise _failure(tid)
-        status = self._wait_for(tid)
-        if status != STEP_STATUS:
-            return status, -1
-        reached = _hot_ptrace(_PEEKUSER, tid, self._pc_offset, 0)
-        if reached == -1:
-            raise _failure(tid)
-        self._met = 0 if self.stepped else reached
-        return status, reached
-
-    def _arm(self, exits: Collection[int], pc: int) -> None:
-        """Have breakpoints at all *exits*; others that were there stay as long as no room is needed."""
-        armed = self.armed
-        if not armed:
-            self.armed = (list(exits) * BREAKPOINTS_OF_A_THREAD)[:BREAKPOINTS_OF_A_THREAD]
-            for number, address in enumerate(self.armed):
-                write_debug_register(self._tid, number, address)
-            write_debug_register(self._tid, 7, _ALL_ENABLED)
-            return
-        for address in exits:
-            if address not in armed:
-                number = self._next
-                while armed[number] in exits and armed.count(armed[number]) == 1:
-                    number = (number + 1) % BREAKPOINTS_OF_A_THREAD
-                write_debug_register(self._tid, number, address)
-                armed[number] = address
-                self._next = (number + 1) % BREAKPOINTS_OF_A_THREAD
+    try:
+        return _hot_request(_PEEKDATA, tid, address) & _WORD
+    except PtraceError as error:
+        if error.errno in (errno.EIO, errno.EFAULT):
+            return None
+        raise _translate(tid, error) from error
 
 
 def wait_any_interruptibly() -> tuple[int, int] | None:

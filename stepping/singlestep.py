@@ -171,13 +171,13 @@ class StepExecutor:
             self._unblock_trap(tracee)
         tracee.resume(how)
 
-    def step_through(self, tracee: Tracee, pc: int, count: int) -> tuple[int, WaitStatus] | None:
-        """Execute some *count* instructions of a thread, at *pc*, that are neither calls nor traps.
+    def step_through(self, tracee: Tracee, pc: int, stops: int) -> tuple[int, WaitStatus] | None:
+        """Execute instructions of a thread, at *pc*, that are neither calls nor traps, with at most so many *stops*.
 
-        That is done by runs of blocks (`block_steps`) where the processor can.
+        That is one for each instruction, or for each run of blocks (`block_steps`) where the processor can.
 
-        For those who step several threads. Return how many that were, and what it reported at last; None if that may
-        take a while: it is at a call or a trap, about to get a signal, or not stopped by a step.
+        For those who step several threads. Return how many instructions those were, at least, and what it reported at
+        last; None if that may take a while: it is at a call or a trap, about to get a signal, or stopped by no step.
         """
         status = tracee.status
         # A thread that has just left a call may make it again: the kernel restarts what a signal for another one
@@ -187,7 +187,7 @@ class StepExecutor:
         if self._has_breakpoints:
             self._unblock_trap(tracee)
             try:
-                turn = self._blocks(tracee).run(tracee.tid, pc, tracee.layout, count)
+                turn = self._blocks(tracee).run(tracee.tid, pc, tracee.layout, stops)
             except TraceeGoneError:
                 raise
             except SteppingError:
@@ -201,7 +201,7 @@ class StepExecutor:
         if self._flow_at(tracee, pc) in _NOT_STEPPED:
             return None
         flow_at = self._code(tracee).flow_at
-        return self._step_on(tracee, pc, count, lambda at: flow_at(at) not in _NOT_STEPPED, self._wait_for)
+        return self._step_on(tracee, pc, stops, lambda at: flow_at(at) not in _NOT_STEPPED, self._wait_for)
 
     def _step_on(
         self,

@@ -2,8 +2,8 @@
 
 Where nobody observes the instructions, those of a run of blocks are executed in one step (`block_steps`). The threads
 run side by side, some thousand to ten thousand times slower than natively: those that wait in a call do so at the
-same time, of the others each executes some thousand instructions at a time. Children that the program forks run
-natively. Signals, group-stops and the exit status remain the program's own.
+same time, the others take turns of some 10 ms. Children that the program forks run natively. Signals, group-stops and
+the exit status remain the program's own.
 
 An observer sees each instruction after it was executed, with the registers before. On amd64 an instruction is stepped
 over whole, so no thread is ever left in the middle of an atomic one; string instructions are seen once for each
@@ -23,8 +23,9 @@ from stepping.tracee_group import TraceeGroup
 from stepping.tracee_memory import TraceeMemory
 from stepping.wait_status import Event, WaitKind, WaitStatus
 
-#: So many instructions of a thread are executed while others that could run wait.
-_TURN = 3000
+#: So many times a thread is stopped while others that could run wait: whether it is in a tight loop or not, its turn
+#: takes some 10 ms, as under a scheduler.
+_TURN_STOPS = 300
 _NO_CALL = (1 << 64) - 1
 
 #: Is told of an instruction that was executed (of a syscall: when it is made): the thread, its registers before.
@@ -101,7 +102,7 @@ class SteppedRun:
         """Let a thread execute instructions, or one; return what it reports if that is no step's end."""
         registers = tracee.read_registers()
         if self._observe is None and not _may_call_again(registers):
-            turn = self._stepper.step_through(tracee, registers.pc, _TURN)
+            turn = self._stepper.step_through(tracee, registers.pc, _TURN_STOPS)
             if turn is not None:
                 self.count += turn[0]
                 if not is_step_trap(tracee, turn[1]):
