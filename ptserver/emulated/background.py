@@ -3,9 +3,10 @@
 Each is made on a thread of its own. A signal for the program's thread that waits interrupts the call as the kernel
 would: what it has done by then counts, and otherwise it is made again or fails, as the handler's SA_RESTART says.
 
-Where a run is to be repeatable, such calls get a moment in earnest after each call that may let them go on, so that
-it does not depend on this machine whether they return before the program goes on. For the same reason a child gets a
-while to come to its end before its parent goes on, and to do something before the clock jumps.
+Where a run is to be repeatable, the program goes on only when such calls, and its children, are at rest (see
+`ptserver.emulated.stillness`), so that it does not depend on this machine how far they have come by then. Children
+that will wake by themselves get a while for that before the clock jumps. Where a server at an address makes the
+calls, nobody here knows who is at rest; they get a moment.
 
 Thread rules: the machine's thread alone, which must be the process's main thread.
 """
@@ -18,13 +19,14 @@ import time
 from collections.abc import Callable
 from operator import itemgetter
 
+from ptserver.emulated.stillness import Stillness
 from ptserver.shadow.execute import Executed
 from ptserver.shadow.workers import RETRY_SECONDS, Workers
 from stepping.emulation.threads import Outcome, Scheduler, Thread, Wait, keep_descriptor
 
-#: How long a call may take that is not seen to wait, and how often that is looked at.
+#: How long a call of a server at an address may take that does not wait, and how often that is looked at.
 _SETTLE_SECONDS, _LOOK_SECONDS = 0.03, 0.001
-#: How long children may take to do something that the program is to see at once.
+#: How long children that sleep may take to do something that the program is to see at once.
 _CHILD_SECONDS = 1.0
 _RETRY_NS = int(RETRY_SECONDS * 1_000_000_000)
 
@@ -32,11 +34,13 @@ _RETRY_NS = int(RETRY_SECONDS * 1_000_000_000)
 class Background:
     """The calls that are under way. Nothing is set up before the first.
 
-    interrupt: as of `Workers`. settles: whether they get a moment, so that the run is repeatable.
+    interrupt: as of `Workers`. here: whether this machine makes the calls. settles: whether the program waits for
+    their rest, so that the run is repeatable.
     """
 
-    def __init__(self, interrupt: Callable[[int], bool] | None = None) -> None:
+    def __init__(self, interrupt: Callable[[int], bool] | None = None, *, here: bool = True) -> None:
         self._interrupt_call = interrupt
+        self._here = here
         self.settles = False
         self._workers: Workers[int] | None = None
         self._scheduler: Scheduler | None = None
@@ -44,7 +48,8 @@ class Background:
         self._waiting: dict[int, tuple[Thread, Wait, Callable[[Executed], None]]] = {}
         self._retries = False
         self._may_linger = False
-        self._children: set[int] = set()
+        self._stillness = Stillness()
+        self._is_taking = False
 
     def start(
         self,
@@ -69,42 +74,47 @@ class Background:
         return outcome
 
     def settle(self) -> None:
-        """If `settles`: let those calls return that will before long, in the order in which they were made."""
-        if not self.settles or self._workers is None or not self._waiting:
+        """If `settles`: let calls and children go as far as they will; what has ended returns in its order."""
+        if not self.settles or self._is_taking:
             return
-        deadline = time.monotonic() + _SETTLE_SECONDS
-        while self._workers.has_running and (left := deadline - time.monotonic()) > 0:
-            time.sleep(min(left, _LOOK_SECONDS))
-        self._take()
+        if self._here:
+            if self._waiting or self._stillness:
+                self._stillness.wait(self._running)
+        elif self._waiting:
+            deadline = time.monotonic() + _SETTLE_SECONDS
+            while self._running() and (left := deadline - time.monotonic()) > 0:
+                time.sleep(min(left, _LOOK_SECONDS))
+        if self._waiting:
+            self._take()
+
+    def _running(self) -> list[int]:
+        return self._workers.running_tids() if self._workers is not None else []
 
     def child_born(self, pid: int) -> None:
-        """If `settles`: let the child *pid* come to its end, if it will before long."""
-        if not self.settles:
-            return
-        self._children.add(pid)
-        deadline = time.monotonic() + _CHILD_SECONDS
-        while time.monotonic() < deadline and _lives(pid):
-            time.sleep(_LOOK_SECONDS)
+        """If `settles`: let the child *pid* come to its end or to rest."""
+        if self.settles and self._here:
+            self._stillness.born(pid)
+            self.settle()
 
     def acted(self) -> None:
         """Take note of a call that may let a child go on."""
         self._may_linger = True
 
     def linger(self, poll: "select.poll") -> bool:
-        """Give children a moment before the program goes on as if they did nothing, once after `acted`.
+        """Give children that may wake by themselves a moment before the program goes on, once after `acted`.
 
         Return whether they have done something, by what *poll* tells.
         """
         may_linger, self._may_linger = self._may_linger, False
-        if not may_linger:
+        if not may_linger or not self._stillness:
             return False
-        self._children = {pid for pid in self._children if _lives(pid)}
         deadline = time.monotonic() + _CHILD_SECONDS
-        while self._children and time.monotonic() < deadline:
-            if poll.poll(1):
-                time.sleep(_SETTLE_SECONDS)  # the signal of a child's end comes after that of its descriptors
+        while self._stillness.may_act_alone() and time.monotonic() < deadline:
+            if poll.poll(0):
+                self.settle()
                 return True
-        return False
+            self._stillness.pause()
+        return bool(poll.poll(0))
 
     def identity_changed(self) -> None:
         """Take note that threads to come have other rights than those that there are."""
@@ -117,7 +127,7 @@ class Background:
             os.close(self._workers.fileno())
         self._workers = self._scheduler = None
         self._waiting.clear()
-        self._children.clear()
+        self._stillness.after_fork()
         self._retries = False
 
     def close(self) -> None:
@@ -128,6 +138,7 @@ class Background:
     def _take(self) -> None:
         assert self._workers is not None
         assert self._scheduler is not None
+        self._is_taking = True
         for key, done in sorted(self._workers.take_finished(), key=itemgetter(0)):
             thread, wait, finish = self._waiting.pop(key)
             if thread.wait is not wait:
@@ -136,6 +147,7 @@ class Background:
                 self._scheduler.end_by_signal(thread)
             else:
                 finish(done)
+        self._is_taking = False
 
     def _interrupt(self, key: int) -> None:
         assert self._workers is not None
@@ -156,11 +168,3 @@ class Background:
         if self._retries:
             self._workers.interrupt_again()
             self._retry_later()
-
-
-def _lives(pid: int) -> bool:
-    """Whether *pid* is a child of this process that has not ended."""
-    try:
-        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
-    except ChildProcessError:
-        return False

@@ -84,7 +84,9 @@ class EmulatedResources:
         self._waiting = Waiting()
         self._away = away
         self._repeatable: Repeatable | None = None
-        self.background = Background(interrupt_away if away is not None and away.everything else None)
+        self.background = Background(
+            interrupt_away if away is not None and away.everything else None, here=away is None
+        )
         self._server = server
         self._session = session
         self._next_id = 0
@@ -110,8 +112,15 @@ class EmulatedResources:
         """Let the calls come to the same in each run of the program, which is process *pid* to the kernel."""
         self.background.settles = True
         machine.scheduler.linger = self.background.linger
+        machine.scheduler.settle = self.background.settle
         timers = RepeatableTimers(machine.scheduler, machine.clock) if self._away is None else None
         self._repeatable = Repeatable(ChildNumbers(pid), self.background, timers)
+
+    def close(self) -> None:
+        """Give up what is only for this run."""
+        self.background.close()
+        if self._repeatable is not None:
+            self._repeatable.numbers.close()
 
     def fork(self, machine: Machine, thread: Thread, args: list[int]) -> Result:
         """See `stepping.emulation.resources.Resources`."""
@@ -301,7 +310,7 @@ def run_emulated(
         return status
     finally:
         relay.close()
-        resources.background.close()
+        resources.close()
         machine.close()
         if server is not None:
             server.session_ended(session)

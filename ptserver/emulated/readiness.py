@@ -9,6 +9,7 @@ import os
 import select
 import socket
 import struct
+from collections.abc import Mapping
 
 from ptserver.shadow.execute import execute
 from stepping.syscalls import SYSCALLS, Syscall
@@ -32,6 +33,7 @@ _SOME_ADDRESS = 8  # where the executor puts its own
 #: fcntl's commands that wait for a lock, and those that do not.
 _LOCKS_AT_ONCE = {fcntl.F_SETLKW: fcntl.F_SETLK, 38: 37}  # F_OFD_SETLKW, F_OFD_SETLK
 _PIPE_BUF = 4096
+_INFO, _SIGNAL_BYTES = 2, 4  # which argument of waitid(2) that is, and its beginning: 0 if there was nothing
 _SECOND = 1_000_000_000
 
 
@@ -66,14 +68,18 @@ def without_waiting(name: str, call: Gathered) -> Gathered | None:
         return call._replace(args=(a0, a1 | fcntl.LOCK_NB, a2, a3, a4, a5))
     if name == "wait4":
         return call._replace(args=(a0, a1, a2 | os.WNOHANG, a3, a4, a5))
+    if name == "waitid" and call.outs.get(_INFO):
+        return call._replace(args=(a0, a1, a2, a3 | os.WNOHANG, a4, a5))
     if name == "pselect6":
         return call._replace(args=(a0, a1, a2, a3, _SOME_ADDRESS, a5), ins={**call.ins, 4: bytes(16)})
     command = _LOCKS_AT_ONCE.get(a1 & 0xFFFFFFFF) if name == "fcntl" else None
     return call._replace(args=(a0, command, a2, a3, a4, a5)) if command is not None else None
 
 
-def has_waited(name: str, call: Gathered, value: int, error: int) -> bool:
-    """Whether the *call* itself would have waited where that of `without_waiting` came to *value* and *error*."""
+def has_waited(name: str, call: Gathered, value: int, error: int, outs: Mapping[int, bytes]) -> bool:
+    """Whether the *call* itself would have waited where that of `without_waiting` came to this."""
+    if name == "waitid":
+        return not error and not call.args[3] & os.WNOHANG and not any(outs[_INFO][:_SIGNAL_BYTES])
     if name == "wait4":
         return not value and not error and not call.args[2] & os.WNOHANG
     if name == "pselect6":

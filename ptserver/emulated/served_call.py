@@ -121,11 +121,16 @@ class ServedCall:
 
     def make(self, call: Gathered) -> Result:
         """Make the call now."""
-        done = self._resources.execute(self.row, call.args, call.ins, call.outs)
+        done = self._make_now(call)
         if self.row.name in _FILES_CHANGE:
             self.machine.space.files_changed()
-        self._resources.background.settle()
         return self._finish(done)
+
+    def _make_now(self, call: Gathered) -> _Executed:
+        """Make a *call* that does not sleep."""
+        done = self._resources.execute(self.row, call.args, call.ins, call.outs)
+        self._resources.background.settle()
+        return done
 
     def _finish(self, done: _Executed) -> Result:
         """Put what was filled into the program's memory, and return what the call returns."""
@@ -172,8 +177,7 @@ class ServedCall:
             at_once = call._replace(args=_with(call.args, index, 0))
 
         def attempt() -> Result:
-            done = self._resources.execute(self.row, at_once.args, at_once.ins, at_once.outs)
-            value, error, outs = done
+            value, error, outs = self._make_now(at_once)
             if not value and not error:
                 return BLOCKED
             outs.pop(index, None)
@@ -201,8 +205,8 @@ class ServedCall:
         name = self.row.name
         at_once = without_waiting(name, call)
         if at_once is not None:
-            done = self._resources.execute(self.row, at_once.args, at_once.ins, at_once.outs)
-            if not has_waited(name, call, *done[:2]):
+            done = self._make_now(at_once)
+            if not has_waited(name, call, *done):
                 return self._finish(done)
         if (failure := self._take_mask(call)) is not None:
             return failure

@@ -78,6 +78,11 @@ class Workers(Generic[_Key]):
         """Whether `interrupt_again` is to be called within `RETRY_SECONDS`."""
         return bool(self._interrupted)
 
+    def running_tids(self) -> list[int]:
+        """Return the threads whose work `take_finished` does not have yet."""
+        finished = {key for key, _ in tuple(self._finished)}
+        return [worker.tid for key, worker in self._busy.items() if key not in finished]
+
     def start(self, key: _Key, work: Work) -> None:
         """Let a thread do *work*; its result comes from `take_finished` under *key*."""
         try:
@@ -169,6 +174,10 @@ class _Worker(Generic[_Key]):
         self._eventfd = eventfd
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
+
+    @property
+    def tid(self) -> int:
+        return self._thread.native_id or 0  # it has one since it was started
 
     def signal(self) -> None:
         ident, tid = self._thread.ident, self._thread.native_id

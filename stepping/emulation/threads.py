@@ -147,6 +147,8 @@ class Scheduler:
         self._polls_held = 0
         #: Where the clock jumps: waits in earnest first, and returns whether what it is given tells something then.
         self.linger: Callable[[select.poll], bool] | None = None
+        #: Called after a sleep, before what has become ready is looked at: lets all get ready that will before long.
+        self.settle: Callable[[], None] | None = None
         self._open_wakeup()
 
     def _open_wakeup(self) -> None:
@@ -257,7 +259,11 @@ class Scheduler:
         """Wake whoever's time has come or whose descriptor is ready; sleep until there is one, if *may_sleep*."""
         timeout = self._timeout_ms() if may_sleep else 0
         if self._watched or self._sources or timeout != 0 or self._done:
-            for fd, _ in self._poll.poll(timeout):
+            ready = self._poll.poll(timeout)
+            if timeout != 0 and self.settle is not None:
+                self.settle()
+                ready = self._poll.poll(0)
+            for fd, _ in ready:
                 self._on_ready(fd)
         self._complete()  # a signal that belongs to a call which has just ended (SIGPIPE) comes before its result
         if self._when_idle:

@@ -28,6 +28,20 @@ def test_children_of_children_have_other_numbers() -> None:
     assert 0 < grandchild < 1 << 22
 
 
+def test_a_child_of_a_child_is_known_to_all() -> None:
+    parent, child = ChildNumbers(REAL), ChildNumbers(REAL)
+    number = parent.next()
+    child._births_file = parent._births_file  # as fork(2) leaves it
+    parent.add(number, CHILD)
+    child.become(number, CHILD)
+    grandchild = child.next()
+    child.add(grandchild, CHILD + 1)
+    assert parent.to_program("wait4", CHILD + 1, {}) == (grandchild, {})
+    assert parent.real(grandchild) == CHILD + 1
+    assert parent.to_program("wait4", CHILD + 2, {}) == (CHILD + 2, {})
+    parent.close()
+
+
 def test_the_kernel_is_asked_for_its_own_numbers() -> None:
     numbers, number = with_child()
     assert numbers.real(number) == CHILD
