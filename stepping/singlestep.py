@@ -30,7 +30,7 @@ from stepping.errors import SteppingError, TraceeGoneError
 from stepping.executor import AboutToCall, CountUsedUp, LeftRange, Reached, RunResult, Until
 from stepping.instructions import Flow
 from stepping.registers import Registers
-from stepping.stop_results import is_step_trap, read_code, result_of_stop
+from stepping.stop_results import is_processors_trap, is_step_trap, read_code, result_of_stop
 from stepping.stops import SyscallEntry, decode_syscall_info
 from stepping.tracee import Resume, Tracee
 from stepping.tracee_group import TraceeGroup
@@ -97,15 +97,12 @@ class StepExecutor:
 
     def _may_step_on(self, tracee: Tracee, pc: int, flow: Flow, until: Until) -> bool:
         """Whether nothing needs to be known of the instruction but that it was executed."""
-        status = tracee.status
         return (
             self._observe is None
             and until.blocks is None
             and flow not in _NOT_STEPPED
             and pc not in self._breakpoints
-            and status is not None
-            and status.kind is WaitKind.SIGNAL_DELIVERY
-            and not tracee.pending_signal
+            and _has_stepped(tracee)
         )
 
     def _step_far(self, tracee: Tracee, pc: int, count: int, until: Until) -> tuple[int, RunResult | None]:
@@ -179,10 +176,7 @@ class StepExecutor:
         For those who step several threads. Return how many instructions those were, at least, and what it reported at
         last; None if that may take a while: it is at a call or a trap, about to get a signal, or stopped by no step.
         """
-        status = tracee.status
-        # A thread that has just left a call may make it again: the kernel restarts what a signal for another one
-        # has interrupted, without a stop.
-        if status is None or status.kind is not WaitKind.SIGNAL_DELIVERY or tracee.pending_signal:
+        if not _has_stepped(tracee):
             return None
         if self._has_breakpoints:
             self._unblock_trap(tracee)
@@ -202,6 +196,34 @@ class StepExecutor:
             return None
         flow_at = self._code(tracee).flow_at
         return self._step_on(tracee, pc, stops, lambda at: flow_at(at) not in _NOT_STEPPED, self._wait_for)
+
+    def step_observed(
+        self, tracee: Tracee, registers: Registers, stops: int, observe: Callable[[int, Registers], None]
+    ) -> tuple[int, WaitStatus] | None:
+        """As `step_through`, one instruction a stop; *observe* is told the thread and its registers before each.
+
+        registers: those of the thread.
+        """
+        flow_at, tid = self._code(tracee).flow_at, tracee.tid
+        if not _has_stepped(tracee) or flow_at(registers.pc) in _NOT_STEPPED:
+            return None
+        self._unblock_trap(tracee)
+        tracee.status = None
+        done = 0
+        while True:
+            ptrace_api.singlestep(tid)
+            raw = self._wait_for(tid)
+            if raw != ptrace_api.STEP_STATUS:
+                break
+            before, registers = registers, tracee.read_registers()
+            stays = registers.pc == before.pc
+            if stays and not is_processors_trap(tid, tracee.layout.arch):
+                break  # sent by somebody, before anything was executed
+            observe(tid, before)
+            done += 1
+            if stays or done == stops or flow_at(registers.pc) in _NOT_STEPPED:
+                break
+        return done, self._group.note(tid, raw)[1]
 
     def _step_on(
         self,
@@ -288,6 +310,16 @@ class StepExecutor:
         mask = self._masks.pop(tracee.tid, None)
         if mask is not None and tracee.is_stopped:
             ptrace_api.setsigmask(tracee.tid, mask)
+
+
+def _has_stepped(tracee: Tracee) -> bool:
+    """Whether the thread is stopped at the end of a step.
+
+    One that has just left a call may make it again: the kernel restarts what a signal for another thread has
+    interrupted, without a stop.
+    """
+    status = tracee.status
+    return status is not None and status.kind is WaitKind.SIGNAL_DELIVERY and not tracee.pending_signal
 
 
 def is_interrupted(registers: Registers) -> bool:

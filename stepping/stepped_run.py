@@ -101,8 +101,11 @@ class SteppedRun:
     def _go_on(self, tracee: Tracee) -> tuple[Tracee, WaitStatus] | None:
         """Let a thread execute instructions, or one; return what it reports if that is no step's end."""
         registers = tracee.read_registers()
-        if self._observe is None and not _may_call_again(registers):
-            turn = self._stepper.step_through(tracee, registers.pc, _TURN_STOPS)
+        if not _may_call_again(registers):
+            if self._observe is None:
+                turn = self._stepper.step_through(tracee, registers.pc, _TURN_STOPS)
+            else:
+                turn = self._stepper.step_observed(tracee, registers, _TURN_STOPS, self._observe)
             if turn is not None:
                 self.count += turn[0]
                 if not is_step_trap(tracee, turn[1]):
