@@ -1,10 +1,17 @@
 """`--engine` from the command line: the same program on each engine does the same."""
 
+import os
+import signal
+from pathlib import Path
+
 import pytest
 
 from tests.cfixtures import build_c
+from tests.conformance.modes import base_environment
 from tests.gofixtures import build
+from tests.leftovers import none_left
 from tests.process.commands import ptserver, refusal
+from tests.running import started
 
 
 @pytest.mark.parametrize("arch", ["amd64", "arm64"])
@@ -31,6 +38,18 @@ def test_a_small_program_on_each_engine(engine: str) -> None:
 def test_calls_with_a_signal_mask_of_their_own_are_interrupted(engine: str) -> None:
     program = build_c("suspend_c", flags=("-static",))
     assert ptserver("run", f"--engine={engine}", program) == (0, "1 1 1\n1 1 1\n", "")
+
+
+@pytest.mark.parametrize("engine", ["native", "step"])
+def test_a_trap_signal_that_another_process_sends_is_the_program_s(engine: str, tmp_path: Path) -> None:
+    program = build_c("trapped_c", flags=("-static",))
+    command = ["ptserver", "run", f"--engine={engine}", program]
+    with none_left(), started(command, program, env=base_environment(), cwd=tmp_path) as running:
+        running.expect("ready\n")
+        for number in range(1, 6):
+            os.kill(running.pid_of_program(), signal.SIGTRAP)
+            running.expect(f"got {number}\n")
+        assert running.finish().status == 0
 
 
 @pytest.mark.parametrize("engine", ["auto", "native"])
