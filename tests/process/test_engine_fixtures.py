@@ -28,6 +28,8 @@ PARTS = {
     "mappings": 100,
     "bigio": 1024,
 }
+#: With which variables fixtures run by steps; what is to happen in a given order gets more time between.
+ENV_BY_STEPS = {name: {"PART": str(parts)} for name, parts in PARTS.items()} | {"timers": {"APART": "400ms"}}
 STDIN_BY_STEPS = {"stdin": LARGE_INPUT[:100_000]}
 _PATIENCE_SECONDS = 1_000.0
 #: What is run every day: engines that execute programs right away.
@@ -48,9 +50,8 @@ def native(tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped
 
 
 def _by_steps(case: Case) -> Case:
-    part = {"PART": str(PARTS[case.name])} if case.name in PARTS else {}
-    stdin = STDIN_BY_STEPS.get(case.name, case.stdin)
-    return replace(case, env={**case.env, **part}, stdin=stdin)
+    env = {**case.env, **ENV_BY_STEPS.get(case.name, {})}
+    return replace(case, env=env, stdin=STDIN_BY_STEPS.get(case.name, case.stdin))
 
 
 def _rows() -> list[object]:
