@@ -1,8 +1,8 @@
-"""Lets a Go program make some of its reads and writes itself, though a filter sends all others to a listener.
+"""Lets a Go program make some of its calls itself, though a filter sends all others to a listener.
 
 A filter sees a call's registers and nothing else, so it cannot know which descriptors are this process's own at the
 moment. The program says so: a routine at the entry of Go's Syscall6, through which nearly all its calls go, looks
-the descriptor of a read or a write up in a table that the stub host keeps, and puts a *pass*, a random number that
+the descriptor of a read or write up in a table that the stub host keeps, and puts a *pass*, a random number that
 the filter knows, into the register of the sixth argument, which those calls do not have.
 
     entry of Syscall6    jump to the routine                          instead of mov %rsi,%r10; mov %rdi,%rdx
@@ -10,21 +10,24 @@ the filter knows, into the register of the sixth argument, which those calls do 
                          if it is a read or write of a descriptor in the table, or an lseek of a regular file there:
                          the call with the pass, and behind it
                          if it has epoll watch a regular file: EPERM, as the kernel says, and behind it
+                         if it opens, closes or looks at a file that the host has put there: see `direct_opens`
 
-    memory               code page | count, table: two bits per descriptor, the second for regular files
+    memory               parameters, code | count, slots | table: a byte per descriptor | files
+
+The runtime of Go before 1.21 makes epoll_ctl by itself; there is a second jump to the routine from there.
 
 *count* says how many threads are between looking into the table and the end of their call. So whoever takes a
 descriptor out of the table can wait until no thread uses what it saw there.
 
-Why that is safe: nothing is pushed, so the routine needs no stack; what it changes (r9, rcx, flags) is dead there, or
-the call's to change. In the routine a thread is in no Go function, which preempts nothing and moves no stack; a
+Why that is safe: nothing is pushed, so the routine needs no stack; what it changes (`direct_amd64.s`) is dead there,
+or the call's to change. In the routine a thread is in no Go function, which preempts nothing and moves no stack; a
 profile counts a sample as external code. A program that makes up a pass gains nothing: of this machine its process
 has only the descriptors that the host has given it.
 
 Who wants the place for itself, as the ring does, takes the routine out (`remove`): then all calls are taken again.
 
-The place is found by its bytes, which are the same in Go 1.19 to 1.27: whatever stands around them, they mean what
-the routine does. It is written before the program's first instruction.
+The places are found by their bytes, which are the same in Go 1.19 to 1.27: whatever stands around them, they mean
+what the routine does. They are written before the program's first instruction.
 
 Source: internal/runtime/syscall/linux/asm_linux_amd64.s (Go 1.27), runtime/internal/syscall (Go 1.19).
 """
@@ -34,20 +37,33 @@ import os
 import secrets
 import struct
 import time
+from typing import NamedTuple
 
 from goabi.elf_header import PF_X, PT_LOAD, ElfHeader
+from stepping.direct_code_amd64 import CODE, CONTROL, ENTER
 from stepping.errors import MemoryFaultError, SteppingError
 from stepping.maps import PAGE_BYTES, read_maps
 from stepping.remote_syscall import RemoteSyscallError, remote_syscall
-from stepping.syscall6 import AFTER_OFFSET, CALL_OFFSET, SIGNATURE
+from stepping.syscall6 import (
+    AFTER_OFFSET,
+    CALL_OFFSET,
+    EPOLLCTL,
+    EPOLLCTL_CALL_OFFSET,
+    EPOLLCTL_NUMBER_OFFSET,
+    SIGNATURE,
+)
 from stepping.tracee import Tracee
 from stepping.tracee_memory import TraceeMemory
 
 #: Descriptors from here on are in no table.
 TABLE_DESCRIPTORS = 16384
 
-_TABLE_OFFSET = 64
-_DATA_BYTES = 2 * PAGE_BYTES
+#: A byte of the table: whether reads and writes are made, whether it is a regular file, and from bit 2 on the number
+#: of its slot (`direct_opens`) + 1, or 0.
+_PASSES, _IS_FILE = 1, 2
+
+_TABLE_OFFSET = 0x1000
+_DATA_BYTES = 13 * PAGE_BYTES
 _DISTANCE, _REACH = 64 << 20, 1 << 30
 _RW = mmap.PROT_READ | mmap.PROT_WRITE
 _RX = mmap.PROT_READ | mmap.PROT_EXEC
@@ -55,10 +71,24 @@ _MAP_FIXED_NOREPLACE = 0x100000
 _I32 = struct.Struct("<i")
 #: Long enough for a thread that a busy machine keeps from its processor, and short of what a peer takes for silence.
 _PATIENCE_SECONDS = 10.0
-_MOVES = SIGNATURE[:CALL_OFFSET]
 _PATCHED_BYTES = 5
 _JUMP = b"\xe9"
-_FIRST = bytes.fromhex("4883f801")  # cmp $1,%rax: read is 0, write is 1
+#: pass; where Syscall6's call is, and what is behind it; the same of epollctl, or zeros.
+_PARAMETERS = struct.Struct("<QQQQQ")
+_CODE_OFFSET = 0x40
+_RECOGNISED_BYTES = 48
+_NUMBER = EPOLLCTL[EPOLLCTL_NUMBER_OFFSET : EPOLLCTL_NUMBER_OFFSET + _PATCHED_BYTES]
+
+
+class Sites(NamedTuple):
+    """Where jumps to the routine go: Syscall6, and the runtime's epollctl, 0 if it makes no call itself."""
+
+    syscall6: int
+    epollctl: int
+
+    def moved(self, bias: int) -> "Sites":
+        """Return where they are if *bias* was added to link-time addresses."""
+        return Sites(self.syscall6 + bias, self.epollctl and self.epollctl + bias)
 
 
 def make_pass() -> int:
@@ -66,22 +96,25 @@ def make_pass() -> int:
     return secrets.randbits(63) | 1 << 63
 
 
-def find_site(path: str, header: ElfHeader) -> int | None:
-    """Return the link-time address in the program *path* where the routine goes; None if there is no such place.
+def find_sites(path: str, header: ElfHeader) -> Sites | None:
+    """Return the link-time addresses in the program *path* where jumps go; None if there is no such place.
 
     Raises: OSError, if it cannot be read.
     """
     if header.arch != "amd64":
         return None
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as code:
-        for segment in header.program_headers:
-            if segment.type != PT_LOAD or not segment.flags & PF_X:
-                continue
-            stop = segment.offset + segment.filesz
-            found = code.find(SIGNATURE, segment.offset, stop)
-            if found >= 0:
-                return found - segment.offset + segment.vaddr
-    return None
+        found = [_find(code, header, what) for what in (SIGNATURE, EPOLLCTL)]
+    return Sites(*found) if found[0] else None
+
+
+def _find(code: mmap.mmap, header: ElfHeader, what: bytes) -> int:
+    for segment in header.program_headers:
+        if segment.type == PT_LOAD and segment.flags & PF_X:
+            at = code.find(what, segment.offset, segment.offset + segment.filesz)
+            if at >= 0:
+                return at - segment.offset + segment.vaddr
+    return 0
 
 
 class DirectTable:
@@ -90,7 +123,7 @@ class DirectTable:
     def __init__(self, memory: TraceeMemory, address: int) -> None:
         self._memory = memory
         self._address = address
-        self._bits = bytearray(TABLE_DESCRIPTORS // 4)
+        self._bytes = bytearray(TABLE_DESCRIPTORS)
 
     def set(self, fd: int, *, is_file: bool = False) -> None:
         """Let the program read and write *fd* itself, 0 to `TABLE_DESCRIPTORS` - 1.
@@ -99,11 +132,26 @@ class DirectTable:
 
         Raises: MemoryFaultError.
         """
-        self._put(fd, 3 if is_file else 1)
+        self._put(fd, _PASSES | _IS_FILE if is_file else _PASSES)
 
     def clear(self, fd: int) -> None:
         """Let it no more; a thread may still be doing it, see `await_unused`. Raises: MemoryFaultError."""
         self._put(fd, 0)
+
+    def set_slot(self, fd: int, slot: int, *, is_open: bool) -> None:
+        """Let *fd* be a file that is open or not, and that the program closes and opens as *slot* says.
+
+        Raises: MemoryFaultError.
+        """
+        self._put(fd, slot + 1 << 2 | (_PASSES | _IS_FILE if is_open else 0))
+
+    def clear_slot(self, fd: int) -> None:
+        """Let *fd* have no slot any more. Raises: MemoryFaultError."""
+        self._put(fd, self._bytes[fd] & (_PASSES | _IS_FILE))
+
+    def changed(self, fd: int, *, is_open: bool) -> None:
+        """Hear that the program has opened or closed the file at *fd*, which has a slot."""
+        self._bytes[fd] = self._bytes[fd] & ~3 | (_PASSES | _IS_FILE if is_open else 0)
 
     def await_unused(self) -> None:
         """Wait until no thread is in a call for which it looked into the table before. Raises: MemoryFaultError.
@@ -115,17 +163,18 @@ class DirectTable:
         while any(self._memory.read(self._address, 4)) and time.monotonic() < deadline:
             os.sched_yield()
 
-    def _put(self, fd: int, bits: int) -> None:
-        at, shift = fd >> 2, 2 * (fd & 3)
-        self._bits[at] = self._bits[at] & ~(3 << shift) | bits << shift
-        self._memory.write(self._address + _TABLE_OFFSET + at, bytes(self._bits[at : at + 1]))
+    def _put(self, fd: int, value: int) -> None:
+        if self._bytes[fd] != value:
+            self._memory.write(self._address + _TABLE_OFFSET + fd, bytes((value,)))
+            self._bytes[fd] = value
 
 
-def install(tracee: Tracee, entry: int, given_pass: int) -> int | None:
+def install(tracee: Tracee, sites: Sites, given_pass: int) -> int | None:
     """Put the routine into a program that is about to begin; return where its table is, None if it cannot be.
 
-    tracee: its only thread, stopped before its first instruction; entry: where `find_site` is in memory.
+    tracee: its only thread, stopped before its first instruction; sites: of `find_sites`, as they are in memory.
     """
+    entry = sites.syscall6
     gap = read_maps(tracee.pid).find_gap(PAGE_BYTES + _DATA_BYTES, entry + _DISTANCE, _REACH - _DISTANCE)
     if gap is None:
         return None
@@ -136,9 +185,10 @@ def install(tracee: Tracee, entry: int, given_pass: int) -> int | None:
         with remote_syscall(tracee, entry + CALL_OFFSET) as sys:
             flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_FIXED_NOREPLACE
             page = sys.call("mmap", gap, PAGE_BYTES + _DATA_BYTES, _RW, flags, -1, 0)
-            memory.write(page, routine(page, page + PAGE_BYTES, entry, given_pass))
+            memory.write(page, routine(sites, given_pass))
             sys.call("mprotect", page, PAGE_BYTES, _RX)
-            memory.write(entry, _JUMP + _I32.pack(page - entry - _PATCHED_BYTES))
+            for at, jump in jumps(page, sites):
+                memory.write(at, jump)
     except (MemoryFaultError, RemoteSyscallError):
         return None
     finally:
@@ -156,9 +206,14 @@ def remove(memory: TraceeMemory, entry: int) -> None:
     jump = memory.read(entry, _PATCHED_BYTES)
     if jump[:1] != _JUMP:
         return
-    page = entry + _PATCHED_BYTES + _I32.unpack(jump[1:])[0]
-    if memory.read(page, len(_MOVES) + len(_FIRST)) == _MOVES + _FIRST:
-        memory.write(entry, SIGNATURE[:_PATCHED_BYTES])
+    start = entry + _PATCHED_BYTES + _I32.unpack(jump[1:])[0] - ENTER
+    if memory.read(start, _RECOGNISED_BYTES) != CODE[:_RECOGNISED_BYTES]:
+        return
+    parameters = memory.read(start - _CODE_OFFSET, _PARAMETERS.size)
+    control = _PARAMETERS.unpack(parameters)[3]
+    if control:
+        memory.write(control - len(_NUMBER), _NUMBER)
+    memory.write(entry, SIGNATURE[:_PATCHED_BYTES])
 
 
 def load_bias(pid: int, header: ElfHeader) -> int:
@@ -171,86 +226,18 @@ def load_bias(pid: int, header: ElfHeader) -> int:
     raise SteppingError("the kernel does not say where the program was loaded")
 
 
-def routine(page: int, data: int, entry: int, given_pass: int) -> bytes:
-    """Return the code at *page* for a table at *data* and Syscall6 at *entry*."""
-    code = _Code(page, _MOVES)
-    count, table = data, data + _TABLE_OFFSET
-    code.add(_FIRST)
-    code.jump("0f87", "not read or write")  # ja
-    code.add("4881ff", _I32.pack(TABLE_DESCRIPTORS))  # cmp $N,%rdi
-    code.jump("0f83", "stop")  # jae
-    code.add("488d0c3f")  # lea (%rdi,%rdi),%rcx
-    code.refer("480fa30d", table)  # bt %rcx,table(%rip)
-    code.jump("0f83", "stop")  # jnc
-    code.label("make")
-    code.refer("f0ff05", count)  # lock incl count(%rip)
-    code.refer("480fa30d", table)  # once more: whoever cleared it has not seen us yet
-    code.jump("0f83", "undo")  # jnc
-    code.add("49b9", struct.pack("<Q", given_pass))  # movabs $pass,%r9
-    code.add("0f05")  # syscall
-    code.refer("f0ff0d", count)  # lock decl count(%rip)
-    code.jump("e9", entry + AFTER_OFFSET)
-    code.label("undo")
-    code.refer("f0ff0d", count)
-    code.label("stop")
-    code.jump("e9", entry + CALL_OFFSET)
-    code.label("not read or write")
-    code.add("4883f808")  # cmp $8,%rax: lseek
-    code.jump("0f85", "not lseek")  # jne
-    code.add("4881ff", _I32.pack(TABLE_DESCRIPTORS))
-    code.jump("0f83", "stop")
-    code.add("488d4c3f01")  # lea 1(%rdi,%rdi),%rcx
-    code.refer("480fa30d", table)
-    code.jump("0f82", "make")  # jc
-    code.jump("e9", "stop")
-    code.label("not lseek")
-    code.add("483de9000000")  # cmp $233,%rax: epoll_ctl
-    code.jump("0f85", "stop")
-    code.add("4883fe01")  # cmp $1,%rsi: EPOLL_CTL_ADD
-    code.jump("0f85", "stop")
-    code.add("4881fa", _I32.pack(TABLE_DESCRIPTORS))  # cmp $N,%rdx
-    code.jump("0f83", "stop")
-    code.add("488d4c1201")  # lea 1(%rdx,%rdx),%rcx
-    code.refer("480fa30d", table)
-    code.jump("0f83", "stop")
-    code.add("48c7c0ffffffff")  # mov $-EPERM,%rax
-    code.jump("e9", entry + AFTER_OFFSET)
-    return code.finish()
+def routine(sites: Sites, given_pass: int) -> bytes:
+    """Return what is on the routine's page; its data lie on the pages behind it."""
+    entry, control = sites.syscall6, sites.epollctl and sites.epollctl + EPOLLCTL_CALL_OFFSET
+    parameters = _PARAMETERS.pack(
+        given_pass, entry + CALL_OFFSET, entry + AFTER_OFFSET, control, control and control + 2
+    )
+    return parameters.ljust(_CODE_OFFSET, b"\0") + CODE
 
 
-class _Code:
-    """Code that is put together at *address*, with jumps to labels and addresses."""
-
-    def __init__(self, address: int, begin: bytes) -> None:
-        self._address = address
-        self._code = bytearray(begin)
-        self._labels: dict[str, int] = {}
-        self._distances: list[tuple[int, str]] = []
-
-    def add(self, *parts: bytes | str) -> None:
-        """Add instructions, as bytes or in hexadecimal."""
-        for part in parts:
-            self._code += bytes.fromhex(part) if isinstance(part, str) else part
-
-    def refer(self, opcode: str, target: int) -> None:
-        """Add an instruction that ends with the distance to *target*."""
-        self.add(opcode)
-        self.add(_I32.pack(target - (self._address + len(self._code) + 4)))
-
-    def jump(self, opcode: str, target: int | str) -> None:
-        """Add a jump to an address, or to a label."""
-        if isinstance(target, int):
-            self.refer(opcode, target)
-            return
-        self.add(opcode, bytes(4))
-        self._distances.append((len(self._code), target))
-
-    def label(self, name: str) -> None:
-        """Call the place that comes next so."""
-        self._labels[name] = len(self._code)
-
-    def finish(self) -> bytes:
-        """Return the code."""
-        for after, name in self._distances:
-            self._code[after - 4 : after] = _I32.pack(self._labels[name] - after)
-        return bytes(self._code)
+def jumps(page: int, sites: Sites) -> list[tuple[int, bytes]]:
+    """Return what is to be written where, so that the routine on *page* is come to."""
+    places = [(sites.syscall6, ENTER)]
+    if sites.epollctl:
+        places.append((sites.epollctl + EPOLLCTL_NUMBER_OFFSET, CONTROL))
+    return [(at, _JUMP + _I32.pack(page + _CODE_OFFSET + to - at - _PATCHED_BYTES)) for at, to in places]

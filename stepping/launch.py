@@ -28,6 +28,7 @@ from stepping.errors import PtraceRefusedError, SeccompRefusedError, SteppingErr
 from stepping.listener import Listener
 
 if TYPE_CHECKING:
+    from stepping.direct_calls import Sites
     from stepping.tracee_group import TraceeGroup
 
 _PR_SET_PDEATHSIG = 1
@@ -79,10 +80,10 @@ class Program:
 
 @dataclass(frozen=True, slots=True)
 class Direct:
-    """How a program makes calls itself, see `stepping.direct_calls`. given_pass: the pass; site: of `find_site`."""
+    """How a program makes calls itself, see `stepping.direct_calls`. given_pass: the pass; sites: of `find_sites`."""
 
     given_pass: int
-    site: int
+    sites: "Sites"
     header: ElfHeader
 
 
@@ -188,7 +189,7 @@ def _install_direct(tracees: "TraceeGroup", direct: Direct) -> int:
 
     assert tracees.leader is not None
     bias = load_bias(tracees.pid, direct.header)
-    return install(tracees.leader, direct.site + bias, direct.given_pass) or 0
+    return install(tracees.leader, direct.sites.moved(bias), direct.given_pass) or 0
 
 
 def _take_listener(page: mmap.mmap, pidfd: int) -> int:

@@ -7,3 +7,9 @@ Source: internal/runtime/syscall/linux/asm_linux_amd64.s (Go 1.27), runtime/inte
 SIGNATURE = bytes.fromhex("4989f24889fa4889ce4889df0f05483d01f0ffff")
 CALL_OFFSET = 12
 AFTER_OFFSET = 14
+
+#: The runtime's epollctl of Go before 1.21, which makes its call itself: four loads, the number, syscall, store, ret.
+#: Source: runtime/sys_linux_amd64.s (Go 1.19).
+EPOLLCTL = bytes.fromhex("8b7c24088b74240c8b5424104c8b542418b8e90000000f0589442420c3")
+EPOLLCTL_NUMBER_OFFSET = 17
+EPOLLCTL_CALL_OFFSET = 22

@@ -15,6 +15,7 @@ from ptserver.hosts.pending_call import PendingCall, Process
 from ptserver.messages import Cancel, Direct, DirectEnd, Message, Result, Syscall
 from ptserver.net.poll_loop import PollLoop
 from stepping.direct_calls import DirectTable
+from stepping.direct_opens import DirectOpens
 from stepping.listener import Listener, Notification
 from stepping.syscalls import SYSCALLS, Arch
 from stepping.syscalls.marshal import Args
@@ -33,6 +34,7 @@ class DirectCalls:
 
     known: what the host knows otherwise. send: queues a message; answer: lets a call return; make: has the session
     make one. in_flight: the calls that the session makes; asked: who hears of results of the host's own calls.
+    is_alone: whether there is no other process of the program, which might have its memory.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class DirectCalls:
         in_flight: Mapping[int, PendingCall | None],
         asked: dict[int, Callable[[Result], None]],
         arch: Arch,
+        is_alone: Callable[[], bool],
     ) -> None:
         self._main = main
         self._known = known
@@ -61,7 +64,9 @@ class DirectCalls:
         self._plain = frozenset({SYSCALLS["read"].numbers[arch], SYSCALLS["write"].numbers[arch]})
         self._events = DirectEvents(loop, self, answer, known.forget_contents, arch)
         table = DirectTable(main.memory, address)
-        self._local = known.lasting.local = LocalFiles(table, listener, loop.later)
+        self._local = LocalFiles(table, listener, loop.later, is_alone)
+        opens = DirectOpens(main.memory, address, table)
+        known.lasting_calls.let_program(main.pid, self._local, opens, loop.later)
         self._sockets = DirectSockets(
             table,
             loop,
@@ -85,6 +90,7 @@ class DirectCalls:
 
     def stop(self) -> None:
         """Let the program make no calls itself any more, for now; what it has written is sent."""
+        self._known.lasting.catch_up()
         self._local.end_all()
         self._sockets.end_all()
 
@@ -106,6 +112,7 @@ class DirectCalls:
                 self._share(call.args[0] & _INT)  # it has the instance, too
             return False
         assert call.row is not None
+        self._known.lasting.catch_up_for(call)
         if call.row.name in _MOVES:
             self._local.end(call.args[0] & _INT)
         if self._sockets.serve(call) or self._events.serve(call):
@@ -126,6 +133,11 @@ class DirectCalls:
     def _share(self, epfd: int) -> None:
         self._sockets.end_watched(epfd)
         self._events.share(epfd)
+
+    def unmapped(self) -> None:
+        """Hear that the program may give memory up."""
+        if self._known.lasting.own is not None:
+            self._known.lasting.own.unmapped()
 
     def before(self, message: Syscall) -> None:
         """Send what must come before a call."""

@@ -80,7 +80,8 @@ _CHANGES_BY_NAME = frozenset({"open", "openat", "openat2", "creat", "truncate"})
 class FileMappings:
     """See the module's text.
 
-    ask, proceed, answer: what the host does with calls; say: tells the user a line.
+    ask, proceed, answer: what the host does with calls; say: tells the user a line; unmaps: hears before a process
+    gives memory up, or puts something else there.
     """
 
     def __init__(
@@ -96,6 +97,7 @@ class FileMappings:
         self._proceed = proceed
         self._answer = answer
         self._say = say
+        self.unmaps: Callable[[], None] = lambda: None
         self._files: dict[tuple[int, int], MappedFile] = {}
         self._known: dict[tuple[int, int], tuple[int, int] | None] = {}
         self._indexes: dict[str, list[int]] = {}
@@ -115,6 +117,8 @@ class FileMappings:
         row = call.row
         assert row is not None
         name = row.name
+        if name == "mmap" or name in MAPPING_CALLS:
+            self.unmaps()
         if name == "mmap":
             self._run(self._map(call))
         elif name in MAPPING_CALLS:

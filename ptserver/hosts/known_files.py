@@ -82,8 +82,8 @@ class KnownFiles:
         self._upcoming = KnownUpcoming(post)
         self._pipes = KnownPipes(self._post, answer)
         self.lasting = KnownLasting(post, self._was_made)
-        self._lasting_calls = LastingCalls(self.lasting, self._files, self._numbers, arch)
-        self._opening = LastingOpens(self._lasting_calls, self._numbers, answer, self._pass_on)
+        self.lasting_calls = LastingCalls(self.lasting, self._files, self._numbers, arch)
+        self._opening = LastingOpens(self.lasting_calls, self._numbers, answer, self._pass_on)
         self._handlers: dict[str, Callable[[PendingCall], bool]] = {
             "openat": self._openat,
             "read": self._read,
@@ -124,8 +124,7 @@ class KnownFiles:
     def _prepare(self, call: PendingCall) -> None:
         """Have the session know what *call* may see, which goes to it."""
         assert call.row is not None
-        if self.lasting.unmade:
-            self.lasting.make_for(call)
+        self.lasting.make_for(call)
         self._tell_positions()
         self._numbers.asked(call.id, call.row.name)
 
@@ -139,7 +138,7 @@ class KnownFiles:
 
         Return the value and errno of a call of the process *pid*, or None: nothing has happened, it is to be served.
         """
-        answer = self._lasting_calls.quick(notification, memory)
+        answer = self.lasting_calls.quick(notification, memory)
         if answer is None and notification.nr == self._newfstatat_number:
             answer = self._folders.quick(notification, memory)
             if answer is not None:
@@ -233,7 +232,7 @@ class KnownFiles:
 
     def forget(self) -> None:
         """Know no contents any more: the host itself makes a call."""
-        self.lasting.make(list(self.lasting.unmade))
+        self.lasting.make_all()
         self._tell_positions()
         self._numbers.forget()
         self.forget_contents()
@@ -264,7 +263,7 @@ class KnownFiles:
 
     def _forget_all(self) -> None:
         """Know nothing any more; reads that wait are made as they are."""
-        self.lasting.make(list(self.lasting.unmade))
+        self.lasting.make_all()
         self._opening.forget()
         self._tell_positions()
         self._folders.forget()
@@ -286,6 +285,7 @@ class KnownFiles:
 
     def _revoke(self, message: Revoked) -> None:
         """Forget files that may have changed."""
+        self.lasting.catch_up()
         gone = set(message.files)
         for call_id in [call_id for call_id, ahead in self._aheads.items() if ahead.lasting in gone]:
             del self._aheads[call_id]
@@ -483,7 +483,7 @@ class KnownFiles:
         fd = call.args[0] & 0xFFFFFFFF
         self._streams.discard(fd)
         self._folders.closed(fd)
-        if self._lasting_calls.close(fd):
+        if self.lasting_calls.close(fd):
             self._answer(call, 0, 0, {})
             return True
         if fd in self._files:

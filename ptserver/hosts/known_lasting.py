@@ -8,6 +8,7 @@ opens the file after all (`make`), as it was, by a descriptor of its own.
     known    told with an open, until `Revoked`, and for a second after the session's last result
     unmade   descriptors that the program has, and the session does not
     local    of those, the ones that the program reads itself (`local_files`)
+    own      those that it opens and closes itself, too (`own_opens`): `catch_up` before who looks at *unmade*
 
 `LastingCalls` answers calls of the first process by their arguments alone.
 
@@ -25,15 +26,20 @@ from ptserver.hosts.known_file import FRESH_SECONDS, KnownFile
 from ptserver.hosts.known_folders import is_lasting
 from ptserver.hosts.known_numbers import KnownNumbers
 from ptserver.hosts.local_files import LocalFiles
+from ptserver.hosts.own_opens import OwnOpens
 from ptserver.hosts.pending_call import PendingCall
 from ptserver.messages import Ahead, Message, Reopened, Revoked
+from stepping.direct_opens import DirectOpens
 from stepping.errors import MemoryFaultError
 from stepping.listener import Notification
 from stepping.syscalls import SYSCALLS, Arch
 from stepping.tracee_memory import TraceeMemory
 
+Handler = Callable[[Notification, TraceeMemory], tuple[int, int] | None]
+
 _INT = 0xFFFFFFFF
 _AT_SYMLINK_NOFOLLOW = 0x100
+_AT_FDCWD = -100 & _INT
 _EPOLL_CTL_ADD = 1
 _PATH_MAX = 4096
 #: More than a session knows at a time.
@@ -59,6 +65,7 @@ class KnownLasting:
         self._heard = 0.0
         self.unmade: dict[int, int] = {}
         self.local: LocalFiles | None = None
+        self.own: OwnOpens | None = None
 
     @property
     def since(self) -> float:
@@ -72,6 +79,8 @@ class KnownLasting:
     def told(self, folder: int, path: bytes, how: int, ahead: Ahead) -> None:
         """Hear of a file that was opened by *path*."""
         if is_lasting(folder, path) and ahead.end and len(self._files) < _MAX_FILES:
+            if self.own is not None and path in self._files:
+                self.own.forget(self._files[path][1].lasting)
             self._files[path] = how, ahead
             self._paths[ahead.lasting] = path
 
@@ -89,10 +98,25 @@ class KnownLasting:
         found = self.find(folder, path)
         return None if found is None else found[1].stat
 
+    def catch_up(self) -> None:
+        """Know what the program has opened and closed itself; it does no more until it is let again."""
+        if self.own is not None:
+            self.own.hear()
+
+    def catch_up_for(self, call: PendingCall) -> None:
+        """Do that if it matters to *call* of the first process."""
+        assert call.row is not None
+        if self.own is None:
+            return
+        if call.row.name not in _SEES_NAMED_ONLY or any(self.own.concerns(fd) for fd in names(call)):
+            self.own.hear()
+
     def forget(self) -> None:
         """Know of none any more, though the session may still watch them."""
         self._files.clear()
         self._paths.clear()
+        if self.own is not None:
+            self.own.forget_all()
 
     def revoked(self, message: Revoked) -> None:
         """Hear that files are not known any more; what is open of them has been made."""
@@ -102,6 +126,8 @@ class KnownLasting:
                 del self._files[path]
             if self.local is not None:
                 self.local.forget(number)
+            if self.own is not None:
+                self.own.forget(number)
             self._post(Reopened(number, -1))
 
     def make(self, fds: Iterable[int]) -> None:
@@ -113,6 +139,11 @@ class KnownLasting:
                 self._post(Reopened(number, fd))
                 self._made(fd)
 
+    def make_all(self) -> None:
+        """Have it open all that the program has open."""
+        self.catch_up()
+        self.make(list(self.unmade))
+
     def end_local(self, fd: int) -> None:
         """Have the offset of a descriptor here, if the program moves it itself."""
         if self.local is not None:
@@ -121,7 +152,10 @@ class KnownLasting:
     def make_for(self, call: PendingCall) -> None:
         """Have the session open what *call*, which goes to it, may see."""
         assert call.row is not None
-        self.make(list(names(call)) if call.row.name in _SEES_NAMED_ONLY else list(self.unmade))
+        if call.row.name not in _SEES_NAMED_ONLY:
+            self.make_all()
+        elif self.unmade:
+            self.make(list(names(call)))
 
 
 class LastingCalls:
@@ -143,14 +177,50 @@ class LastingCalls:
             "read": self._read,
             "close": self._close,
         }
-        self._handlers: dict[int, Callable[[Notification, TraceeMemory], tuple[int, int] | None]] = {}
+        self._handlers: dict[int, Handler] = {}
         self._handlers |= {SYSCALLS[name].numbers[arch]: handler for name, handler in handlers.items()}
+        self._numbering = frozenset(SYSCALLS[name].numbers[arch] for name in ("openat", "close"))
+        self._epoll_ctl_number = SYSCALLS["epoll_ctl"].numbers[arch]
+
+    def let_program(
+        self,
+        pid: int,
+        local: LocalFiles,
+        opens: DirectOpens,
+        later: Callable[[float, Callable[[], None]], None],
+    ) -> None:
+        """Have the process *pid* read files that last itself by *local*, and open and close them by *opens*.
+
+        later: calls back in so many seconds.
+        """
+        lasting = self.lasting
+        lasting.local = local
+        lasting.own = OwnOpens(
+            pid, opens, local, self._numbers, self._files, lasting.unmade, lambda: lasting.since, later
+        )
 
     def quick(self, notification: Notification, memory: TraceeMemory) -> tuple[int, int] | None:
         """Return the value and errno of a call that is made here, or None if nothing has happened."""
         handler = self._handlers.get(notification.nr)
         if handler is None:
             return None
+        own = self.lasting.own
+        if own is None:
+            return self._make(handler, notification, memory)
+        if (
+            notification.nr in self._numbering
+            or own.concerns(notification.a0 & _INT)
+            or (notification.nr == self._epoll_ctl_number and own.concerns(notification.a2 & _INT))
+        ):
+            own.hear()
+        answer = self._make(handler, notification, memory)
+        if answer is not None:
+            own.let()
+        return answer
+
+    def _make(
+        self, handler: Handler, notification: Notification, memory: TraceeMemory
+    ) -> tuple[int, int] | None:
         try:
             return handler(notification, memory)
         except (MemoryFaultError, ValueError):
@@ -163,6 +233,7 @@ class LastingCalls:
 
     def open(self, folder: int, path: bytes, how: int) -> int | None:
         """Open a file, if it is known and which number it gets; return that."""
+        self.lasting.catch_up()
         number = self._numbers.next
         found = self.lasting.find(folder, path) if number is not None else None
         if found is None or found[0] != how & _INT or number is None:
@@ -189,7 +260,14 @@ class LastingCalls:
         if found is None:
             return None
         memory.write(call.a2, found)
+        self._learn(call.a0, path, call.a1, call.a2)
         return 0, 0
+
+    def _learn(self, folder: int, path: bytes, *pointers: int) -> None:
+        if self.lasting.own is not None and folder & _INT == _AT_FDCWD:
+            found = self.lasting.find(folder, path)
+            if found is not None:
+                self.lasting.own.learn(path, *found, *pointers)
 
     def _openat(self, call: Notification, memory: TraceeMemory) -> tuple[int, int] | None:
         path = memory.read_string(call.a1, _PATH_MAX)
@@ -198,6 +276,7 @@ class LastingCalls:
             return None
         if self.lasting.local is not None:
             self.lasting.local.open(call.id, number, self._files[number])
+        self._learn(call.a0, path, call.a1)
         return number, 0
 
     def _epoll_ctl(self, call: Notification, memory: TraceeMemory) -> tuple[int, int] | None:

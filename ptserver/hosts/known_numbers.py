@@ -41,6 +41,17 @@ class KnownNumbers:
         """The calls until whose results nothing follows."""
         return self._under_way
 
+    def free(self) -> tuple[list[int], int]:
+        """Return the numbers that descriptors get if they are opened now, in order, and up to where that is known.
+
+        Nothing follows while a call is under way.
+        """
+        return (sorted(self._free), self._bound) if not self._under_way else ([], 0)
+
+    def opened(self, fd: int) -> None:
+        """Note that something was opened as *fd*, which was free."""
+        self._free.discard(fd)
+
     def opened_next(self) -> None:
         """Note that something was opened as `next`."""
         self._free.remove(min(self._free))

@@ -155,10 +155,10 @@ def launch_host(
 
 def _direct(path: str, header: ElfHeader) -> Direct | None:
     """Return how the program can make calls itself; None if it is not made for that."""
-    from stepping.direct_calls import find_site, make_pass
+    from stepping.direct_calls import find_sites, make_pass
 
     try:
-        site = find_site(path, header)
+        sites = find_sites(path, header)
     except OSError:
         return None
-    return None if site is None else Direct(make_pass(), site, header)
+    return None if sites is None else Direct(make_pass(), sites, header)

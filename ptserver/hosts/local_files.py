@@ -27,14 +27,19 @@ _SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_S
 
 
 class LocalFiles:
-    """Of the process whose *table* that is. later: calls back in so many seconds."""
+    """Of the process whose *table* that is. later: calls back in so many seconds; may: whether files may be put."""
 
     def __init__(
-        self, table: DirectTable, listener: Listener, later: Callable[[float, Callable[[], None]], None]
+        self,
+        table: DirectTable,
+        listener: Listener,
+        later: Callable[[float, Callable[[], None]], None],
+        may: Callable[[], bool],
     ) -> None:
         self._table = table
         self._listener = listener
         self._later = later
+        self.may = may
         self._contents: dict[int, int] = {}  # memfds by the file's number
         self._put: dict[int, tuple[int, int]] = {}  # by descriptor: the file's number, and ours for the same
         self._open: dict[int, tuple[float, KnownFile]] = {}  # by descriptor, and until when
@@ -43,7 +48,7 @@ class LocalFiles:
     def open(self, notification_id: int, fd: int, file: KnownFile) -> None:
         """Put a file at the number *fd*, if that can be done; the call that opens it waits."""
         until = file.since + FRESH_SECONDS
-        if fd >= TABLE_DESCRIPTORS or until < time.monotonic() + FRESH_SECONDS / 2:
+        if fd >= TABLE_DESCRIPTORS or until < time.monotonic() + FRESH_SECONDS / 2 or not self.may():
             return
         number, ours = self._put.get(fd, (0, -1))
         try:
@@ -54,9 +59,29 @@ class LocalFiles:
             self._table.set(fd, is_file=True)
         except (NotificationGoneError, OSError, MemoryFaultError):
             return  # it is read by calls that are taken
-        self._open[fd] = until, file
+        self._keep(fd, file)
+
+    def _keep(self, fd: int, file: KnownFile) -> None:
+        self._open[fd] = file.since + FRESH_SECONDS, file
         if not self._is_armed:
             self._arm()
+
+    def there(self, fd: int) -> int:
+        """Return the number of the file that lies at a descriptor's number, whether it is open or not; 0 if none."""
+        number, ours = self._put.get(fd, (0, -1))
+        return number if self._listener.put.get(fd) == ours else 0
+
+    def lend(self) -> dict[int, KnownFile]:
+        """Return what the program reads itself, by descriptor, for somebody who gives it back (`take_back`)."""
+        return {fd: file for fd, (_, file) in self._open.items()}
+
+    def lent(self, fd: int) -> None:
+        """Leave a descriptor to who has been told of it."""
+        del self._open[fd]
+
+    def take_back(self, fd: int, file: KnownFile) -> None:
+        """Have a descriptor again, which the program reads itself."""
+        self._keep(fd, file)
 
     def _put_anew(self, notification_id: int, fd: int, file: KnownFile) -> None:
         self._drop(fd)

@@ -129,6 +129,11 @@ class RemoteProcesses:
         self._cancelled: set[int] = set()
         self._masked = MaskedCalls(self._settle_call, self._forget)
 
+    @property
+    def is_alone(self) -> bool:
+        """Whether the first process is the only one, and no other is being made."""
+        return len(self._by_id) == 1 and not self._forks and not self._unborn
+
     # Calls.
 
     def serve(self, call: PendingCall) -> bool:

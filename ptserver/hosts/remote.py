@@ -103,9 +103,8 @@ class RemoteHost(ConnectedHost):
         keepalive_seconds: float = DEFAULT_SECONDS,
     ) -> None:
         super().__init__(launched, signals, arch, welcome.interest, connection, keepalive_seconds)
-        self.kills_when_lost = False
+        self.kills_when_lost = self.server_time = False
         self._emulator: EmulatorCalls | None = None
-        self.server_time = False
         self._welcome = welcome
         self._has_stub = has_stub
         self._in_flight: dict[int, PendingCall | None] = {}  # None: cancelled, an answer will still come
@@ -167,10 +166,11 @@ class RemoteHost(ConnectedHost):
                 self._in_flight,
                 self._asked,
                 arch,
+                lambda: self._children is None or self._children.is_alone,
             )
             self._quick = self._direct.quick
-        self._goodbye = False
-        self._congested = False
+            self._mappings.unmaps = self._direct.unmapped
+        self._goodbye = self._congested = False
         self._streams = HostStreams(streams, self._loop, connection.send)
 
     def serve_emulator(self) -> None:

@@ -133,6 +133,22 @@ def test_a_file_that_nobody_changes_is_opened_at_the_server_only_at_first(
     assert opened == (15 if sync else 0) or not _is_told_of(path)
 
 
+@pytest.mark.parametrize("seed", [1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 8))])
+def test_who_opens_a_file_gets_the_lowest_number_and_has_it_alone(
+    server: str, tmp_path: Path, seed: int
+) -> None:
+    """The program finds out about most of that itself; the numbers are those that it gets natively."""
+    program = build("openers")
+    said = []
+    for prefix in ((), ("ptserver", "run", "--server", server)):
+        command = [*prefix, program, str(tmp_path), str(seed), "8", "60"]
+        with started(command, program, env=base_environment(), cwd=tmp_path) as running:
+            ended = running.finish()
+        assert ended.status == 0, ended.stdout
+        said.append(ended.stdout)
+    assert said[0] == said[1]
+
+
 def _is_told_of(path: Path) -> bool:
     """Whether the file is on a file system where files last."""
     from ptserver.sessions.lasting_files import LastingFiles

@@ -15,16 +15,19 @@ from unicorn.x86_const import (
     UC_X86_REG_RDI,
     UC_X86_REG_RDX,
     UC_X86_REG_RSI,
+    UC_X86_REG_RSP,
 )
 
-from stepping.direct_calls import TABLE_DESCRIPTORS, DirectTable, make_pass, remove, routine
-from stepping.syscall6 import AFTER_OFFSET, SIGNATURE
+from stepping.direct_calls import TABLE_DESCRIPTORS, DirectTable, Sites, jumps, make_pass, remove, routine
+from stepping.syscall6 import AFTER_OFFSET, EPOLLCTL, SIGNATURE
 
-ENTRY, PAGE, DATA, PAGE_BYTES = 0x401000, 0x5000000, 0x5001000, 0x1000
+ENTRY, EPOLLCTL_AT, PAGE, DATA, PAGE_BYTES = 0x401000, 0x401800, 0x5000000, 0x5001000, 0x1000
+SITES = Sites(ENTRY, EPOLLCTL_AT)
 PASS = 0x8123456789ABCDEF
 READ, WRITE, CLOSE, LSEEK, EPOLL_CTL = 0, 1, 3, 8, 233
 ADD, MODIFY, EPERM = 1, 3, 1
 OTHER = 7777
+STACK = 0xA000000
 
 
 class Memory:
@@ -45,11 +48,13 @@ class Program:
 
     def __init__(self) -> None:
         self.machine = machine = Uc(UC_ARCH_X86, UC_MODE_64)
-        for address, size in ((ENTRY, PAGE_BYTES), (PAGE, PAGE_BYTES), (DATA, 2 * PAGE_BYTES)):
+        for address, size in ((ENTRY, PAGE_BYTES), (PAGE, PAGE_BYTES), (DATA, 13 * PAGE_BYTES)):
             machine.mem_map(address, size)
         machine.mem_write(ENTRY, SIGNATURE)
-        machine.mem_write(PAGE, routine(PAGE, DATA, ENTRY, PASS))
-        machine.mem_write(ENTRY, b"\xe9" + struct.pack("<i", PAGE - ENTRY - 5))
+        machine.mem_write(EPOLLCTL_AT, EPOLLCTL)
+        machine.mem_write(PAGE, routine(SITES, PASS))
+        for place, jump in jumps(PAGE, SITES):
+            machine.mem_write(place, jump)
         machine.hook_add(UC_HOOK_INSN, self._called, None, 1, 0, UC_X86_INS_SYSCALL)
         self.table = DirectTable(Memory(machine), DATA)  # type: ignore[arg-type]
         self.made: list[tuple[int, ...]] = []
@@ -118,6 +123,27 @@ def test_epoll_refuses_files_in_the_table_and_nothing_else(program: Program) -> 
     assert program.call(EPOLL_CTL, 4, ADD, 5)[6] == OTHER
 
 
+@pytest.mark.parametrize(
+    ("operation", "fd", "refused"),
+    [(ADD, 5, True), (ADD, 6, False), (MODIFY, 5, False), (ADD, 1 << 20, False)],
+)
+def test_the_runtimes_own_epoll_ctl_is_refused_alike(
+    program: Program, operation: int, fd: int, refused: bool
+) -> None:
+    program.table.set(5, is_file=True)
+    program.table.set(6)
+    machine = program.machine
+    machine.mem_map(STACK, PAGE_BYTES)
+    machine.mem_write(STACK, struct.pack("<QiiiiQi", 0, 4, operation, fd, 0, 99, 0))
+    machine.reg_write(UC_X86_REG_RSP, STACK)
+    machine.emu_start(EPOLLCTL_AT, EPOLLCTL_AT + len(EPOLLCTL) - 1)
+    (result,) = struct.unpack("<i", machine.mem_read(STACK + 32, 4))
+    if refused:
+        assert (program.made, result) == ([], -EPERM)
+    else:
+        assert program.made[0][:5] == (EPOLL_CTL, 4, operation, fd, 99)
+
+
 def test_what_is_taken_out_is_as_it_was_and_its_neighbours_are_not(program: Program) -> None:
     for fd in (4, 5, 6):
         program.table.set(fd)
@@ -131,6 +157,7 @@ def test_it_is_taken_out_and_nothing_else_is(program: Program) -> None:
     memory = Memory(program.machine)
     remove(memory, ENTRY)  # type: ignore[arg-type]
     assert memory.read(ENTRY, len(SIGNATURE)) == SIGNATURE
+    assert memory.read(EPOLLCTL_AT, len(EPOLLCTL)) == EPOLLCTL
     assert program.call(READ, 5)[6] == OTHER
     remove(memory, ENTRY)  # type: ignore[arg-type]
     other = b"\xe9" + struct.pack("<i", DATA - ENTRY - 5)

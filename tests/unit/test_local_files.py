@@ -23,7 +23,7 @@ class Program:
         self.table: dict[int, bool] = {}
         self.puts = 0
         self.later: list[Callable[[], None]] = []
-        self.files = LocalFiles(self, self, lambda seconds, call: self.later.append(call))  # type: ignore[arg-type]
+        self.files = LocalFiles(self, self, lambda seconds, call: self.later.append(call), lambda: True)  # type: ignore[arg-type]
 
     def put_fd(self, notification_id: int, fd: int, number: int) -> None:
         self.close_own(number)

@@ -8,7 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stepping import ring_layout
-from stepping.gen_ring import PROBES_SOURCE, PROBES_TARGET, SOURCE, TARGET, generate
+from stepping.gen_ring import (
+    DIRECT_SOURCE,
+    DIRECT_TARGET,
+    PROBES_SOURCE,
+    PROBES_TARGET,
+    SOURCE,
+    TARGET,
+    generate,
+)
 from stepping.ring_code_amd64 import AFTER, BEFORE, CODE
 from stepping.ring_copies import COPIED_CALLS, READ_ERRNOS, copies_of, read_errnos_mask
 from stepping.ring_layout import (
@@ -58,6 +66,7 @@ def test_the_code_is_assembled_from_the_source() -> None:
         pytest.skip("binutils are not installed")
     assert TARGET.read_text() == generate()
     assert PROBES_TARGET.read_text() == generate(PROBES_SOURCE)
+    assert DIRECT_TARGET.read_text() == generate(DIRECT_SOURCE)
 
 
 def test_the_source_and_the_layout_agree() -> None:
