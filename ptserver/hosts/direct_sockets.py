@@ -258,14 +258,15 @@ class DirectSockets:
 
     def _collect_from(self, sock: _Socket, told: list[DirectBytes]) -> None:
         filled = _queued(sock.theirs, termios.TIOCOUTQ)
+        seen = _queued(sock.ours, termios.FIONREAD)
         try:
             data = sock.ours.recv(_PIECE_BYTES)
         except OSError:
             return
         sock.ahead += len(data)
         told.append(DirectBytes(sock.fd, self._taken(sock), data))
-        if filled >= _PIECE_BYTES or len(data) >= _PIECE_BYTES // 4:
-            self._events.writable(sock.watched)  # the program may have found no room
+        if filled >= _PIECE_BYTES or len(data) >= _PIECE_BYTES // 4 or len(data) > seen:
+            self._events.writable(sock.watched)  # the program may have found no room, perhaps since we looked
         if sock.ahead >= DIRECT_WINDOW_BYTES and not sock.is_stopped:
             sock.is_stopped = True
             self._watch_ours(sock)
