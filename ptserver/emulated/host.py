@@ -289,7 +289,7 @@ def run_emulated(
         remote.make(machine, server, session)
     if sink is not None:
         sink.start(machine)
-    relay = SignalRelay(machine)
+    relay = SignalRelay(machine, restarts=away is not None)
     try:
         if server is not None:
             server.session_started(session)

@@ -69,11 +69,13 @@ _EXEC = (
 class SignalRelay:
     """Keeps this process's dispositions of signals and its mask equal to the program's, and passes on what arrives.
 
-    See `stepping.emulation.signals.Outside`.
+    See `stepping.emulation.signals.Outside`. restarts: whether a call of this process's main thread that a signal
+    interrupts is to be made again, because it does not wait for anything but an answer (a server's at an address).
     """
 
-    def __init__(self, machine: Machine) -> None:
+    def __init__(self, machine: Machine, *, restarts: bool = False) -> None:
         self._machine = machine
+        self._restarts = restarts
         self._before: dict[int, signal._HANDLER] = {}
         if threading.current_thread() is not threading.main_thread():
             self._mask: set[int] | None = None
@@ -152,6 +154,8 @@ class SignalRelay:
     def _set(self, number: int, handler: "signal._HANDLER") -> None:
         before = signal.signal(number, handler)
         self._before.setdefault(number, before)
+        if self._restarts and callable(handler):
+            signal.siginterrupt(number, False)
 
 
 def fork(machine: Machine, thread: Thread, args: list[int], numbers: ChildNumbers | None = None) -> Result:
@@ -176,8 +180,8 @@ def fork(machine: Machine, thread: Thread, args: list[int], numbers: ChildNumber
         if flags & _CLONE_PARENT_SETTID:
             _U32.pack_into(space.view, parent_tid, number or pid)
         if flags & _CLONE_PIDFD:
-            descriptor = execute(SYSCALLS["pidfd_open"], (pid, 0), {}, {})[0]
-            _U32.pack_into(space.view, parent_tid, descriptor)
+            descriptor, failure, _ = execute(SYSCALLS["pidfd_open"], (pid, 0), {}, {})
+            _I32.pack_into(space.view, parent_tid, -1 if failure else descriptor)
         if numbers is not None:
             numbers.add(number, pid)
         return number or pid

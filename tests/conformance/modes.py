@@ -44,7 +44,8 @@ class Mode:
 
     local: the program's resources are this machine's own, so that whatever runs natively must run; stub: the program
     is built with the stub, which finds its server by itself; cases: the only cases that are worth the time; without:
-    those that make no sense; everyday: those that are not slow, if only some are to be run every day.
+    those that make no sense; everyday: those that are not slow, if only some are to be run every day; seconds: how
+    long a case may take, if more than others.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Mode:
     cases: frozenset[str] | None = None
     without: frozenset[str] = frozenset()
     everyday: frozenset[str] | None = None
+    seconds: float | None = None
 
 
 def base_environment() -> dict[str, str]:
@@ -243,6 +245,7 @@ MODES = (
         _served(_tcp, options=("--engine=emulate",)),
         without=frozenset({"killed"}),
         everyday=frozenset({"environment", "stdin-lines"}),
+        seconds=900,
     ),
     Mode("on-host", False, _on_host, without=frozenset({"killed"}), everyday=_ON_HOST),
     Mode("machines", False, _between_machines(0), cases=_FOR_MACHINES),

@@ -50,7 +50,7 @@ def behaviour(case: Case, mode: Mode, folder: Path) -> Behaviour:
                 running.send(case.stdin)
             if case.drive is not None:
                 case.drive(running)
-            ended = running.finish()
+            ended = running.finish(mode.seconds)
     here = re.compile(re.escape(os.fsencode(folder)))
     name = re.compile(rb"^host: " + re.escape(place.hostname.encode()), re.MULTILINE)
 
@@ -85,6 +85,8 @@ def row(case: Case, mode: Mode):  # type: ignore[no-untyped-def]
     slow = case.heavy and mode.name not in MODES_FOR_HEAVY
     slow = slow or case.name in SLOW_CASES or (mode.everyday is not None and case.name not in mode.everyday)
     marks = [pytest.mark.slow] if slow else []
+    if mode.seconds is not None:
+        marks.append(pytest.mark.timeout(mode.seconds + 120))
     return pytest.param(case, mode, id=f"{mode.name}-{case.name}", marks=marks)
 
 

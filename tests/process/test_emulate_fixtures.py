@@ -89,6 +89,7 @@ def test_it_behaves_as_it_does_natively(case: Case, arch: str, native, tmp_path:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1020)
 @pytest.mark.parametrize(
     "case",
     [
