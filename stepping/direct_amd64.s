@@ -46,6 +46,7 @@
         .set NR_CLOSE,     3
         .set NR_FSTAT,     5
         .set NR_LSEEK,     8
+        .set NR_SENDFILE,  40
         .set NR_EPOLL_CTL, 233
         .set NR_OPENAT,    257
         .set NR_NEWFSTATAT, 262
@@ -72,7 +73,7 @@ enter:
 make:   lock incl page_code-CODE+COUNT(%rip)
         testb   $PASSES, (%r11,%rdi)    # once more: whoever cleared it has not seen us yet
         jz      undo
-        mov     page_code-CODE+PASS(%rip), %r9
+pass:   mov     page_code-CODE+PASS(%rip), %r9
         syscall
         lock decl page_code-CODE+COUNT(%rip)
         jmp     *page_code-CODE+AFTER(%rip)
@@ -84,6 +85,8 @@ not_read_or_write:
         je      seek
         cmp     $NR_CLOSE, %rax
         je      close
+        cmp     $NR_SENDFILE, %rax
+        je      send
         cmp     $NR_FSTAT, %rax
         je      look
         cmp     $NR_OPENAT, %rax
@@ -121,6 +124,25 @@ seek:   cmp     $DESCRIPTORS, %rdi
         testb   $IS_FILE, (%r11,%rdi)
         jnz     make
         jmp     stop
+
+        # From a file, at its own offset, to what is none.
+send:   test    %rdx, %rdx
+        jnz     stop
+        cmp     $DESCRIPTORS, %rdi
+        jae     stop
+        cmp     $DESCRIPTORS, %rsi
+        jae     stop
+        lea     page_code-CODE+TABLE(%rip), %r11
+        testb   $IS_FILE, (%r11,%rsi)
+        jz      stop
+        lock incl page_code-CODE+COUNT(%rip)
+        testb   $IS_FILE, (%r11,%rsi)
+        jz      undo
+        movzbl  (%r11,%rdi), %ecx
+        and     $PASSES|IS_FILE, %ecx
+        cmp     $PASSES, %ecx
+        je      pass
+        jmp     undo
 
         # Attributes of a descriptor.
 look:   cmp     $DESCRIPTORS, %rdi

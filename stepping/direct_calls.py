@@ -9,6 +9,7 @@ the filter knows, into the register of the sixth argument, which those calls do 
     the routine          the four moves of Syscall6; back to its syscall instruction
                          if it is a read or write of a descriptor in the table, or an lseek of a regular file there:
                          the call with the pass, and behind it
+                         if it sends such a file, from its offset on, to a descriptor in the table: the same
                          if it has epoll watch a regular file: EPERM, as the kernel says, and behind it
                          if it opens, closes or looks at a file that the host has put there: see `direct_opens`
 

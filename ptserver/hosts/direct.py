@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from ptserver.hosts.direct_calls import names
 from ptserver.hosts.direct_events import WAITS, DirectEvents
+from ptserver.hosts.direct_sending import DirectSending
 from ptserver.hosts.direct_sockets import DirectSockets
 from ptserver.hosts.known_files import KnownFiles
 from ptserver.hosts.local_files import LocalFiles
@@ -62,6 +63,7 @@ class DirectCalls:
         self._asked = asked
         self._coming_back: set[int] = set()
         self._plain = frozenset({SYSCALLS["read"].numbers[arch], SYSCALLS["write"].numbers[arch]})
+        self._sendfile_number = SYSCALLS["sendfile"].numbers[arch]
         self._events = DirectEvents(loop, self, answer, known.forget_contents, arch)
         table = DirectTable(main.memory, address)
         self._local = LocalFiles(table, listener, loop.later, is_alone)
@@ -77,6 +79,7 @@ class DirectCalls:
             self._events,
             known,
         )
+        self._sending = DirectSending(self._sockets, known.lasting_calls)
 
     def close(self) -> None:
         """Give up every descriptor."""
@@ -98,6 +101,8 @@ class DirectCalls:
         """Answer a call of the first process by its arguments alone, if that can be done; see `Host`."""
         if notification.nr in self._plain and self._sockets.has(notification.a0):
             return None  # it was made before the socket was direct; what is known may be older
+        if notification.nr == self._sendfile_number:
+            return self._sending.quick(notification)
         answer = self._events.quick(notification, memory)
         if answer is None:
             answer = self._known.quick(notification, memory)

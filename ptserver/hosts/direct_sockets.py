@@ -147,6 +147,8 @@ class DirectSockets:
             sock = self._sockets.get(fd)
             if sock is not None and not is_passive(call):
                 self.end(sock)
+                if row.name == "sendfile":  # which leaves it what it was
+                    self._own.add(fd)
             if is_copied or makes_blocking(call) or row.name == "close":
                 self._own.discard(fd)
             if is_copied or row.name == "close":
@@ -223,14 +225,18 @@ class DirectSockets:
             return
         self._answer(call, len(data), 0, {1: data} if data else {})
 
-    def _write(self, sock: _Socket, call: PendingCall, data: bytes) -> None:
+    def write(self, fd: int, data: bytes) -> tuple[int, int]:
+        """Write to *fd*, which is direct, as far as there is room; return how many bytes that were, and errno."""
         try:
-            count = sock.theirs.send(data) if data else 0
+            count = self._sockets[fd].theirs.send(data) if data else 0
         except OSError as error:
-            self._answer(call, 0, error.errno or errno.EIO, {})
-            return
-        self._answer(call, count, 0, {})
+            return 0, error.errno or errno.EIO
         self.collect()
+        return count, 0
+
+    def _write(self, sock: _Socket, call: PendingCall, data: bytes) -> None:
+        count, error = self.write(sock.fd, data)
+        self._answer(call, count, error, {})
 
     def _close(self, sock: _Socket, call: PendingCall) -> None:
         self._finish(sock)

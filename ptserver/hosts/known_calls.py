@@ -37,11 +37,11 @@ _NUMBERING = frozenset(
     "openat open creat close socket accept accept4 recvmsg recvmmsg epoll_create1 pipe2 eventfd2 timerfd_create"
     " inotify_init1 prlimit64".split()
 )
-KEEPS_NUMBERS = (_QUIET | RECEIVING | CHANGING) - _NUMBERING
+KEEPS_NUMBERS = (_QUIET | RECEIVING | CHANGING | {"sendfile"}) - _NUMBERING
 REPLACES_DESCRIPTORS = frozenset({"dup2", "dup3", "close_range"})
 #: Calls that return a descriptor of no file, and those that are about no file if they are about such a descriptor.
 MAKES_STREAM = frozenset({"socket", "accept", "accept4", "eventfd2", "epoll_create1"})
-_WRITES_STREAM = frozenset({"write", "writev", "sendto", "ioctl"})
+_WRITES_STREAM = frozenset({"write", "writev", "sendto", "sendfile", "ioctl"})
 _NOTHING_CAME = frozenset({errno.EAGAIN, errno.EINTR, errno.EINPROGRESS})
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 _QUIET_FCNTL = frozenset({1, 2, 3})  # F_GETFD, F_SETFD, F_GETFL

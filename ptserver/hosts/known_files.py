@@ -3,8 +3,7 @@
 docs/latency.md states the rules. In short: `Ahead` messages and reads ahead say how a file was a moment ago. That is
 used for at most a second, and only until the program makes a call by which something could change, or learns
 something by which it could know of a change. So a program that compares what it is told, by whatever way through its
-server, finds no contradiction. `known_calls` says which calls
-these are.
+server, finds no contradiction. `known_calls` says which calls these are.
 
 A call that is answered here but changes the state of the session (the offset of a descriptor, its flags, its closing)
 is sent along as *posted*, before any other call: the session makes it in its turn and answers nothing.
@@ -82,7 +81,7 @@ class KnownFiles:
         self._upcoming = KnownUpcoming(post)
         self._pipes = KnownPipes(self._post, answer)
         self.lasting = KnownLasting(post, self._was_made)
-        self.lasting_calls = LastingCalls(self.lasting, self._files, self._numbers, arch)
+        self.lasting_calls = LastingCalls(self.lasting, self._files, self._moved, self._numbers, arch)
         self._opening = LastingOpens(self.lasting_calls, self._numbers, answer, self._pass_on)
         self._handlers: dict[str, Callable[[PendingCall], bool]] = {
             "openat": self._openat,
@@ -125,6 +124,8 @@ class KnownFiles:
         """Have the session know what *call* may see, which goes to it."""
         assert call.row is not None
         self.lasting.make_for(call)
+        if call.row.name == "sendfile":  # which moves the offset of its second
+            self._untrack(call.args[1] & 0xFFFFFFFF)
         self._tell_positions()
         self._numbers.asked(call.id, call.row.name)
 
@@ -256,8 +257,7 @@ class KnownFiles:
         for file in self._files.values():
             if not file.lasting:
                 file.forget_all()
-        for fd in [*self._waiting]:
-            waiting = self._waiting[fd]
+        for fd, waiting in [*self._waiting.items()]:
             if waiting:
                 self._read_ahead(fd, self._files[fd], waiting[0][1], urgent=True)
 
@@ -297,14 +297,14 @@ class KnownFiles:
         self.lasting.revoked(message)
 
     def _untrack(self, fd: int) -> None:
-        """Know nothing of a descriptor any more."""
-        file = self._files.pop(fd)
+        """Know nothing of a descriptor any more, if anything is known."""
+        file = self._files.pop(fd, None)
+        if file is None:
+            return
         self._tell_position(fd, file)
         self._folders.closed(fd)
-        gone = [call_id for call_id, of in self._reads.items() if of == fd]
-        for call_id in gone:
-            del self._reads[call_id]
-        self._given_up.update(gone)
+        self._given_up.update(call_id for call_id, of in self._reads.items() if of == fd)
+        self._reads = {call_id: of for call_id, of in self._reads.items() if of != fd}
         for call, _ in self._waiting.pop(fd, ()):
             self._make(call)
 
@@ -435,9 +435,8 @@ class KnownFiles:
         args = call.args
         if args[3] & 0xFFFFFFFF == _AT_EMPTY_PATH and call.gathered.ins.get(1) == b"":
             return self._tell_attributes(call, 2)
-        path, flags = call.gathered.ins.get(1, b""), args[3] & 0xFFFFFFFF
-        found = self.lasting.attributes(args[0], path, flags)
-        found = found or self._folders.attributes(args[0], path, flags)
+        asked = args[0], call.gathered.ins.get(1, b""), args[3] & 0xFFFFFFFF
+        found = self.lasting.attributes(*asked) or self._folders.attributes(*asked)
         if found is None or 2 not in call.gathered.outs:
             return False
         self._answer(call, 0, 0, {2: found})

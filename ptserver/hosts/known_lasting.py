@@ -47,7 +47,7 @@ _MAX_FILES = 1024
 #: Calls that see no descriptor but those that they name, and take no number.
 _SEES_NAMED_ONLY = frozenset(
     "read write writev sendto recvfrom epoll_ctl epoll_wait epoll_pwait epoll_pwait2 fstat lseek pread64 pwrite64"
-    " getsockopt setsockopt getsockname getpeername shutdown listen fsync fdatasync".split()
+    " getsockopt setsockopt getsockname getpeername shutdown listen fsync fdatasync sendfile".split()
 )
 
 
@@ -159,13 +159,22 @@ class KnownLasting:
 
 
 class LastingCalls:
-    """The calls that are made most on lasting files; *files*: what is known of descriptors."""
+    """The calls that are made most on lasting files.
+
+    files: what is known of descriptors; moved: those whose offset the session does not know.
+    """
 
     def __init__(
-        self, lasting: KnownLasting, files: dict[int, KnownFile], numbers: KnownNumbers, arch: Arch
+        self,
+        lasting: KnownLasting,
+        files: dict[int, KnownFile],
+        moved: set[int],
+        numbers: KnownNumbers,
+        arch: Arch,
     ) -> None:
         self.lasting = lasting
         self._files = files
+        self._moved = moved
         self._numbers = numbers
         handlers = {
             "newfstatat": self._newfstatat,
@@ -253,6 +262,18 @@ class LastingCalls:
         del self._files[fd]
         self._numbers.closed(fd)
         return True
+
+    def look(self, fd: int, size: int) -> bytes | None:
+        """Return what a read of *fd*, of any file, gives; None if that is not known."""
+        self.lasting.end_local(fd)
+        file = self._files.get(fd)
+        return None if file is None or file.folder else file.look(file.position, size)
+
+    def move(self, fd: int, count: int) -> None:
+        """Note that so much was read of what `look` has returned."""
+        self._files[fd].position += count
+        if fd not in self.lasting.unmade:
+            self._moved.add(fd)
 
     def _newfstatat(self, call: Notification, memory: TraceeMemory) -> tuple[int, int] | None:
         path = memory.read_string(call.a1, _PATH_MAX)

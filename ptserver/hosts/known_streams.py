@@ -196,6 +196,8 @@ class KnownStreams:
             self._emptied.pop(fd, None)
         elif name == "close":
             self._closed(fd)
+        elif name == "sendfile":
+            self._streams.pop(fd, None)
         elif name == "epoll_ctl":
             self._emptied.pop(call.args[2] & 0xFFFFFFFF, None)
         elif name == "connect":
@@ -212,7 +214,7 @@ class KnownStreams:
             self.forget()
         elif name == "close":
             self._closed(call.args[0] & 0xFFFFFFFF)
-        elif name == "shutdown":  # there is no room any more, whatever was told before
+        elif name in ("shutdown", "sendfile"):  # there may be no room any more, whatever was told before
             self._streams.pop(call.args[0] & 0xFFFFFFFF, None)
         elif brings_word:
             self._forget_local()

@@ -21,7 +21,7 @@ HOST_CALLS: frozenset[str] = frozenset(
 WRITES: frozenset[str] = frozenset({"write", "writev", "sendto"})
 
 #: Calls that a program can make itself, by a pass (`stepping.direct_calls`).
-DIRECT_CALLS: frozenset[str] = frozenset({"read", "write", "lseek"})
+DIRECT_CALLS: frozenset[str] = frozenset({"read", "write", "lseek", "sendfile"})
 
 #: Calls that name a process: allowed on the program itself, refused on others.
 REACHES_SELF_ONLY: frozenset[str] = frozenset("kill tkill tgkill rt_sigqueueinfo rt_tgsigqueueinfo".split())

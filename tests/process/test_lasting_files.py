@@ -23,12 +23,15 @@ class Asking:
     def __init__(self, address: str) -> None:
         host, _, port = address.rpartition(":")
         self._sock = socket.create_connection((host, int(port)), 60)
-        self._file = self._sock.makefile("rw", encoding="utf-8")
+        self._file = self._sock.makefile("rwb")
 
-    def ask(self, path: Path) -> str:
-        self._file.write(f"{path}\n")
+    def ask(self, what: Path | str) -> str:
+        self._file.write(f"{what}\n".encode())
         self._file.flush()
-        return self._file.readline()
+        return self._file.readline().decode()
+
+    def have_sent(self, path: Path) -> bytes:
+        return self._file.read(int(self.ask(f"send {path}")))
 
     def close(self) -> None:
         self._file.close()
@@ -112,6 +115,31 @@ def test_it_is_seen_by_all_who_ask_at_once(remote: tuple[Asking, str], tmp_path:
         asking.close()
 
     threads = [threading.Thread(target=go_on, args=(index,)) for index in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+def test_what_is_sent_is_what_the_file_has(remote: tuple[Asking, str], tmp_path: Path) -> None:
+    """By many connections at once, of files that fit into what is known, into a socket, and not; some change."""
+    sizes, wrong = (0, 2, 600, 3000, 100_000, 3_000_000), list[str]()
+
+    def content(index: int, size: int, turn: int) -> bytes:
+        return bytes([(index * 31 + turn) % 251] * size)
+
+    def go_on(index: int) -> None:
+        path, asking = tmp_path / f"file{index}", Asking(remote[1])
+        size = sizes[index % len(sizes)]
+        for turn in range(6):
+            path.write_bytes(content(index, size, turn))
+            for _ in range(6):
+                if asking.have_sent(path) != content(index, size, turn):
+                    wrong.append(f"{size} bytes, turn {turn}")
+        asking.close()
+
+    threads = [threading.Thread(target=go_on, args=(index,)) for index in range(2 * len(sizes))]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -24,7 +24,7 @@ from stepping.syscall6 import AFTER_OFFSET, EPOLLCTL, SIGNATURE
 ENTRY, EPOLLCTL_AT, PAGE, DATA, PAGE_BYTES = 0x401000, 0x401800, 0x5000000, 0x5001000, 0x1000
 SITES = Sites(ENTRY, EPOLLCTL_AT)
 PASS = 0x8123456789ABCDEF
-READ, WRITE, CLOSE, LSEEK, EPOLL_CTL = 0, 1, 3, 8, 233
+READ, WRITE, CLOSE, LSEEK, SENDFILE, EPOLL_CTL = 0, 1, 3, 8, 40, 233
 ADD, MODIFY, EPERM = 1, 3, 1
 OTHER = 7777
 STACK = 0xA000000
@@ -111,6 +111,24 @@ def test_offsets_of_files_in_the_table_are_moved_with_the_pass(program: Program,
     program.table.clear(fd)
     for number in (READ, LSEEK):
         assert program.call(number, fd)[6] == OTHER
+
+
+def test_files_in_the_table_are_sent_to_what_is_no_file_and_there_too(program: Program) -> None:
+    program.table.set(5, is_file=True)
+    program.table.set(6)
+    program.table.set(7, is_file=True)
+    assert program.call(SENDFILE, 6, 5, 0, 99) == (SENDFILE, 6, 5, 0, 99, 44, PASS)
+    for arguments in (
+        (6, 5, 4096),
+        (6, 4, 0),
+        (6, 6, 0),
+        (4, 5, 0),
+        (7, 5, 0),
+        (6, TABLE_DESCRIPTORS + 5, 0),
+    ):
+        assert program.call(SENDFILE, *arguments) == (SENDFILE, *arguments, 33, 44, OTHER)
+    program.table.clear(6)
+    assert program.call(SENDFILE, 6, 5, 0)[6] == OTHER
 
 
 def test_epoll_refuses_files_in_the_table_and_nothing_else(program: Program) -> None:
