@@ -1,6 +1,7 @@
 """The rules that hold for all code: who may import whom, what is documented, what is not done at all."""
 
 import ast
+from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -143,3 +144,9 @@ def test_the_lists_here_are_no_longer_than_needed() -> None:
     names = {name_of(path) for path in sources()}
     assert set(LONG_MODULES) <= names
     assert set(BLANKET_EXCEPTS) <= names
+
+
+def test_modules_of_tests_have_names_of_their_own() -> None:
+    """They are in no packages, so pytest could not import the second one of a name."""
+    names = Counter(path.name for path in (ROOT / "tests").rglob("test_*.py"))
+    assert [name for name, count in names.items() if count > 1] == []
