@@ -23,7 +23,7 @@
         .set REACH,        0x1010
         .set FREE,         0x1018       # the slots whose numbers are free, a bit each; lower slots have lower numbers
         .set NUMBERS,      0x1040       # the number of each slot
-        .set CONTENTS,     0x1080       # and which file is there
+        .set CONTENTS,     0x1140       # and which file is there
         .set TABLE,        0x2000       # by descriptor: PASSES, IS_FILE, and from SLOT_SHIFT on its slot + 1, if it has one
         .set FILES,        0x6000       # by hash of the path
 

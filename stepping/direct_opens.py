@@ -15,7 +15,7 @@ of them is free. So the lowest free slot is the lowest free number, whatever the
 Pointers of the program are followed only into a range of addresses that the host has found to be there, because a
 pointer that leads nowhere would end the program, where the kernel says EFAULT.
 
-    data    count u32, whether it may u32 | from u64, reach u64 | free u64 | numbers 16 u32 | contents 16 u32
+    data    count u32, whether it may u32 | from u64, reach u64 | free u64 | numbers 64 u32 | contents 64 u32
     file    hash u32, length u32 | flags of the open u32 | attributes 144 bytes | path          64 of 512 bytes each
 
 A file lies where the hash of its path says, so one may take the place of another.
@@ -30,12 +30,13 @@ from stepping.direct_calls import DirectTable
 from stepping.errors import MemoryFaultError
 from stepping.tracee_memory import TraceeMemory
 
-MAX_SLOTS = 16
+MAX_SLOTS = 63
 STAT_BYTES = 144
 MAX_PATH_BYTES = 351
 
 _MAY_OFFSET, _FROM_OFFSET, _FREE_OFFSET, _FILES_OFFSET = 0x04, 0x08, 0x18, 0x5000
-_SLOTS = struct.Struct("<QQQ32x16I16I")
+_SLOTS = struct.Struct("<QQQ32x64I64I")
+_ROOM = 64  # of which a byte of the table can name all but one
 _FILE = struct.Struct("<III4x144s")
 _FILE_BYTES, _FILES = 512, 64
 _U64 = struct.Struct("<Q")
@@ -97,7 +98,7 @@ class DirectOpens:
             self._table.set_slot(slot.number, index, is_open=slot.is_open)
             free |= (not slot.is_open) << index
         self._slots = slots
-        rest = [0] * (MAX_SLOTS - len(slots))
+        rest = [0] * (_ROOM - len(slots))
         places = [_NO_FILE if slot.place is None else slot.place for slot in slots]
         data = _SLOTS.pack(
             pointers.start,

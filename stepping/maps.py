@@ -9,7 +9,7 @@ Source: proc(5); fs/proc/task_mmu.c. What is read is true only while the process
 """
 
 import bisect
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from stepping.errors import SteppingError, TraceeGoneError
@@ -70,6 +70,19 @@ class Maps:
         if index >= 0 and address < self._vmas[index].end:
             return self._vmas[index]
         return None
+
+    def find_span(self, address: int, accepts: Callable[[Vma], bool]) -> range:
+        """Return the addresses around *address* of mappings that *accepts* and that have no gap between them."""
+        index = bisect.bisect_right(self._starts, address) - 1
+        vmas = self._vmas
+        if index < 0 or address >= vmas[index].end or not accepts(vmas[index]):
+            return range(0)
+        first = last = index
+        while first and vmas[first - 1].end == vmas[first].start and accepts(vmas[first - 1]):
+            first -= 1
+        while last + 1 < len(vmas) and vmas[last].end == vmas[last + 1].start and accepts(vmas[last + 1]):
+            last += 1
+        return range(vmas[first].start, vmas[last].end)
 
     def by_path(self, path: str) -> list[Vma]:
         """Return the mappings of a file, or of a kernel's name such as ``[vdso]``, lowest first."""

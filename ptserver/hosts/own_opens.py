@@ -112,12 +112,12 @@ class OwnOpens:
             return
         self._looked = now
         try:
-            vma = read_maps(self._pid).find(pointer)
+            pointers = read_maps(self._pid).find_span(pointer, _is_plain)
         except (SteppingError, OSError):
             return
-        if vma is not None and _is_plain(vma):
+        if pointers:
             self.hear()
-            self._pointers = range(vma.start, vma.end)
+            self._pointers = pointers
 
     # Who has which number.
 
@@ -192,5 +192,5 @@ class OwnOpens:
 
 
 def _is_plain(vma: Vma) -> bool:
-    """Whether that is memory as Go's heap is."""
+    """Whether that is memory as Go's heap is, which advice about huge pages divides into several mappings."""
     return vma.perms == "rw-p" and not vma.inode and (not vma.path or vma.path.startswith("[anon:"))

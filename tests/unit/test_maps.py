@@ -74,6 +74,25 @@ def test_any_text(text: str) -> None:
         assert len(decode_maps(text)) <= text.count("\n") + 1
 
 
+def test_a_span_is_of_mappings_without_a_gap_that_are_accepted() -> None:
+    spans = [
+        (0x1000, 0x2000, "rw-p"),
+        (0x3000, 0x4000, "rw-p"),
+        (0x4000, 0x6000, "rw-p"),
+        (0x6000, 0x7000, "r--p"),
+    ]
+    maps = Maps(Vma(start, end, perms, 0, "00:00", 0, "") for start, end, perms in spans)
+
+    def is_writable(vma: Vma) -> bool:
+        return vma.perms[1] == "w"
+
+    assert maps.find_span(0x3000, is_writable) == maps.find_span(0x5FFF, is_writable) == range(0x3000, 0x6000)
+    assert maps.find_span(0x1800, is_writable) == range(0x1000, 0x2000)
+    assert maps.find_span(0x6000, lambda vma: True) == range(0x3000, 0x7000)
+    for address in (0x800, 0x2000, 0x6000, 0x9000):
+        assert not maps.find_span(address, is_writable)
+
+
 def test_this_process() -> None:
     maps = read_maps(os.getpid())
     assert maps.find(id(maps)) is not None

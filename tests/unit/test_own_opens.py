@@ -106,7 +106,8 @@ class Host:
 @pytest.fixture(autouse=True)
 def memory(monkeypatch: pytest.MonkeyPatch) -> None:
     vmas = [
-        Vma(HEAP, HEAP + 0x1000, "rw-p", 0, "00:00", 0, "[anon: Go: heap]"),
+        Vma(HEAP, HEAP + 0x800, "rw-p", 0, "00:00", 0, "[anon: Go: heap]"),
+        Vma(HEAP + 0x800, HEAP + 0x1000, "rw-p", 0, "00:00", 0, ""),
         Vma(HEAP + 0x2000, HEAP + 0x3000, "r--p", 0, "00:00", 0, ""),
     ]
     monkeypatch.setattr(own_opens, "read_maps", lambda pid: Maps(vmas))
@@ -161,7 +162,7 @@ def test_no_more_than_there_may_be(make: Callable[..., Host]) -> None:
     host = make()
     host.numbers.asked(2, "openat")
     host.numbers.heard(2, "openat", 0, 99)
-    for fd in range(20, 60):
+    for fd in range(20, 20 + MAX_SLOTS + 5):
         host.local.open(1, fd, KnownFile(host.ahead))
         host.local.closed(fd)
         host.numbers.closed(fd)
