@@ -42,6 +42,9 @@ MAX_SHOWN_ARGUMENTS, MAX_SHOWN_ARGUMENT_BYTES = 1024, 24 << 10
 #: The most goroutines of one `GoroutineStatistics`, sessions of a `WatcherWelcome`, and calls of a `WatchedCalls`.
 MAX_STATISTICS, MAX_LISTED_SESSIONS, MAX_WATCHED_CALLS = 1024, 1000, 1024
 
+#: The most events of one `GoroutineEvents`.
+MAX_GOROUTINE_EVENTS = 1024
+
 #: How much may be on its way, in each direction, of a socket that a program reads and writes at its host.
 DIRECT_WINDOW_BYTES = 256 << 10
 
@@ -87,6 +90,7 @@ WatchedBuffers = Annotated[
 ]
 Nanoseconds = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
 Count = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
+HostNumber = Annotated[int, Meta(ge=0, le=1023)]
 Capacities = Annotated[dict[ArgumentIndex, Annotated[int, Meta(ge=0, le=MAX_TRANSFER_BYTES)]], _ByIndex]
 
 
@@ -185,6 +189,30 @@ class Offer(Message, frozen=True):
     wait_seconds: Seconds = 0
 
 
+GoroutineEventKind = Literal["create", "start", "block", "unblock", "exit", "move"]
+
+
+class GoroutineEvent(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What has become of a goroutine of a spread program.
+
+    monotonic_ns: when, by the program's clock. what: ``create``, ``start`` (it runs now), ``block`` (it runs no
+    more), ``unblock`` (it can run), ``exit``, ``move`` (its thread has come from host *origin*). goid: which;
+    function: with which it began, if that is known. host, tid: where it happened, on which thread. What does not run
+    is at no host, so of ``create`` and ``unblock`` that is where somebody else did it: the goroutine *by*, if it was
+    one. reason: why it blocks, in Go's words.
+    """
+
+    monotonic_ns: Nanoseconds
+    what: GoroutineEventKind
+    goid: U64
+    host: HostNumber
+    tid: ThreadId
+    function: LongText = ""
+    by: U64 = 0
+    reason: ShortText = ""
+    origin: HostNumber = 0
+
+
 class Use(msgspec.Struct, frozen=True, omit_defaults=True):
     """What goroutines have used, since they or the session began. Processor time and time blocked are estimates.
 
@@ -266,7 +294,9 @@ class Hello(Message, frozen=True):
     token: the secret that the server wants, or empty; ahead: whether the host knows `Ahead`;
     server_time: whether the server's clock is to be the program's, so that calls on clocks of the day are served.
     wait_seconds: for how long the session is to be kept when its connection is lost, 0 not to keep it; in the answer
-    to an offer that wants it, for how long the host keeps it, and *ticket*: see `Resume`.
+    to an offer that wants it, for how long the host keeps it, and *ticket*: see `Resume`. spread: the program runs on
+    several hosts at once and its resources are theirs: the server answers no calls, but may hear of goroutines and
+    place them (`GoroutineEvents`).
     """
 
     versions: Annotated[tuple[Annotated[int, Meta(ge=1, le=65535)], ...], Meta(min_length=1, max_length=64)]
@@ -281,6 +311,7 @@ class Hello(Message, frozen=True):
     server_time: bool = False
     wait_seconds: Seconds = 0
     ticket: Ticket = ""
+    spread: bool = False
 
 
 class Welcome(Message, frozen=True):
@@ -299,7 +330,7 @@ class Welcome(Message, frozen=True):
     program wants them; only if the hello says so too. streams: those of the program's standard streams that are no
     files, so that writing to them changes none. wait_seconds: for how long the session is kept when its connection is
     lost, 0 if it is not; never longer than the hello wants it. ticket: what the host proves by then that it is its
-    session (`Resume`).
+    session (`Resume`). goroutine_events: which `GoroutineEvents` the server wants, if the hello says `spread`.
     """
 
     version: Annotated[int, Meta(ge=1, le=65535)]
@@ -322,6 +353,7 @@ class Welcome(Message, frozen=True):
     streams: Annotated[tuple[StreamId, ...], Meta(max_length=3)] = ()
     wait_seconds: Seconds = 0
     ticket: Ticket = ""
+    goroutine_events: Annotated[tuple[GoroutineEventKind, ...], Meta(max_length=6)] = ()
 
 
 class Resume(Message, frozen=True):
@@ -361,9 +393,9 @@ class Refused(Message, frozen=True):
     """Either way, before closing on an error: from a server, instead of a welcome or later; from a host, instead of
     its hello to an offer, or later because it cannot execute what was offered.
 
-    code: ``version``, ``codec``, ``abstraction``, ``tls``, ``token``, ``limit``, ``session`` (there is
-    none with that ticket), ``malformed`` or ``internal``; from a host also ``purpose`` or ``launch``; message: one
-    line for the user.
+    code: ``version``, ``codec``, ``abstraction``, ``tls``, ``token``, ``limit``, ``session`` (there is none with that
+    ticket), ``spread`` (the server is none for a program on several hosts), ``malformed`` or ``internal``; from a
+    host also ``purpose`` or ``launch``; message: one line for the user.
     """
 
     code: ShortText
@@ -811,6 +843,28 @@ class GoroutineStatistics(Message, frozen=True):
     omitted: Count = 0
 
 
+class GoroutineEvents(Message, frozen=True):
+    """Host to server: what has become of goroutines of a spread program, in the order of time, on whichever host.
+
+    Only what the welcome asks for. Nobody waits for the server: it hears of events some milliseconds later, and lost
+    says how many before these there was no room for.
+    """
+
+    events: Annotated[tuple[GoroutineEvent, ...], Meta(max_length=MAX_GOROUTINE_EVENTS)] = ()
+    lost: Count = 0
+
+
+class PlaceGoroutine(Message, frozen=True):
+    """Server to host, at any time if the welcome asks for events: goroutine *goid* is to run at *host*.
+
+    It goes there when it next runs for some milliseconds, and again whenever it is seen to start elsewhere, until it
+    is placed anew. What cannot be done (there is no such host any more, or the goroutine has ended) is left.
+    """
+
+    goid: U64
+    host: HostNumber
+
+
 class WatcherHello(Message, frozen=True):
     """Watcher to server, first, in JSON, in place of a host's `Hello`: who wants to watch sessions, and run none.
 
@@ -951,6 +1005,7 @@ ToServer = (
     | Obtained
     | Stopped
     | GoroutineStatistics
+    | GoroutineEvents
     | WatchedCalls
     | WatchedRows
     | WatchEnded
@@ -985,6 +1040,7 @@ ToHost = (
     | Executed
     | ProgramExited
     | Chunk
+    | PlaceGoroutine
     | Watch
     | Unwatch
     | Goodbye

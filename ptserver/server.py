@@ -18,9 +18,9 @@ from collections.abc import Callable
 from typing import Any, ClassVar, TypeVar
 
 from ptserver.call import Call
-from ptserver.errors import ServerLoadError
+from ptserver.errors import RefusedError, ServerLoadError
 from ptserver.memory_access import MemoryAccess
-from ptserver.messages import GoroutineStatistics, Interest
+from ptserver.messages import GoroutineEvent, GoroutineEventKind, GoroutineStatistics, Interest
 from ptserver.outcomes import Delay, Done, Fail, OpenBytes, Outcome, Proceed, Return
 from ptserver.session import Session
 from stepping.syscalls import SYSCALLS, SyscallClass
@@ -33,6 +33,7 @@ __all__ = [
     "Delay",
     "Done",
     "Fail",
+    "GoroutineEvent",
     "GoroutineStatistics",
     "Interest",
     "MemoryAccess",
@@ -42,6 +43,7 @@ __all__ = [
     "Return",
     "RuntimeServer",
     "Session",
+    "check_hears",
     "observe",
 ]
 
@@ -70,12 +72,15 @@ class RuntimeServer:
     ``"%file"`` (see `stepping.syscalls.SyscallClass`); a name outweighs its class.
     goroutines: whether `Call.goid` is wanted; finding it costs some microseconds a call.
     statistics_seconds: how often `goroutine_statistics` is wanted, 0 for never.
+    goroutine_events: of which events of goroutines `goroutine_event` wants to hear, of programs that are spread over
+    hosts (``ptserver run --spread``): ``create``, ``start``, ``block``, ``unblock``, ``exit``, ``move``.
     """
 
     name: ClassVar[str] = ""
     abstraction: ClassVar[str] = "linux"
     goroutines: ClassVar[bool] = False
     statistics_seconds: ClassVar[float] = 0
+    goroutine_events: ClassVar[tuple[GoroutineEventKind, ...]] = ()
     interests: ClassVar[dict[str, Interest]] = {}
 
     def session_started(self, session: Session) -> None:
@@ -89,6 +94,14 @@ class RuntimeServer:
 
     def goroutine_statistics(self, session: Session, statistics: GoroutineStatistics) -> None:
         """The program's goroutines have used so much since it began; asked for by `statistics_seconds`."""
+
+    def goroutine_event(self, session: Session, event: GoroutineEvent) -> int | None:
+        """Something became of a goroutine of a spread program: return the host where it is to run, None for anywhere.
+
+        It is heard of some milliseconds later, and nothing waits for the answer. Costs nothing unless
+        `goroutine_events` names some.
+        """
+        return None
 
     def exited(self, session: Session, status: int | None, signo: int) -> None:
         """The program is gone: with exit *status*, or None if signal *signo* killed it."""
@@ -138,6 +151,23 @@ class RuntimeServer:
     def display_name(cls) -> str:
         """Return the name that users see."""
         return cls.name or cls.__name__
+
+
+def check_hears(server: type[RuntimeServer]) -> None:
+    """Look whether *server* is one for a spread program, of which it can only hear.
+
+    Raises:
+        RefusedError: it wants the program's calls, or wants to hear of no goroutines.
+    """
+    taken = sorted(name for name, interest in server.declared_interest().items() if interest != IGNORE)
+    if taken:
+        raise RefusedError(
+            "spread",
+            f"the server {server.display_name()} takes calls ({', '.join(taken[:3])}{', ...' * (len(taken) > 3)}),"
+            " which are made by the hosts of a spread program",
+        )
+    if not server.goroutine_events:
+        raise RefusedError("spread", f"the server {server.display_name()} wants no events of goroutines")
 
 
 def _names_of_class(cls: type[RuntimeServer], key: str) -> list[str]:

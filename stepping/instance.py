@@ -48,7 +48,8 @@ _PUNCH_HOLE_KEEP_SIZE = 3
 _AT_FDCWD = -100
 _LOAD, _JUMP_IF_EQUAL, _RETURN = 0x20, 0x15, 0x06
 _POINTER_OFFSET = 8  # of seccomp_data.instruction_pointer
-_PROT_READ_WRITE = 3
+_PROT_READ_WRITE, _PROT_READ_EXECUTE = 3, 5
+_PRIVATE_FIXED_NOREPLACE = 0x100022
 _SHARED_FIXED_NORESERVE, _SHARED_FIXED_NOREPLACE_NORESERVE = 0x4011, 0x104001
 _O_RDWR_CLOEXEC = os.O_RDWR | os.O_CLOEXEC
 _O_NONBLOCK_CLOEXEC = os.O_NONBLOCK | os.O_CLOEXEC
@@ -86,6 +87,7 @@ class Instance:
         forget_vdso(self.memory, self.main.read_registers().sp)
         self.faults = self._make_userfault()
         self._path = os.readlink(f"/proc/{self.pid}/exe")
+        self._routines = range(0)
         self._code = [
             range(vma.start, vma.end)
             for vma in read_maps(self.pid)
@@ -139,6 +141,30 @@ class Instance:
         except MemoryFaultError:
             return False
         return True
+
+    def add_routines(self, address: int, code: bytes, memory: int, memory_bytes: int) -> int:
+        """Have *code* of ours at *address*, and shared memory at *memory*, in this process alone, before it runs.
+
+        Returns this process's descriptor of that memory.
+
+        Raises:
+            SteppingError: something is there already, or the process is gone.
+        """
+        fd = os.memfd_create("routines", os.MFD_CLOEXEC)
+        try:
+            os.ftruncate(fd, memory_bytes)
+            self._map_file(self.main, fd, memory, memory_bytes, _SHARED_FIXED_NOREPLACE_NORESERVE, 0)
+            _call(self.main, "mmap", address, len(code), _PROT_READ_EXECUTE, _PRIVATE_FIXED_NOREPLACE, -1, 0)
+            self.memory.write(address, code)
+        except BaseException:
+            os.close(fd)
+            raise
+        self._routines = range(address, address + len(code))
+        return fd
+
+    def is_in_routines(self, address: int) -> bool:
+        """Whether it is in what `add_routines` put here, which works on memory of this process alone."""
+        return address in self._routines
 
     def add_region(self, start: int, size: int, by: Tracee | None = None) -> None:
         """Watch [start, start + size), which must be free. by: the stopped thread that maps it, *main* by default.
@@ -203,11 +229,14 @@ class Instance:
             self._map(self.main, start, size, _SHARED_FIXED_NORESERVE)
 
     def _map(self, by: Tracee, start: int, size: int, flags: int) -> None:
-        self.memory.write(SCRATCH, f"/proc/{os.getpid()}/fd/{self._memfd}".encode() + b"\0")
-        fd = _call(by, "openat", _AT_FDCWD, SCRATCH, _O_RDWR_CLOEXEC)
-        _call(by, "mmap", start, size, _PROT_READ_WRITE, flags, fd, start)
-        _call(by, "close", fd)
+        self._map_file(by, self._memfd, start, size, flags, start)
         self.faults.register(start, size)
+
+    def _map_file(self, by: Tracee, ours: int, start: int, size: int, flags: int, offset: int) -> None:
+        self.memory.write(SCRATCH, f"/proc/{os.getpid()}/fd/{ours}".encode() + b"\0")
+        fd = _call(by, "openat", _AT_FDCWD, SCRATCH, _O_RDWR_CLOEXEC)
+        _call(by, "mmap", start, size, _PROT_READ_WRITE, flags, fd, offset)
+        _call(by, "close", fd)
 
 
 def instance_filter(rules: Iterable[Rule], arch: Arch) -> bytes:

@@ -109,7 +109,7 @@ def install(
     """
     if slots < 2 or slots & (slots - 1):
         raise ValueError(f"{slots} slots are not a power of two")
-    template = _Template(site, list(rows), slots, buffer_bytes, probes)
+    template = RingPage(site, list(rows), slots, buffer_bytes, probes)
     remove_leftovers(pid, group)
     if group is None:
         group = TraceeGroup.attach(pid)
@@ -210,8 +210,11 @@ def process_start(pid: int) -> int:
         return -1
 
 
-class _Template:
-    """The page, made before the program is stopped, as far as that can be: its two addresses are missing."""
+class RingPage:
+    """The routine's page, made before the program is stopped, as far as that can be: its two addresses are missing.
+
+    ring_bytes, mapped_bytes: how much is to be mapped for the records, and for the page with the probes.
+    """
 
     def __init__(
         self, site: RingSite, rows: list[Syscall], slots: int, buffer_bytes: int, probes: Probes | None
@@ -261,7 +264,7 @@ class _Template:
 def _install_stopped(
     pid: int,
     site: RingSite,
-    template: _Template,
+    template: RingPage,
     group: TraceeGroup,
     memory: TraceeMemory,
     *,
@@ -295,7 +298,7 @@ def _map(
     sys: RemoteSyscalls,
     pid: int,
     gap: int,
-    template: _Template,
+    template: RingPage,
     memory: TraceeMemory,
     undo: contextlib.ExitStack,
     *,

@@ -214,7 +214,8 @@ def run_command(
     its files, standard streams, terminal, environment, working directory, network, and place among a shell's jobs.
 
     With --spread its threads, and so its goroutines, run on several hosts at once; its files, sockets and children
-    are here. See docs/spread.md for which programs gain by it.
+    are here. A --server then hears of its goroutines and says where they run; it answers no calls. See docs/spread.md
+    for which programs gain by it.
 
     With --local some of it stays here: `--local /etc/ssl --local env:AWS_* --local connect:5432`; see docs/rules.md.
 
@@ -250,8 +251,8 @@ def run_command(
     remote = Wanted(remote_variables, remote_ranges, remote_types)
     if seed is not None and engine != "emulate":
         raise click.UsageError("--seed belongs to --engine=emulate")
-    if spread and (on is not None or engine == "emulate" or trace is not None or server != "passthrough"):
-        raise click.UsageError("--spread goes with none of --on, --server, --engine=emulate and --trace")
+    if spread and (on is not None or engine == "emulate" or trace is not None):
+        raise click.UsageError("--spread goes with none of --on, --engine=emulate and --trace")
     if (check_memory or fault_log) and not spread:
         raise click.UsageError("--check-memory and --fault-log belong to --spread")
     if engine == "step" and (server != "passthrough" or on is not None or spread or trace is not None):

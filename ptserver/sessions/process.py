@@ -32,6 +32,7 @@ from ptserver.messages import (
     Exited,
     Fetch,
     Goodbye,
+    GoroutineEvents,
     GoroutineStatistics,
     Hello,
     MemoryAtomic,
@@ -41,6 +42,7 @@ from ptserver.messages import (
     Message,
     Observed,
     Ping,
+    PlaceGoroutine,
     Pong,
     ProcessExited,
     ProcessStopped,
@@ -138,7 +140,7 @@ class SessionLoop:
             session_id,
             hello.program,
             hello.machine,
-            "server",
+            "host" if hello.spread else "server",
             log=log,
             send_signal=lambda signo: self._send(Signal(signo)),
             keep_descriptor=descriptors.keep,
@@ -215,6 +217,7 @@ class SessionLoop:
             SignalState: self._take_for_process,
             Signal: self._take_signal,
             GoroutineStatistics: self._take_statistics,
+            GoroutineEvents: self._take_goroutines,
             Ping: self._take_ping,
             Pong: lambda pong: None,
         }
@@ -377,6 +380,14 @@ class SessionLoop:
 
     def _take_statistics(self, message: GoroutineStatistics) -> None:
         self._server.goroutine_statistics(self.session, message)
+
+    def _take_goroutines(self, message: GoroutineEvents) -> None:
+        if message.lost:
+            self._log(f"{message.lost} events of goroutines are missing")
+        for event in message.events:
+            host = self._server.goroutine_event(self.session, event)
+            if host is not None:
+                self._send(PlaceGoroutine(event.goid, host))
 
     def _take_ping(self, message: Ping) -> None:
         self._send(Pong(message.id))

@@ -41,7 +41,7 @@ from ptserver.net.connection import Connection, Stream, answer_hello, receive_he
 from ptserver.net.keepalive import DEFAULT_SECONDS
 from ptserver.net.tls import Keys, accept_tls
 from ptserver.remote_memory.shared import SharedVariables
-from ptserver.server import RuntimeServer
+from ptserver.server import RuntimeServer, check_hears
 from ptserver.sessions.foresight import may_work_ahead
 from ptserver.sessions.guard import guard_session
 from ptserver.sessions.kept import KeptSession, bring_back, check_token
@@ -224,7 +224,8 @@ def welcome(hello: Hello, version: int, codec: str, session_id: str, config: Ses
     """Return the answer to a hello that is let in.
 
     Raises:
-        RefusedError: it lacks the token, or its program is for another abstraction.
+        RefusedError: it lacks the token, its program is for another abstraction, or it is spread and the server is
+            none for such.
     """
     server = config.server
     check_token(config.token, hello.token)
@@ -233,6 +234,19 @@ def welcome(hello: Hello, version: int, codec: str, session_id: str, config: Ses
             "abstraction",
             f"the program wants the OS abstraction {hello.program.abstraction!r},"
             f" this server presents {server.abstraction!r}; build it with GOOSREMOTE={server.abstraction}",
+        )
+    if hello.spread:
+        check_hears(server)
+        return Welcome(
+            version=version,
+            codec=codec,
+            server=server.display_name(),
+            software=config.software,
+            session=session_id,
+            host=os.uname().nodename,
+            resources="host",
+            interest={},
+            goroutine_events=server.goroutine_events,
         )
     return Welcome(
         version=version,

@@ -17,11 +17,13 @@ from ptserver.net.urgency import be_urgent
 from ptserver.net.wire import Codec
 from ptserver.spread.bundle import Bundle
 from ptserver.spread.clocks import shift_clock
+from ptserver.spread.event_reader import EventReader
 from ptserver.spread.host import SpreadHost
 from ptserver.spread.messages import Alive, Begin, ClockIs, Ready, Several, TellClock, ToHost
 from ptserver.stub.hypercalls import FIRST_HYPERCALL, LAST_HYPERCALL
 from stepping.errors import SteppingError
 from stepping.instance import Image, Instance, instance_filter
+from stepping.instance_ring import put_ring
 from stepping.launch import Program
 from stepping.seccomp import Rule, Verdict
 from stepping.syscalls import SYSCALLS, Sysno
@@ -31,6 +33,8 @@ _LOCAL = frozenset(
     "arch_prctl clock_gettime nanosleep sched_yield getrandom rt_sigprocmask rt_sigreturn getcpu".split()
 )
 _LAST_NUMBER = 1023
+#: How long the home may take to hear the last.
+_LAST_WORDS_SECONDS = 1.0
 #: Where an agent that is executed finds its connection.
 _SPAWNED_FD = 3
 
@@ -65,6 +69,7 @@ class _Agent:
         self._path = path
         self._loop = PollLoop(prompt=True)
         self._host: SpreadHost | None = None
+        self._events: EventReader | None = None
         self._loop.watch(signals.fileno(), self._take_signals)
         self._flush()
         if connection.has_received:
@@ -73,7 +78,10 @@ class _Agent:
     def run(self) -> None:
         while self._host is None or not self._host.ended:
             self._loop.round(self._flush)
+        if self._events is not None:
+            self._events.finish()
         self._flush()
+        self._connection.drain(_LAST_WORDS_SECONDS)
 
     def _flush(self) -> None:
         events = select.POLLIN if self._bundle.flush() else select.POLLIN | select.POLLOUT
@@ -134,9 +142,12 @@ class _Agent:
         instance = Instance(program)
         os.close(null)
         try:
+            instance.be_blank(Image(message.regions))
+            if message.recorder is not None:
+                ring = put_ring(instance, message.recorder.address, message.recorder.code)
+                self._events = EventReader(ring, self._bundle.say, self._loop.later, message.clock_offset_ns)
             for patch in message.patches:
                 instance.change_code(patch.address, patch.old, patch.new)
-            instance.be_blank(Image(message.regions))
         except BaseException:
             instance.close()
             raise

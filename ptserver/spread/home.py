@@ -28,6 +28,7 @@ from ptserver.spread.futexes import (
     FUTEX_WAKE_BITSET,
     Futexes,
 )
+from ptserver.spread.goroutine_events import GoroutineEvents
 from ptserver.spread.members import Emptying, Members
 from ptserver.spread.memory_calls import MemoryCalls
 from ptserver.spread.messages import (
@@ -37,6 +38,7 @@ from ptserver.spread.messages import (
     Dropped,
     Executed,
     Fault,
+    Happened,
     Inventory,
     PageData,
     Preempted,
@@ -77,6 +79,7 @@ class Home:
 
     later: calls a function after so many seconds. status: the program's raw wait status once it is gone.
     check_seconds: how often to check that the hosts' memory is the same, 0 for never.
+    events: takes what becomes of goroutines, if anybody wants to hear of that.
     fault_counts: how often (thread, host, address, whether to write) had to wait, if that is to be counted.
     """
 
@@ -102,6 +105,7 @@ class Home:
         self.wishes = Wishes(self.threads, self.requests, later)
         self._errands = Errands(self.threads, later)
         self.fault_counts: Counter[tuple[int, int, int, bool]] | None = None
+        self.events: GoroutineEvents | None = None
         self._statistics = Statistics()
         self._companions = Companions()
         self._actions: dict[int, bytes] = {}
@@ -118,7 +122,8 @@ class Home:
             Executed: lambda host, message: self.threads.executed(message.tid, message.result),
             Preempted: self._preempted,
             Strayed: self._strayed,
-            Captured: lambda host, message: self.threads.captured(message),
+            Captured: self._captured,
+            Happened: self._happened,
             ThreadBorn: lambda host, message: self.threads.begin(message.tid),
             ThreadGone: self._gone,
             ProgramExited: self._exited,
@@ -174,6 +179,12 @@ class Home:
         for start, size, protection in self._memory.protections:
             self._tell(host, partial(Protect, tid=0, start=start, size=size, protection=protection))
 
+    def set_ready(self, host: int) -> None:
+        """Let threads go to a host that has prepared itself."""
+        self.members.set_ready(host)
+        if self.events is not None:
+            self.events.join(host)
+
     def _tell(self, host: int, make: "Callable[..., SpreadMessage]") -> None:
         self.requests.on_each([host], lambda request: make(request=request), lambda: None)
 
@@ -200,6 +211,8 @@ class Home:
         self.members.remove(host)
         if self.checker is not None:
             self.checker.forget_host(host)
+        if self.events is not None:
+            self.events.remove(host)
 
     # Pages.
 
@@ -228,6 +241,16 @@ class Home:
         self.pages.take_dropped(message.page)
 
     # Threads.
+
+    def _captured(self, host: int, message: Captured) -> None:
+        self.threads.captured(message)
+        thread = self.threads.find(message.tid)
+        if thread is not None and self.events is not None:
+            self.events.moved(message.tid, host, thread.host, time.monotonic_ns())
+
+    def _happened(self, host: int, message: Happened) -> None:
+        if self.events is not None:
+            self.events.take(host, message)
 
     def _gone(self, _host: int, message: ThreadGone) -> None:
         self.futexes.leave(message.tid)
@@ -297,7 +320,7 @@ class Home:
     def _choose(self, thread: Thread) -> int:
         if thread.pinned:
             return thread.host
-        to = self._placement.place(self._statistics.facts(thread), self._loads())
+        to = self._placement.place(self._statistics.facts(thread), self.loads())
         if to == thread.host or not self.members.is_ready(to):
             return thread.host
         self._statistics.moved(thread)
@@ -309,7 +332,8 @@ class Home:
             self.threads.stop(thread, busy=True)
         self._later(self._placement.look_seconds, self._look)
 
-    def _loads(self) -> list[HostLoad]:
+    def loads(self) -> list[HostLoad]:
+        """Return how many threads run at each host to which threads may go."""
         running = {host: 0 for host in self.members.present if self.members.is_ready(host)}
         for thread in self.threads:
             if thread.host in running and not thread.calls and not self.futexes.sleeps(thread.tid):

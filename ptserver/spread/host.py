@@ -424,7 +424,10 @@ class SpreadHost:
 
     def _computes(self, thread: _Thread) -> bool:
         """Whether a stopped thread is in the midst of the program's own code."""
-        return thread.doing is _Doing.RUNNING and thread.tracee.read_registers()["orig_rax"] == _NO_CALL
+        if thread.doing is not _Doing.RUNNING:
+            return False
+        registers = thread.tracee.read_registers()
+        return registers["orig_rax"] == _NO_CALL and not self.instance.is_in_routines(registers.pc)
 
     def _is_busy(self, thread: _Thread) -> bool:
         """Whether a policy is to be asked about a stopped thread. One that got little done is better left alone: all

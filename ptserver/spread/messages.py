@@ -51,12 +51,19 @@ class Patch(msgspec.Struct, frozen=True, array_like=True, gc=False):
     new: bytes
 
 
+class Recorder(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Routines of ours, *code* at *address*, that record what becomes of goroutines (`stepping.instance_ring`)."""
+
+    address: U64
+    code: bytes
+
+
 class Begin(SpreadMessage, frozen=True):
     """Home to host, first: be host number *host*, blank. Answer `Ready`.
 
     regions: [start, size) of the memory that host 0 watches. keepalive_seconds: how long either side may say nothing,
     0 for ever. clock_offset_ns: by how much the program's monotonic clock is ahead of this host's. patches: what to
-    change in its code.
+    change in its code. recorder: what records there; then say `Happened`.
     """
 
     host: HostId
@@ -64,6 +71,7 @@ class Begin(SpreadMessage, frozen=True):
     keepalive_seconds: float = 0.0
     clock_offset_ns: int = 0
     patches: tuple[Patch, ...] = ()
+    recorder: Recorder | None = None
 
 
 class TellClock(SpreadMessage, frozen=True):
@@ -200,6 +208,38 @@ class ProgramExited(SpreadMessage, frozen=True):
     """Host 0: the program is gone; its raw wait status."""
 
     status: int
+
+
+class Change(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A goroutine's status has changed, as a probe saw it at *at_ns* of the program's clock.
+
+    tid: the thread on which; old, new: Go's numbers; goroutine: the address of its g, goid: its number, which a new
+    one has not yet; by: the number of who does it, or 0; reason: Go's number of what it waits for; entry: the address
+    of its first function; stack: of the code that does it, return addresses of 8 bytes, innermost first.
+    """
+
+    at_ns: U64
+    tid: ThreadId
+    old: int
+    new: int
+    goroutine: U64
+    goid: U64
+    by: U64
+    reason: int
+    entry: U64
+    stack: bytes
+
+
+class Happened(SpreadMessage, frozen=True):
+    """Host to home, again and again if there is a recorder: what became of goroutines until *until_ns*.
+
+    lost: how many changes are missing. After the last no earlier change will come, but for what a thread is just
+    recording.
+    """
+
+    until_ns: U64
+    changes: tuple[Change, ...] = ()
+    lost: int = 0
 
 
 # Home to host.
@@ -377,6 +417,7 @@ _OneToHome = (
     | Preempted
     | Strayed
     | Captured
+    | Happened
     | ThreadBorn
     | ThreadGone
     | ProgramExited

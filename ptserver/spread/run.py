@@ -1,7 +1,7 @@
 """Runs a program spread over several hosts: the home, with host 0, in this process."""
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ptserver.hosts.signals import HostSignals
@@ -9,10 +9,13 @@ from ptserver.net.keepalive import DEFAULT_SECONDS
 from ptserver.spread.adaptations import find_adaptations
 from ptserver.spread.agents import Agents, HostAddress
 from ptserver.spread.control import Control
+from ptserver.spread.deciders import HearingPlacement, ServerDecider
 from ptserver.spread.fault_log import FaultLog
+from ptserver.spread.hearing import Hearing
 from ptserver.spread.placement import Placement
 from ptserver.spread.processors import check, without
 from ptserver.spread.registry import registered
+from ptserver.spread.server_link import ServerLink
 from ptserver.spread.session import SpreadSession
 from ptserver.stub.hypercalls import FIRST_HYPERCALL, LAST_HYPERCALL
 from stepping.instance import Instance, instance_filter
@@ -31,7 +34,8 @@ class SpreadOptions:
 
     check_seconds: how often to check that the hosts' memory is the same, 0 for never. common_cpu: have the program
     use only what all hosts' processors can do, instead of refusing a host that cannot do all that this one's can.
-    adapt: the adaptations to make; fault_log: the file for a log of the faults, if there is to be one.
+    adapt: the adaptations to make; fault_log: the file for a log of the faults, if there is to be one. server: makes,
+    from the program's pid, who hears of its goroutines.
     """
 
     path: str
@@ -44,6 +48,7 @@ class SpreadOptions:
     common_cpu: bool = False
     adapt: tuple[str, ...] = ()
     fault_log: str = ""
+    server: Callable[[int], ServerDecider | ServerLink] | None = None
 
 
 def run_spread(options: SpreadOptions) -> int:
@@ -51,6 +56,8 @@ def run_spread(options: SpreadOptions) -> int:
 
     Raises:
         LaunchError, ProcessorError: a host cannot execute it.
+        NoEventsError: somebody wants to hear of its goroutines, which is not possible.
+        ServerMistakeError: the server has failed; the program has been killed.
         OSError: the fault log cannot be written.
         MemoryDiffersError: a check failed; the program has been killed.
         HostLostError: a host was lost; the program has been killed.
@@ -79,6 +86,11 @@ def run_spread(options: SpreadOptions) -> int:
             )
         )
         stack.callback(instance.close)
+        hearing = None
+        if options.server is not None or isinstance(options.placement, HearingPlacement):
+            server = options.server(instance.pid) if options.server is not None else None
+            hearing = Hearing.of(instance, options.path, server)
+            stack.callback(hearing.close)
         session = SpreadSession(
             options.placement,
             instance,
@@ -89,6 +101,7 @@ def run_spread(options: SpreadOptions) -> int:
             unused,
             find_adaptations(options.path, options.adapt),
             stack.enter_context(FaultLog(options.fault_log)) if options.fault_log else None,
+            hearing,
         )
         registry, name = stack.enter_context(registered(options.path))
         control = Control(session, registry.listen(name), options.path)

@@ -19,6 +19,7 @@ from ptserver.spread.adaptations import ADAPTATIONS, Adaptations
 from ptserver.spread.address_space import ANYWHERE, AddressSpace
 from ptserver.spread.agents import Agent, Agents, HostAddress
 from ptserver.spread.fault_log import FaultLog
+from ptserver.spread.hearing import Hearing
 from ptserver.spread.home import Home
 from ptserver.spread.host import SpreadHost
 from ptserver.spread.messages import Alive, Begin, Ready, Several, SpreadMessage
@@ -27,6 +28,8 @@ from ptserver.spread.processors import ProcessorError, check
 from ptserver.spread.requests import HostFailedError
 from stepping.instance import Instance
 
+#: How long hosts may take to tell the last of what became of goroutines.
+_LAST_EVENTS_SECONDS = 1.0
 #: Called with why something could not be done (empty if it was), and the host.
 Told = Callable[[str, int], None]
 
@@ -42,6 +45,7 @@ class SpreadSession:
 
     unused: what the program does not use of this machine's processor, so that further hosts may lack it.
     adaptations: what is changed in the program at all hosts; `unadapted`: those for which its code is unknown.
+    hearing: who hears of its goroutines, if anybody does.
     """
 
     def __init__(
@@ -55,10 +59,12 @@ class SpreadSession:
         unused: frozenset[str],
         adaptations: Adaptations,
         fault_log: FaultLog | None = None,
+        hearing: Hearing | None = None,
     ) -> None:
         self._fault_log = fault_log
+        self._hearing = hearing
         self._unused = unused
-        self._patches = adaptations.patches
+        self._patches = adaptations.patches + (hearing.patches if hearing is not None else ())
         changed = [instance.change_code(*msgspec.structs.astuple(patch)) for patch in adaptations.patches]
         self.unadapted = adaptations.missing if all(changed) else tuple(ADAPTATIONS)
         self.loop = PollLoop(prompt=True)
@@ -80,6 +86,8 @@ class SpreadSession:
         self.home = Home(1 + len(numbers), self._send, self.loop.later, placement, space, check_seconds)
         self.home.threads.begin(instance.pid)
         self.home.pages.place(0, instance.present)
+        if hearing is not None:
+            hearing.begin(self.home, instance, self._take_own, self.loop, placement, keepalive_seconds)
         self._host = SpreadHost(0, instance, self._take_own, self.loop.later)
         self.loop.watch(signals.fileno(), self._on_signal)
         self.loop.watch(instance.faults.fileno(), self._host.pages.take_faults)
@@ -103,7 +111,19 @@ class SpreadSession:
         while self.home.status is None:
             self._round()
         self._flush()
+        if self._hearing is not None:
+            self._hear_the_last(self._hearing, self.home.status)
         return self.home.status
+
+    def _hear_the_last(self, hearing: Hearing, status: int) -> None:
+        """Take what hosts still have to tell of goroutines."""
+        assert self.home.events is not None
+        hearing.finish()
+        late: list[bool] = []
+        self.loop.later(_LAST_EVENTS_SECONDS, lambda: late.append(True))
+        while not (self.home.events.is_over or late):
+            self._round()
+        hearing.end(status)
 
     def join(self, where: HostAddress, told: Told) -> None:
         """Take another host, which tells when it is ready."""
@@ -151,6 +171,7 @@ class SpreadSession:
                 self._keepalive_seconds,
                 agent.clock_offset_ns,
                 self._patches,
+                self._hearing.recorder if self._hearing is not None else None,
             )
         )
         self._keepalives[number] = KeepAlive(
@@ -213,7 +234,12 @@ class SpreadSession:
         Raises:
             HostLostError: something was.
         """
-        if self.home.status is not None or self.home.members.condition(number) is None:
+        if self.home.status is not None:
+            self.loop.unwatch(self.agents[number].connection.fileno())
+            if self.home.events is not None:
+                self.home.events.remove(number)
+            return
+        if self.home.members.condition(number) is None:
             return
         told = self._joining.pop(number, None)
         if told is _must_start or not self.home.abandon(number):
@@ -236,7 +262,7 @@ class SpreadSession:
                 self.home.abandon(number)
                 self._let_go(number)
             else:
-                self.home.members.set_ready(number)
+                self.home.set_ready(number)
                 told("", number)
             return
         try:

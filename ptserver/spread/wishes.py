@@ -1,4 +1,4 @@
-"""Goroutines that an operator wants at some host. Pure.
+"""Goroutines that an operator, or who hears of events, wants at some host. Pure.
 
 A goroutine goes where it is wanted when its thread is next stopped while it computes: at once if it runs, and
 otherwise at the next of the looks that are taken at what runs. The wish stays, so it goes there again after a sleep.
@@ -21,7 +21,8 @@ _WORD = 8
 class Wish:
     """goroutine: the address of its g; goid_at: where its number is; tid: the thread that it was seen on, or 0.
 
-    curg_at: where that thread's M says what it runs. done: called once, when the goroutine is on its way; None then.
+    curg_at: where that thread's M says what it runs. done: called once, when the goroutine is on its way; None then,
+    and if nobody waits for that: then it is not looked for either.
     """
 
     goroutine: int
@@ -46,6 +47,16 @@ class Wishes:
         """Note a wish, in place of an earlier one for the same goroutine, and look for the goroutine."""
         self._wishes[wish.goroutine] = wish
         self._look(wish, _FIRST_LOOK_SECONDS)
+
+    def find(self, goroutine: int) -> Wish | None:
+        """Return the wish for the goroutine whose g is at an address, if there is one."""
+        return self._wishes.get(goroutine)
+
+    def forget(self, goroutine: int, goid: int) -> None:
+        """Want nothing any more of a goroutine that has ended."""
+        wish = self._wishes.get(goroutine)
+        if wish is not None and wish.goid == goid and wish.done is None:
+            del self._wishes[goroutine]
 
     def forget_host(self, host: int) -> None:
         """Want nothing at *host* any more."""

@@ -23,7 +23,8 @@ from stepping.syscalls.table import SYSCALLS
 KINDS = ("create", "start", "block", "unblock", "exit", "gc")
 
 _RUNNABLE, _RUNNING, _SYSCALL, _WAITING, _DEAD, _PREEMPTED = 1, 2, 3, 4, 6, 9
-_CHANGES: dict[tuple[int, int], str] = {
+#: What a change of a goroutine's status, old and new, is called.
+CHANGES: dict[tuple[int, int], str] = {
     (_DEAD, _RUNNABLE): "create",
     (_DEAD, _WAITING): "create",
     (_RUNNABLE, _RUNNING): "start",
@@ -58,7 +59,7 @@ _YIELDS = ("runtime.Gosched", "runtime.goschedguarded", "runtime.goyield")
 
 def wanted_changes(kinds: Collection[str]) -> set[tuple[int, int]]:
     """Return the changes of status, old and new, that must be recorded for these kinds of events."""
-    wanted = {change for change, kind in _CHANGES.items() if kind in kinds}
+    wanted = {change for change, kind in CHANGES.items() if kind in kinds}
     if "create" in kinds:  # where a new goroutine is seen next
         wanted |= {(_RUNNABLE, _RUNNING), (_WAITING, _RUNNING), (_WAITING, _RUNNABLE)}
     return wanted
@@ -116,6 +117,16 @@ class RuntimeWanted(NamedTuple):
             raise NoRingError(f"its runtime's functions cannot be found: {error}") from error
 
 
+def block_reason(reasons: Sequence[str], number: int, change: tuple[int, int], stack: Sequence[Frame]) -> str:
+    """Return why a goroutine blocks by *change*: *number* is its wait reason among *reasons*, *stack* where it is."""
+    if change == (_SYSCALL, _RUNNABLE):
+        return _NO_PROCESSOR
+    if change[1] == _RUNNABLE:
+        yields = bool(stack) and stack[0].function.startswith(_YIELDS)
+        return _YIELDED if yields else _PREEMPTED_REASON
+    return reasons[number] if number < len(reasons) else str(number)
+
+
 class GoEvents:
     """Makes events of one program's records. kinds: those that are wanted; wait_reasons: the runtime's texts.
 
@@ -165,7 +176,7 @@ class GoEvents:
                 yield sequence, GcEvent(starts[index], pid, tids[index], phase, by)
                 continue
             change = olds[index], news[index]
-            kind = _CHANGES.get(change, "")
+            kind = CHANGES.get(change, "")
             goid = None if kind == "create" else goids[index]
             if created and goid is not None:
                 known = created.pop(gs[index], None)
@@ -177,7 +188,7 @@ class GoEvents:
             reason, channel, function = "", 0, ""
             more: tuple[int, ...] = ()
             if kind == "block":
-                reason = self._reason(reasons[index], change, stack)
+                reason = block_reason(self._reasons, reasons[index], change, stack)
                 if reason.startswith(_CHANNEL_REASONS):
                     channel, more = channels[index], _several(batch, index)
             elif kind == "create":
@@ -190,14 +201,6 @@ class GoEvents:
                 created[gs[index]] = event
             else:
                 yield sequence, event
-
-    def _reason(self, number: int, change: tuple[int, int], stack: tuple[Frame, ...]) -> str:
-        if change == (_SYSCALL, _RUNNABLE):
-            return _NO_PROCESSOR
-        if change[1] == _RUNNABLE:
-            yields = bool(stack) and stack[0].function.startswith(_YIELDS)
-            return _YIELDED if yields else _PREEMPTED_REASON
-        return self._reasons[number] if number < len(self._reasons) else str(number)
 
 
 def read_waits(batch: RingBatch) -> Iterator[Wait]:
