@@ -120,6 +120,7 @@ class Program(msgspec.Struct, frozen=True):
 
     path: its file at the stub host; argv: its arguments, argv[0] included; build_id: Go's or GNU's, or empty;
     abstraction: the OS abstraction that it was built for (GOOSREMOTE); stub: whether it has the stub.
+    emulated: whether the host emulates it, and wants programs of another architecture that it executes emulated, too.
     path and argv are there to be shown and logged: see `shown`.
     """
 
@@ -128,6 +129,7 @@ class Program(msgspec.Struct, frozen=True):
     build_id: ShortText = ""
     abstraction: ShortText = "linux"
     stub: bool = False
+    emulated: bool = False
 
     @classmethod
     def shown(
@@ -138,6 +140,7 @@ class Program(msgspec.Struct, frozen=True):
         build_id: str = "",
         abstraction: str = "linux",
         stub: bool = False,
+        emulated: bool = False,
     ) -> Self:
         """Return the description of a program whose path and arguments may be any bytes of any length.
 
@@ -151,7 +154,7 @@ class Program(msgspec.Struct, frozen=True):
             if room < 0 or len(shown) == MAX_SHOWN_ARGUMENTS:
                 break
             shown.append(text)
-        return cls(_text(path), tuple(shown), build_id, abstraction, stub)
+        return cls(_text(path), tuple(shown), build_id, abstraction, stub, emulated)
 
 
 def _text(name: str | bytes) -> str:

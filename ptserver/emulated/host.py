@@ -31,9 +31,11 @@ from ptserver.emulated.processes import SignalRelay, fork, own_pid
 from ptserver.emulated.repeatable import Repeatable
 from ptserver.emulated.repeatable_timers import RepeatableTimers
 from ptserver.emulated.served_call import PATH_CALLS, PROC_EXE, ServedCall
+from ptserver.emulated.stub import EmulatedStub, StubAway, StubHere
 from ptserver.emulated.thread_state import find_auxv
 from ptserver.errors import PtServerError, UnsupportedInstructionError
 from ptserver.hosts import endings
+from ptserver.hosts.stub_calls import StubCalls
 from ptserver.machine import native_arch, this_machine
 from ptserver.messages import Program
 from ptserver.outcomes import Done, Fail, Outcome
@@ -67,7 +69,8 @@ _SHOWN_CODE_BYTES = 16
 class EmulatedResources:
     """Serves the calls of an emulated program; see the module's text.
 
-    server: asked first for the calls that it declares an interest in.
+    server: asked first for the calls that it declares an interest in. stub: answers the program's, if it has one;
+    with a server at an address its stub host does.
     """
 
     def __init__(
@@ -77,6 +80,7 @@ class EmulatedResources:
         server: RuntimeServer | None,
         session: Session | None,
         away: Away | None = None,
+        stub: StubCalls | None = None,
     ) -> None:
         self._arch: Arch = arch
         self._exe = os.fsencode(os.path.realpath(path))
@@ -87,6 +91,11 @@ class EmulatedResources:
         self.background = Background(
             interrupt_away if away is not None and away.everything else None, here=away is None
         )
+        self._stub: EmulatedStub | None = None
+        if away is not None:
+            self._stub = StubAway(self.background)
+        elif stub is not None:
+            self._stub = StubHere(stub)
         self._server = server
         self._session = session
         self._next_id = 0
@@ -121,6 +130,10 @@ class EmulatedResources:
         self.background.close()
         if self._repeatable is not None:
             self._repeatable.numbers.close()
+
+    def unknown(self, machine: Machine, thread: Thread, number: int, args: list[int]) -> Result:
+        """See `stepping.emulation.resources.Resources`."""
+        return -errno.ENOSYS if self._stub is None else self._stub.call(machine, thread, number, args)
 
     def fork(self, machine: Machine, thread: Thread, args: list[int]) -> Result:
         """See `stepping.emulation.resources.Resources`."""
@@ -252,13 +265,14 @@ def run_emulated(
     sink: Observer | None = None,
     remote: "RemoteVariables | None" = None,
     away: Away | None = None,
+    stub: StubCalls | None = None,
 ) -> int:
     """Run the program at *path* on the emulator until it is gone; return its wait status, as waitpid(2) gives it.
 
     server: answers the calls that it has methods for; all else is this machine's. seed: makes the run repeatable:
     times, randomness, schedule and process id come from this number, so that the same program with the same
     arguments, environment and files does the same, call by call. sink: sees every call. remote: what of the program's
-    memory lives elsewhere. away: what is a server's at an address.
+    memory lives elsewhere. away: what is a server's at an address. stub: see `EmulatedResources`.
 
     The program shares this process's descriptors, working directory and id.
 
@@ -270,14 +284,14 @@ def run_emulated(
     machine: Machine | None = None
     session = Session(
         "emulated",
-        Program.shown(path, argv),
+        Program.shown(path, argv, stub=stub is not None),
         this_machine(),
         "server",
         log=_log,
         send_signal=lambda number: machine.raise_signal(number) if machine is not None else None,
         keep_descriptor=lambda fd: fd,
     )
-    resources = EmulatedResources(arch, path, server, session, away)
+    resources = EmulatedResources(arch, path, server, session, away, stub)
     pid = own_pid() if seed is None else REPEATABLE_PID
     linker_path = away.linker_path if away is not None else None
     machine = Machine(path, argv, env, resources, pid=pid, seed=seed, observer=sink, linker_path=linker_path)

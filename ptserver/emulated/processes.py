@@ -16,14 +16,11 @@ import errno
 import os
 import signal
 import struct
-import sys
 import threading
 from collections.abc import Iterable
-from pathlib import Path
 
-from goabi.elf_header import read_elf_header
-from goabi.errors import GoAbiError
 from ptserver.emulated.child_numbers import ChildNumbers
+from ptserver.emulated.exec_command import emulator_command
 from ptserver.machine import native_arch
 from ptserver.shadow.execute import execute
 from ptserver.shadow.raw_calls import raw_call
@@ -59,11 +56,6 @@ _IGNORED_BY_PYTHON = frozenset({signal.SIGPIPE, signal.SIGXFSZ})
 #: Where a siginfo has a child's status.
 _STATUS_AT = 24
 _libc = ctypes.CDLL(None, use_errno=True)
-
-_EXEC = (
-    "import sys; sys.path.insert(0, {root!r}); from ptserver.emulated.host import main; "
-    "main(sys.argv[1:], argv0={argv0!r})"
-)
 
 
 class SignalRelay:
@@ -221,21 +213,7 @@ def exec_program(machine: Machine, thread: Thread, call: Gathered) -> int:
         return -errno.EFAULT
     argv = _strings(call.ins.get(1, b""))
     env = dict(entry.partition(b"=")[::2] for entry in _strings(call.ins.get(2, b"")))
-    program, arguments = path, argv
-    try:
-        if not os.access(path, os.X_OK):
-            os.stat(path)
-            return -errno.EACCES
-        arch = read_elf_header(os.fsdecode(path)).arch
-        if arch != native_arch():
-            root = str(Path(__file__).resolve().parent.parent)
-            code = _EXEC.format(root=root, argv0=os.fsdecode(argv[0]) if argv else "")
-            program = os.fsencode(sys.executable)
-            arguments = [program, b"-c", code.encode(), path, *argv[1:]]
-    except GoAbiError:
-        pass  # a script, or what the kernel knows better
-    except OSError as error:
-        return -(error.errno or errno.ENOENT)
+    program, arguments = emulator_command(path, argv) or (path, argv)
     if machine.observer is not None:
         machine.observer.flush()
     blocked = {number for number in signal.valid_signals() if thread.mask >> number - 1 & 1}

@@ -22,6 +22,7 @@ from ptserver.emulated.readiness import (
 )
 from ptserver.errors import PtServerError
 from ptserver.outcomes import Delay, Done, Fail, OpenBytes, Outcome, Proceed, Return
+from ptserver.stub.hypercalls import SERVER_LOST
 from stepping.emulation.machine import Machine
 from stepping.emulation.threads import BLOCKED, Result, Thread, Wait
 from stepping.syscalls import Syscall
@@ -135,6 +136,8 @@ class ServedCall:
     def _finish(self, done: _Executed) -> Result:
         """Put what was filled into the program's memory, and return what the call returns."""
         value, error, outs = done
+        if error == SERVER_LOST and self._resources.is_away(self.row):
+            return self.machine.scheduler.block(self.thread, Wait(restarts=True))
         if self.then is not None and self.seen is not None:
             then, self.then = self.then, None
             replaced = then(Done(value, error, self.seen.outs_by_name(outs)))

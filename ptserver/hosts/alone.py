@@ -26,10 +26,15 @@ def serve_signal_to_self(
         answer(call, 0, errno.ESRCH, {})
 
 
-def serve_last_words(call: PendingCall, answer: Answer) -> None:
-    """After the connection was lost: print what goes to standard error, let everything else wait."""
+def serve_last_words(call: PendingCall, answer: Answer) -> bool:
+    """After the connection was lost: print what goes to standard error, let everything else wait.
+
+    Return whether it was answered.
+    """
     assert call.row is not None
     if call.row.name == "write" and call.args[0] == _STDERR:
         with contextlib.suppress(OSError):
             os.write(_STDERR, call.gathered.ins.get(1, b""))
         answer(call, call.gathered.args[2], 0, {})
+        return True
+    return False

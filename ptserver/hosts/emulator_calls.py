@@ -6,11 +6,12 @@ Thread rules: those of the host.
 import errno
 from collections.abc import Callable, Mapping
 
+from ptserver.hosts.alone import serve_last_words
 from ptserver.hosts.known_files import KnownFiles
 from ptserver.hosts.pending_call import PendingCall
 from ptserver.hosts.stub_calls import answer_memory
 from ptserver.messages import Cancel, MemoryResult, Message
-from ptserver.stub.hypercalls import Hypercall
+from ptserver.stub.hypercalls import SERVER_LOST, Hypercall
 
 _Answer = Callable[[PendingCall, int, int, dict[int, bytes]], None]
 
@@ -52,6 +53,18 @@ class EmulatorCalls:
         else:
             return False
         return True
+
+    def lose(self) -> None:
+        """Let emulators go on with what does not want the server, which is lost."""
+        for tid, call in list(self._pending.items()):
+            if tid == call.process.pid and call.nr != Hypercall.WATCH:
+                self._answer(call, 0, SERVER_LOST, {})
+
+    def serve_last_words(self, call: PendingCall) -> None:
+        """As `alone.serve_last_words`, but an emulator goes on while the thread of its program waits."""
+        if serve_last_words(call, self._answer) or call.tid != call.process.pid:
+            return
+        self._answer(call, 0, SERVER_LOST, {})
 
     def _interrupt(self, tid: int) -> bool:
         """Let the call of thread *tid* return soon, if it waits for the server; return whether no signal is needed.

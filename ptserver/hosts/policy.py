@@ -4,9 +4,9 @@ A call is taken if the server names it, or if it reaches outside the program and
 program's resources. Calls on the program's own memory, threads, signals and clocks stay with it unless named.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
-from ptserver.messages import Interest
+from ptserver.messages import Interest, Welcome
 from ptserver.stub.hypercalls import FIRST_HYPERCALL, LAST_HYPERCALL
 from stepping.seccomp import Rule, Verdict
 from stepping.syscalls import SYSCALLS, Arch, Syscall, SyscallClass, Sysno
@@ -72,6 +72,14 @@ def interest_in(
     if (row.name in HOST_CALLS and not has_pid) or row.concerns_host:
         return "ignore"
     return default
+
+
+def observed_in(rows: Iterable[Syscall], welcome: Welcome) -> frozenset[str]:
+    """Return the names of the calls that a server which says *welcome* only wants to see."""
+    wanted, default = welcome.interest, welcome.default_interest
+    return frozenset(
+        row.name for row in rows if interest_in(row, wanted, default, has_pid=bool(welcome.pid)) == "observe"
+    )
 
 
 def filter_rules(

@@ -30,7 +30,7 @@ from ptserver.hosts.file_mappings import FileMappings
 from ptserver.hosts.host import ThreadChange
 from ptserver.hosts.known_files import KnownFiles
 from ptserver.hosts.pending_call import PendingCall, Process
-from ptserver.hosts.policy import ABOUT_CLOCKS, CLOCKS_OF_DAY, FORKS, REACHES_SELF_ONLY, WRITES, interest_in
+from ptserver.hosts.policy import ABOUT_CLOCKS, CLOCKS_OF_DAY, FORKS, REACHES_SELF_ONLY, WRITES, observed_in
 from ptserver.hosts.postponed import Postponed
 from ptserver.hosts.processes import RemoteProcesses
 from ptserver.hosts.signals import HostSignals
@@ -126,12 +126,7 @@ class RemoteHost(ConnectedHost):
                 lambda call: self._in_flight.get(call.id) is call,
                 first_can_stop=self.stops_like_a_job,
             )
-        self._observed = frozenset(
-            row.name
-            for row in self._rows.values()
-            if interest_in(row, welcome.interest, welcome.default_interest, has_pid=bool(welcome.pid))
-            == "observe"
-        )
+        self._observed = observed_in(self._rows.values(), welcome)
         self._asked: dict[int, Callable[[Result], None]] = {}  # calls that are made for the host itself
         self._mappings = FileMappings(self._listener, self._ask, self._proceed, self._answer, say)
         self._telling = HostTelling(self, self._loop, connection, lambda: self.lost is None)
@@ -239,6 +234,8 @@ class RemoteHost(ConnectedHost):
             pass
         elif self.server_time and row.name in ABOUT_CLOCKS and call.args[0] & 0xFFFFFFFF not in CLOCKS_OF_DAY:
             self._proceed(call)
+        elif self.lost is not None and self._emulator is not None:
+            self._emulator.serve_last_words(call)
         elif self.lost is not None:
             serve_last_words(call, self._answer)
         elif self._children is None and row.name in REACHES_SELF_ONLY and row.name not in self._served:
@@ -424,6 +421,8 @@ class RemoteHost(ConnectedHost):
             return
         for call in self.stub.tell_lost(reason):
             self._answer(call, 0, 0, {})
+        if self._emulator is not None:
+            self._emulator.lose()
         self._loop.later(_PANIC_SECONDS, lambda: self._signal_program(signal.SIGKILL))
 
     # Everything else that happens.

@@ -2,7 +2,7 @@
 
 import contextlib
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -22,6 +22,7 @@ from ptserver.stub.hypercalls import (
     encode_message,
 )
 from stepping.errors import MemoryFaultError
+from stepping.syscalls.marshal import ProgramMemory
 
 
 class HypercallAnswer(NamedTuple):
@@ -46,31 +47,35 @@ class StubCalls:
 
     def answer(self, call: PendingCall) -> HypercallAnswer | None:
         """Return the answer to *call*, after writing its message; None if it has to wait."""
-        if call.nr == Hypercall.HELLO:
-            return self._hello(call)
-        if call.nr == Hypercall.INFO:
-            address, size = call.args[:2]
-            text = encode_info(self.info)
-            _put(call, address, text[:size])
-            return HypercallAnswer(len(text))
         if call.nr == Hypercall.WATCH:
             self.watches[call.process.pid] = call
             return None
+        return self.answer_from(call.process.memory, call.nr, call.args)
+
+    def answer_from(self, memory: ProgramMemory, number: int, args: Sequence[int]) -> HypercallAnswer:
+        """Return the answer to a call *number* other than WATCH, after writing its message to *memory*."""
+        if number == Hypercall.HELLO:
+            return self._hello(memory, args)
+        if number == Hypercall.INFO:
+            address, size = args[:2]
+            text = encode_info(self.info)
+            _put(memory, address, text[:size])
+            return HypercallAnswer(len(text))
         return HypercallAnswer(0, errno.ENOSYS)
 
     def tell_lost(self, reason: str) -> list[PendingCall]:
         """Write *reason* for every process that watches; return their calls, which are to return 0 now."""
         for call in self.watches.values():
             address, size = call.args[:2]
-            _put(call, address, encode_message(reason, min(size, MESSAGE_BYTES)))
+            _put(call.process.memory, address, encode_message(reason, min(size, MESSAGE_BYTES)))
         return list(self.watches.values())
 
-    def _hello(self, call: PendingCall) -> HypercallAnswer:
-        request, request_bytes, message, message_bytes = call.args[:4]
-        text = self.refusal or _check_marker(call, request, request_bytes)
+    def _hello(self, memory: ProgramMemory, args: Sequence[int]) -> HypercallAnswer:
+        request, request_bytes, message, message_bytes = args[:4]
+        text = self.refusal or _check_marker(memory, request, request_bytes)
         if not text:
             return HypercallAnswer()
-        _put(call, message, encode_message(text, message_bytes))
+        _put(memory, message, encode_message(text, message_bytes))
         return HypercallAnswer(0, errno.ECONNREFUSED)
 
 
@@ -96,10 +101,10 @@ _MEMORY: msgspec.msgpack.Decoder[MemoryDeclare | MemoryGet | MemorySet | MemoryA
 )
 
 
-def _check_marker(call: PendingCall, address: int, size: int) -> str:
+def _check_marker(memory: ProgramMemory, address: int, size: int) -> str:
     """Return what is wrong with the stub that says hello with the marker at *address*; empty if nothing is."""
     try:
-        abi, _ = decode_marker(call.process.memory.read(address, min(size, REQUEST_MAX_BYTES)))
+        abi, _ = decode_marker(memory.read(address, min(size, REQUEST_MAX_BYTES)))
     except (MemoryFaultError, MarkerError):
         return "remote: this ptserver does not know the stub; build the program anew"
     if abi != STUB_ABI:
@@ -107,7 +112,7 @@ def _check_marker(call: PendingCall, address: int, size: int) -> str:
     return ""
 
 
-def _put(call: PendingCall, address: int, data: bytes) -> None:
+def _put(memory: ProgramMemory, address: int, data: bytes) -> None:
     if data:
         with contextlib.suppress(MemoryFaultError):
-            call.process.memory.write(address, data)
+            memory.write(address, data)

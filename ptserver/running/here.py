@@ -28,13 +28,16 @@ if TYPE_CHECKING:
 def run_here(options: RunOptions, path: str, stub: StubInfo | None) -> int:
     """Run under a server in this process; for a program whose stub wants a host that may be `passthrough`."""
     server_class = load(options.server)
-    refusal = ""
-    if stub is not None and stub.goosremote != server_class.abstraction:
-        refusal = (
-            f"remote: the program wants a server for GOOSREMOTE={stub.goosremote}, "
-            f"{server_class.display_name()} is one for {server_class.abstraction}"
-        )
-    return host_here(options, path, server_class, stub is not None, refusal)
+    return host_here(options, path, server_class, stub is not None, _refusal(stub, server_class))
+
+
+def _refusal(stub: StubInfo | None, server_class: type[RuntimeServer]) -> str:
+    if stub is None or stub.goosremote == server_class.abstraction:
+        return ""
+    return (
+        f"remote: the program wants a server for GOOSREMOTE={stub.goosremote}, "
+        f"{server_class.display_name()} is one for {server_class.abstraction}"
+    )
 
 
 def host_here(
@@ -79,13 +82,7 @@ def host_here(
     )
     host = LocalHost(launched, signals, arch, server, session)
     host.stub.refusal = refusal
-    host.stub.info = {
-        "name": server_class.display_name(),
-        "version": version(),
-        "session": session.id,
-        "host": session.machine.hostname,
-        "goosremote": server_class.abstraction,
-    }
+    host.stub.info = _info(server_class, session.id)
     with hosting(options, path, host, goroutines=server_class.goroutines):
         if plan is not None:
             from ptserver.remote_memory.hosting import start_remote
@@ -121,12 +118,32 @@ def run_traced(options: RunOptions, path: str) -> int:
     return end_as(status)
 
 
-def run_emulated(options: RunOptions, path: str) -> int:
-    """Run on an emulated processor, with this machine's resources or a server's of this process."""
-    from ptserver.emulated import host as emulated_host
+def _info(server_class: type[RuntimeServer], session_id: str) -> dict[str, str]:
+    return {
+        "name": server_class.display_name(),
+        "version": version(),
+        "session": session_id,
+        "host": this_machine().hostname,
+        "goosremote": server_class.abstraction,
+    }
 
-    server_class = load(options.server)
-    server = None if options.server == "passthrough" else instance(server_class)
+
+def run_emulated(options: RunOptions, path: str, stub: StubInfo | None, refusal: str = "") -> int:
+    """Run on an emulated processor, with this machine's resources or a server's of this process.
+
+    A program with the *stub* panics with *refusal*, if there is one: its server cannot be had.
+    """
+    from ptserver.emulated import host as emulated_host
+    from ptserver.hosts.stub_calls import StubCalls
+
+    name = "passthrough" if refusal else options.server
+    server_class = load(name)
+    server = None if name == "passthrough" else instance(server_class)
+    calls = None
+    if stub is not None:
+        calls = StubCalls()
+        calls.refusal = refusal or _refusal(stub, server_class)
+        calls.info = _info(server_class, str(os.getpid()))
     remote = None
     if options.remote:
         from ptserver.emulated.remote_variables import RemoteVariables
@@ -137,7 +154,14 @@ def run_emulated(options: RunOptions, path: str) -> int:
         remote = RemoteVariables(path, plan, options.remote_trace)
     with _emulated_trace(options, path) as sink:
         status = emulated_host.run_emulated(
-            path, options.argv, environment(), server=server, seed=options.seed, sink=sink, remote=remote
+            path,
+            options.argv,
+            environment(),
+            server=server,
+            seed=options.seed,
+            sink=sink,
+            remote=remote,
+            stub=calls,
         )
     return end_as(status)
 

@@ -27,7 +27,7 @@ from ptserver.net.messenger import Messenger
 from ptserver.net.reach import reach
 from ptserver.remote_memory.store import RemoteStore
 from ptserver.rules.rules import Rules
-from ptserver.running.here import host_here, hosting
+from ptserver.running.here import host_here, hosting, run_emulated
 from ptserver.running.run import RunOptions
 from ptserver.servers import load
 from ptserver.stub.hypercalls import DEFAULT_GOOSREMOTE
@@ -71,6 +71,7 @@ def run_remotely(
                 options.argv,
                 abstraction=stub.goosremote if stub else DEFAULT_GOOSREMOTE,
                 stub=stub is not None,
+                emulated=emulation is not None,
             ),
             token=token or token_of_keys,
             streams=streams,
@@ -81,6 +82,8 @@ def run_remotely(
         )
         welcome, connection = client_handshake(stream, hello)
     except (ConnectError, ConnectionLostError, KeysError, ProtocolError, RefusedError) as error:
+        if options.stub and emulation is not None:
+            return run_emulated(options, path, stub, f"remote: {error}")
         if options.stub:
             return host_here(options, path, load("passthrough"), True, f"remote: {error}")
         raise

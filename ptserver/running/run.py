@@ -87,17 +87,17 @@ def run(options: RunOptions) -> int:
         _check_rules_apply(options)
     streams = _reserve_streams()
     path, header = find_program(options.program, emulated=options.may_be_emulated)
+    stub = find_stub_marker(path, header)
     if options.emulated or header.arch != native_arch():
         from ptserver.net.transport import is_address
 
         if is_address(options.server):
             from ptserver.running.remotely import run_remotely
 
-            return run_remotely(options, path, header, None, streams)
+            return run_remotely(options, path, header, stub, streams)
         from ptserver.running.here import run_emulated
 
-        return run_emulated(options, path)
-    stub = find_stub_marker(path, header)
+        return run_emulated(options, path, stub)
     if options.on is not None:
         from ptserver.running.elsewhere import run_elsewhere
 

@@ -154,7 +154,12 @@ class SessionLoop:
         self._signals = ShadowSignals(descriptors.keep)
         log = log if offered is None else _unsaid
         self._shadow = Shadow(
-            descriptors, log, self._signals, self._workers.retire_idle, os.fsencode(hello.program.path)
+            descriptors,
+            log,
+            self._signals,
+            self._workers.retire_idle,
+            os.fsencode(hello.program.path),
+            emulates=hello.program.emulated,
         )
         self._offered = offered
         self._stdio = stdio

@@ -21,14 +21,24 @@ _libc.execve.argtypes = [ctypes.c_char_p, ctypes.c_void_p, ctypes.c_void_p]
 
 
 def execute_program(
-    name: str, args: Args, ins: dict[int, bytes], limits: Limits, signals: ShadowSignals
+    name: str, args: Args, ins: dict[int, bytes], limits: Limits, signals: ShadowSignals, *, emulates: bool
 ) -> int:
-    """Make the call ``execve`` or ``execveat`` (*name*) as `execute` would; return why it failed."""
+    """Make the call ``execve`` or ``execveat`` (*name*) as `execute` would; return why it failed.
+
+    emulates: by execve, a program of another architecture is executed by an emulator.
+    """
     first = 1 if name == "execveat" else 0
     path = ins.get(first)
     if path is None:
         return errno.EFAULT
     argv, env = (_vector(ins.get(first + index)) for index in (1, 2))
+    if emulates and name == "execve":
+        from ptserver.emulated.exec_command import emulator_command
+
+        words = ins.get(1, b"")
+        command = emulator_command(path, words.split(b"\0") if words else [])
+        if command is not None:
+            path, argv = command[0], _vector(b"\0".join(command[1]))
     limits.apply()
     signals.apply()
     try:

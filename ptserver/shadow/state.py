@@ -94,9 +94,9 @@ _LOOKS_AT_LINKS = frozenset({"lstat", "unlink", "lchown"})
 class Shadow:
     """Makes the calls of one process.
 
-    program: the path of what it executes. credentials_changed: called after a call that changed them. forgets: to be
-    set to what is called with the first and the last of the descriptors that are about to be closed, or to stand for
-    something else.
+    program: the path of what it executes. emulates: programs of another architecture that it executes are emulated.
+    credentials_changed: called after a call that changed them. forgets: to be set to what is called with the first
+    and the last of the descriptors that are about to be closed, or to stand for something else.
     """
 
     def __init__(
@@ -106,8 +106,11 @@ class Shadow:
         signals: ShadowSignals,
         credentials_changed: Callable[[], None],
         program: bytes,
+        *,
+        emulates: bool = False,
     ) -> None:
         self._program = program
+        self._emulates = emulates
         self._pid = os.getpid()
         self._descriptors = descriptors
         self._signals = signals
@@ -156,7 +159,7 @@ class Shadow:
         for index in self._path_indexes(SYSCALLS[name]):
             if ins.get(index, b"").startswith(b"/proc/"):
                 ins = self._look_at_itself(name, args, ins, {}, index)[1]
-        return execute_program(name, args, ins, self._limits, self._signals)
+        return execute_program(name, args, ins, self._limits, self._signals, emulates=self._emulates)
 
     def refuses(self, row: Syscall, *, quietly: bool = False) -> bool:
         """Whether the call is none that this shadow makes; the first time, the log says so, if not *quietly*."""

@@ -29,6 +29,8 @@ Go side repeats the numbers (`runtime_stub.go`, `remote.go`); a test compares th
     INTERRUPT(tid)
         For emulators alone: the call that their thread *tid* waits in shall return soon, with what it has come to
         or with EINTR. Returns 1, or 0 if only a signal can do that. A thread that makes no call is left alone.
+    Once the server is lost, calls that the first thread of an emulator makes for its program fail with SERVER_LOST,
+    so that it goes on with what WATCH wakes; the program never sees that.
 
     request  = marker
     marker   = FE*32 "ptserver-stub/" abi " GOOSREMOTE=" name 00
@@ -74,6 +76,9 @@ MESSAGE_BYTES = 1024
 
 MEMORY_BYTES = (1 << 20) + 4096
 """No request and no answer of MEMORY is longer."""
+
+SERVER_LOST = 4000
+"""An errno that no kernel knows: why calls that an emulator makes for its program fail once the server is lost."""
 
 INFO_KEYS = ("name", "version", "session", "host", "goosremote")
 """The keys of INFO's text, each a field of Go's `remote.ServerInfo`."""

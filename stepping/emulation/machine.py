@@ -398,7 +398,9 @@ class Machine:
 
     def _call_outside(self, thread: Thread, number: int, args: list[int]) -> Result:
         row = self._rows.get(Sysno(number))
-        if row is None or not (
+        if row is None:
+            return self.resources.unknown(self, thread, number, args)
+        if not (
             row.klass.is_resource or row.klass is SyscallClass.HOST or row.name in self.resources.claimed
         ):
             return -errno.ENOSYS

@@ -19,6 +19,9 @@ class Resources(Protocol):
     def call(self, machine: "Machine", thread: Thread, row: Syscall, args: list[int]) -> Result:
         """Make the call *row* with the registers *args* for *thread*, or let it wait (`machine.scheduler`)."""
 
+    def unknown(self, machine: "Machine", thread: Thread, number: int, args: list[int]) -> Result:
+        """Make the call *number*, which no table knows: ENOSYS, or what it means here."""
+
     def fork(self, machine: "Machine", thread: Thread, args: list[int]) -> Result:
         """Make the clone(2) of a process that *thread* asks for; return in both."""
 
