@@ -474,7 +474,8 @@ class Ahead(Message, frozen=True):
     lasting: if not 0, all of a file is told, and the server says `Revoked` with this number before anything by which
     the program could know of a change of it, or that its path leads elsewhere. Until then the host may use what is
     told whatever the program hears, for a second after each `Result` or `Direct`, for any open by the same path and
-    with the same flags, and say by `Reopened` that there was one.
+    with the same flags, and say by `Reopened` that there was one. room: how many numbers right above the descriptor's
+    were free just then, as far as the server looked: those get the next descriptors.
     """
 
     id: RequestId
@@ -484,6 +485,7 @@ class Ahead(Message, frozen=True):
     data: Blob = b""
     end: bool = False
     lasting: Annotated[int, Meta(ge=0, le=(1 << 53) - 1)] = 0
+    room: Annotated[int, Meta(ge=0, le=64)] = 0
     listing: Annotated[tuple[Listed, ...], Meta(max_length=64)] = ()
     names: Annotated[tuple[Named, ...], Meta(max_length=4096)] = ()
 

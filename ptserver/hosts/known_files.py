@@ -190,7 +190,8 @@ class KnownFiles:
         self.of_streams.heard(call, value, shares=shares, brings_word=brings_word)
         self._upcoming.heard(result.id)
         if call.process.pid == self._pid:
-            self._numbers.heard(result.id, name, call.args[0] & 0xFFFFFFFF, value)
+            room = 0 if ahead is None else ahead.room
+            self._numbers.heard(result.id, name, call.args[0] & 0xFFFFFFFF, value, room)
         if shares:
             self._pipes.shares(name, call, own=call.process.pid == self._pid)
             self._forget_all()

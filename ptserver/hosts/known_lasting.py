@@ -44,6 +44,8 @@ _EPOLL_CTL_ADD = 1
 _PATH_MAX = 4096
 #: More than a session knows at a time.
 _MAX_FILES = 1024
+#: At how many numbers a file is put besides the one that an open gets.
+_LAID_AT_ONCE = 8
 #: Calls that see no descriptor but those that they name, and take no number.
 _SEES_NAMED_ONLY = frozenset(
     "read write writev sendto recvfrom epoll_ctl epoll_wait epoll_pwait epoll_pwait2 fstat lseek pread64 pwrite64"
@@ -295,8 +297,9 @@ class LastingCalls:
         number = self.open(call.a0, path, call.a2)
         if number is None:
             return None
-        if self.lasting.local is not None:
-            self.lasting.local.open(call.id, number, self._files[number])
+        local, file = self.lasting.local, self._files[number]
+        if local is not None and local.open(call.id, number, file):
+            local.lay(call.id, self._numbers.free()[0][:_LAID_AT_ONCE], file)
         self._learn(call.a0, path, call.a1)
         return number, 0
 

@@ -69,8 +69,11 @@ class KnownNumbers:
             self._under_way.add(call_id)
             self._turns.append((call_id, 0))
 
-    def heard(self, call_id: int, name: str, fd: int, value: int) -> None:
-        """Note that a call has been made. fd: its first argument; value: what it returned, negative for an error."""
+    def heard(self, call_id: int, name: str, fd: int, value: int, room: int = 0) -> None:
+        """Note that a call has been made. fd: its first argument; value: what it returned, negative for an error.
+
+        room: how many numbers right above *value* were free then, if that was told.
+        """
         if call_id not in self._under_way:
             return
         self._under_way.remove(call_id)
@@ -84,10 +87,10 @@ class KnownNumbers:
                 if not value and fd < self._bound:
                     self._free.add(fd)
             elif value >= 0:
-                self._given(value)
+                self._given(value, room)
             self._take_closings()
 
-    def _given(self, value: int) -> None:
+    def _given(self, value: int, room: int) -> None:
         if (0, value) in self._turns:  # it was closed before this was made
             self.forget()
         elif value in self._free and value == min(self._free):
@@ -95,6 +98,10 @@ class KnownNumbers:
         else:
             self._bound = value + 1
             self._free.clear()
+        end = value + 1 + room
+        if end > self._bound > value:
+            self._free.update(range(self._bound, end))
+            self._bound = end
 
     def _take_closings(self) -> None:
         """Consider what was closed before the next call."""

@@ -15,7 +15,7 @@ import errno
 import fcntl
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from ptserver.hosts.known_file import FRESH_SECONDS, KnownFile
 from stepping.direct_calls import TABLE_DESCRIPTORS, DirectTable
@@ -45,11 +45,11 @@ class LocalFiles:
         self._open: dict[int, tuple[float, KnownFile]] = {}  # by descriptor, and until when
         self._is_armed = False
 
-    def open(self, notification_id: int, fd: int, file: KnownFile) -> None:
-        """Put a file at the number *fd*, if that can be done; the call that opens it waits."""
+    def open(self, notification_id: int, fd: int, file: KnownFile) -> bool:
+        """Put a file at the number *fd*, if that can be done, and return whether. The call that opens it waits."""
         until = file.since + FRESH_SECONDS
         if fd >= TABLE_DESCRIPTORS or until < time.monotonic() + FRESH_SECONDS / 2 or not self.may():
-            return
+            return False
         number, ours = self._put.get(fd, (0, -1))
         try:
             if number == file.lasting and self._listener.put.get(fd) == ours:
@@ -58,8 +58,18 @@ class LocalFiles:
                 self._put_anew(notification_id, fd, file)
             self._table.set(fd, is_file=True)
         except (NotificationGoneError, OSError, MemoryFaultError):
-            return  # it is read by calls that are taken
+            return False  # it is read by calls that are taken
         self._keep(fd, file)
+        return True
+
+    def lay(self, notification_id: int, fds: Iterable[int], file: KnownFile) -> None:
+        """Put a file at numbers that are free, so that the program can open it there itself."""
+        try:
+            for fd in fds:
+                if fd < TABLE_DESCRIPTORS and not self.there(fd):
+                    self._put_anew(notification_id, fd, file)
+        except (NotificationGoneError, OSError):
+            pass  # fewer will do
 
     def _keep(self, fd: int, file: KnownFile) -> None:
         self._open[fd] = file.since + FRESH_SECONDS, file

@@ -24,6 +24,7 @@ from ptserver.server import RuntimeServer
 from ptserver.sessions.lasting_files import LastingFiles
 from ptserver.sessions.told_folders import NAMES, ToldFolders
 from ptserver.sessions.upcoming import UpcomingFolders, entries
+from ptserver.shadow.descriptors import free_above
 from ptserver.shadow.execute import Executed, attributes, execute
 from stepping.syscalls import SYSCALLS
 
@@ -43,6 +44,8 @@ POSTED = frozenset({"lseek", "fcntl", "close", "epoll_ctl", "recvfrom", "write",
 _DATA_BYTES = 64 << 10
 _LISTINGS = 64
 _LISTINGS_BYTES = 512 << 10
+#: How many numbers are looked at above that of a file that lasts: as many as a program gives files itself.
+_ROOM = 64
 
 _NOT_FORESEEN = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_DIRECT | os.O_PATH
 _F_GETFL = 3
@@ -136,7 +139,7 @@ class Foresight:
         if ahead is None:
             return
         if number and ahead.end and self._lasting.is_lasting(number):
-            ahead = msgspec.structs.replace(ahead, lasting=number)
+            ahead = msgspec.structs.replace(ahead, lasting=number, room=free_above(fd, _ROOM))
         self._send(ahead)
         if ahead.folder:
             self._folders.opened(message.args[0] & _INT, path, (named.name for named in ahead.names))

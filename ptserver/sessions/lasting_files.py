@@ -30,6 +30,7 @@ from collections.abc import Callable, Iterable
 
 from ptserver.errors import ProtocolError
 from ptserver.messages import Message, Reopened, Revoked
+from ptserver.shadow.descriptors import is_open
 
 _IN_MODIFY, _IN_ATTRIB, _IN_CLOSE_WRITE, _IN_OPEN = 0x2, 0x4, 0x8, 0x20
 _IN_MOVED_FROM, _IN_MOVED_TO, _IN_CREATE, _IN_DELETE, _IN_DELETE_SELF = 0x40, 0x80, 0x100, 0x200, 0x400
@@ -187,7 +188,7 @@ class LastingFiles:
                 raise ProtocolError(f"the host gave lasting file {message.id} up, which was not revoked")
             os.close(file.fd)
             return
-        if message.fd >= self._first_own or _is_open(message.fd):
+        if message.fd >= self._first_own or is_open(message.fd):
             raise ProtocolError(f"the host gave a file the number {message.fd}, which is not free")
         # By our own descriptor: it may have another name by now, or none.
         how = file.how & ~os.O_NOFOLLOW | os.O_CLOEXEC
@@ -337,14 +338,6 @@ def _may_be_written(fd: int) -> bool:
         return True
     fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
     return False
-
-
-def _is_open(fd: int) -> bool:
-    try:
-        fcntl.fcntl(fd, fcntl.F_GETFD)
-    except OSError:
-        return False
-    return True
 
 
 def _check(result: int) -> int:

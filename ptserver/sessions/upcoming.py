@@ -10,7 +10,6 @@ Thread rules: the session's thread.
 
 import bisect
 import collections
-import fcntl
 import itertools
 import os
 import struct
@@ -18,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from ptserver.errors import ProtocolError
 from ptserver.messages import Ahead, Message, Taken, Upcoming
+from ptserver.shadow.descriptors import is_open
 
 #: How many folders are told of at a time, how many can be kept, and from how many folders.
 _NEXT = 4
@@ -101,7 +101,7 @@ class UpcomingFolders:
         try:
             if message.fd < 0:
                 return None
-            if message.fd >= self._first_own or _is_open(message.fd):
+            if message.fd >= self._first_own or is_open(message.fd):
                 raise ProtocolError(f"the host gave a folder the number {message.fd}, which is not free")
             try:
                 os.dup2(kept, message.fd, inheritable=not upcoming.how & os.O_CLOEXEC)
@@ -135,11 +135,3 @@ class UpcomingFolders:
             upcoming = Upcoming(path, how, ahead)
             self._kept[number] = fd, upcoming
             self._send(upcoming)
-
-
-def _is_open(fd: int) -> bool:
-    try:
-        fcntl.fcntl(fd, fcntl.F_GETFD)
-    except OSError:
-        return False
-    return True

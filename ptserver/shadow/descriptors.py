@@ -17,6 +17,21 @@ from collections.abc import Collection, Iterator
 RESERVED = 1024
 
 
+def is_open(fd: int) -> bool:
+    """Whether this process has a descriptor *fd*."""
+    try:
+        fcntl.fcntl(fd, fcntl.F_GETFD)
+    except OSError:
+        return False
+    return True
+
+
+def free_above(fd: int, most: int) -> int:
+    """Return how many numbers right above *fd*, *most* at most, are free and below the soft limit."""
+    end = min(fd + 1 + most, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+    return next((number - fd - 1 for number in range(fd + 1, end) if is_open(number)), max(end - fd - 1, 0))
+
+
 class Descriptors:
     """program_limit: numbers from here on are ours; soft_limit: the program's current RLIMIT_NOFILE."""
 

@@ -10,6 +10,7 @@ import pytest
 from ptserver.hosts.known_file import KnownFile
 from ptserver.hosts.local_files import LocalFiles
 from ptserver.messages import Ahead
+from stepping.direct_calls import TABLE_DESCRIPTORS
 
 DATA = b"what is in the file"
 
@@ -136,3 +137,13 @@ def test_it_ends_before_it_is_too_old(program: Program, monkeypatch: pytest.Monk
     program.later[1]()
     assert not program.table
     assert len(program.later) == 2
+
+
+def test_a_file_is_laid_at_numbers_where_none_is(program: Program) -> None:
+    file = known()
+    assert program.files.open(1, 5, file)
+    program.files.closed(5)
+    program.files.lay(1, [5, 6, 9, TABLE_DESCRIPTORS], file)
+    assert program.puts == 3
+    assert [program.files.there(fd) for fd in (5, 6, 7, 9)] == [7, 7, 0, 7]
+    assert not program.table
