@@ -58,6 +58,8 @@ _EVENTS = 256
 #: How often it is looked what the program has read, if it writes nothing; sooner if the window is filling.
 _TAKEN_SECONDS, _SOON_SECONDS = 0.1, 0.003
 _SOON_BYTES = DIRECT_WINDOW_BYTES // 4
+#: From how much on it is looked what the program has read when it writes something.
+_WORTH_TELLING_BYTES = 2048
 _MSG_DONTWAIT, _MSG_NOSIGNAL = 0x40, 0x4000
 _INT = 0xFFFFFFFF
 _NO_NUMBER = bytes(4)
@@ -270,7 +272,8 @@ class DirectSockets:
         except OSError:
             return
         sock.ahead += len(data)
-        told.append(DirectBytes(sock.fd, self._taken(sock), data))
+        taken = self._taken(sock) if sock.given >= _WORTH_TELLING_BYTES else 0
+        told.append(DirectBytes(sock.fd, taken, data))
         if filled >= _PIECE_BYTES or len(data) >= _PIECE_BYTES // 4 or len(data) > seen:
             self._events.writable(sock.watched)  # the program may have found no room, perhaps since we looked
         if sock.ahead >= DIRECT_WINDOW_BYTES and not sock.is_stopped:
