@@ -51,6 +51,7 @@ class ConnectedHost(Host):
         self._on_waiting: Callable[[bool], None] = lambda waits: None
         self._held: list[ToHost] = []
         self._awake = Awake()  # for answers to accesses
+        self._answers, self._answers_fd = select.poll(), -1
         self._all_sent = True
         self._loop.watch(connection.fileno(), self._on_ready)
 
@@ -155,9 +156,7 @@ class ConnectedHost(Host):
         """Return the answer to a memory message; None if the connection is lost before it comes."""
         connection = self._connection
         connection.flush()  # the other side works while this one prepares to wait
-        poll = select.poll()
-        if not self._is_waiting:
-            poll.register(connection.fileno(), select.POLLIN)
+        poll = self._answer_poll()
         patience = self._patience_seconds or _FOREVER_SECONDS
         is_here, deadline = connection.has_received, 0.0
         try:
@@ -185,6 +184,15 @@ class ConnectedHost(Host):
         except ProtocolError as error:
             self._lose(str(error))
         return None
+
+    def _answer_poll(self) -> select.poll:
+        """Return a poll set of the connection alone; an empty one while there is none."""
+        fd = -1 if self._is_waiting else self._connection.fileno()
+        if fd != self._answers_fd:
+            self._answers, self._answers_fd = select.poll(), fd
+            if fd >= 0:
+                self._answers.register(fd, select.POLLIN)
+        return self._answers
 
     def _take_held(self) -> None:
         held = self._held[:]

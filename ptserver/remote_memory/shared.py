@@ -3,25 +3,25 @@
 They live in one anonymous shared mapping. Processes that are forked after it was made see the same variables, so two
 sessions that name the same variable have one value, atomic operations included.
 
-    file = directory, data
+    mapping = directory, data
     directory = entry*           one slot of 512 bytes each; the first free one has a name of length 0
-    entry = NAME_LENGTH:u16 name[256] pad SIZE:u32 OFFSET:u32
+    entry = NAME_LENGTH:u16 name[256] pad SIZE:u32 OFFSET:u32 pad LOCK[64]
 
-Locks are record locks on the mapping's file: of one byte per variable, and one for the directory. The kernel drops
-them when a process dies, so a session that is killed leaves no lock behind. A variable lives as long as the mapping.
+Each variable has a lock, and the directory has that of the slot behind the last one. A session that is killed leaves
+no lock behind (`shared_locks`). A variable lives as long as the mapping.
 
 One thread per process uses an object. Not trusted: names and sizes, which are bounded here.
-Source: fcntl(2), memfd_create(2).
 """
 
+import contextlib
+import ctypes
 import mmap
-import os
 import struct
-from collections.abc import Callable
-from fcntl import LOCK_EX, LOCK_UN, lockf
+from collections.abc import Iterator
 from typing import Self
 
 from ptserver.errors import PtServerError
+from ptserver.remote_memory import shared_locks
 from stepping.remote_memory import AtomicOperation, apply_atomic
 
 #: Of one variable.
@@ -33,9 +33,10 @@ _SLOT_BYTES = 512
 _NAME = struct.Struct("<H256s")
 _PLACE = struct.Struct("<II")
 _PLACE_AT = 264
-_DIRECTORY_BYTES = MAX_VARIABLES * _SLOT_BYTES
-_ALIGNMENT = 64
+_LOCK_AT = 320
 _DIRECTORY_LOCK = MAX_VARIABLES
+_DIRECTORY_BYTES = (MAX_VARIABLES + 1) * _SLOT_BYTES
+_ALIGNMENT = 64
 
 
 class VariableError(PtServerError):
@@ -53,27 +54,26 @@ class SharedVariables:
 
     def __init__(self, *, is_shared: bool = True) -> None:
         """is_shared: whether other processes will have them, too."""
-        self._lock: Callable[[int, int, int, int], None] = lockf if is_shared else _no_lock
-        self._fd = os.memfd_create("ptserver-variables", os.MFD_CLOEXEC)
-        os.ftruncate(self._fd, _DIRECTORY_BYTES + MAX_TOTAL_BYTES)
-        self._data = mmap.mmap(self._fd, _DIRECTORY_BYTES + MAX_TOTAL_BYTES)
-        self._known: dict[str, tuple[int, int, int]] = {}  # slot, size, offset in the file
+        self._is_shared = is_shared
+        self._data = mmap.mmap(-1, _DIRECTORY_BYTES + MAX_TOTAL_BYTES)
+        first = ctypes.c_char.from_buffer(self._data)
+        self._locks = ctypes.addressof(first) + _LOCK_AT
+        self._known: dict[str, tuple[int, int, int]] = {}  # slot, size, offset in the mapping
         self._releases_later = False
-        self._locked: int | None = None
+        self._locked = 0  # the address of the lock that is held for the last access
+        shared_locks.make_lock(self._lock_of(_DIRECTORY_LOCK))
 
-    def adopt(self, keep: Callable[[int], int]) -> Self:
-        """Be those of a new process, which keeps its own descriptors by *keep*; return this.
+    def adopt(self) -> Self:
+        """Be those of a new process; return this.
 
         From now on the caller calls `release` after each access: whoever waits for the answer has it sooner.
         """
-        self._fd = keep(self._fd)
         self._releases_later = True
         return self
 
     def close(self) -> None:
         """Give up the mapping."""
         self._data.close()
-        os.close(self._fd)
 
     def declare(self, name: str, initial: bytes) -> bytes:
         """Have a variable *name* with the value *initial*, unless there is one; return the value that it has.
@@ -86,11 +86,8 @@ class SharedVariables:
             raise VariableError(
                 "EINVAL", f"a variable called {name[:40]!r} of {len(initial)} bytes is out of bounds"
             )
-        self._lock(self._fd, LOCK_EX, 1, _DIRECTORY_LOCK)
-        try:
+        with self._directory():
             place = self._find(name) or self._add(name, raw, initial)
-        finally:
-            self._lock(self._fd, LOCK_UN, 1, _DIRECTORY_LOCK)
         size = place[1]
         if size != len(initial):
             raise VariableError(
@@ -149,28 +146,40 @@ class SharedVariables:
 
     def release(self) -> None:
         """Let others access what was accessed last; no matter if that was done before."""
-        if self._locked is not None:
-            self._lock(self._fd, LOCK_UN, 1, self._locked)
-            self._locked = None
+        if self._locked:
+            shared_locks.release(self._locked)
+            self._locked = 0
 
     def _acquire(self, slot: int) -> None:
         self.release()  # who had two at a time could wait for whom it keeps waiting
-        self._lock(self._fd, LOCK_EX, 1, slot)
-        self._locked = slot
+        if self._is_shared:
+            lock = self._lock_of(slot)
+            shared_locks.acquire(lock)
+            self._locked = lock
 
     def _finish(self) -> None:
         if not self._releases_later:
             self.release()
 
+    def _lock_of(self, slot: int) -> int:
+        return self._locks + slot * _SLOT_BYTES
+
+    @contextlib.contextmanager
+    def _directory(self) -> Iterator[None]:
+        """Have the directory for oneself."""
+        lock = self._lock_of(_DIRECTORY_LOCK)
+        shared_locks.acquire(lock)
+        try:
+            yield
+        finally:
+            shared_locks.release(lock)
+
     def _place(self, name: str, offset: int, size: int) -> tuple[int, int]:
-        """Return a variable's slot and where in the file *size* bytes at *offset* of it are."""
+        """Return a variable's slot and where in the mapping *size* bytes at *offset* of it are."""
         place = self._known.get(name)
         if place is None:
-            self._lock(self._fd, LOCK_EX, 1, _DIRECTORY_LOCK)
-            try:
+            with self._directory():
                 place = self._find(name)
-            finally:
-                self._lock(self._fd, LOCK_UN, 1, _DIRECTORY_LOCK)
         if place is None:
             raise VariableError("ENOENT", f"no variable {name[:40]!r} has been declared")
         slot, whole, start = place
@@ -203,11 +212,8 @@ class SharedVariables:
         if slot >= MAX_VARIABLES or start + len(initial) > _DIRECTORY_BYTES + MAX_TOTAL_BYTES:
             raise VariableError("ENOSPC", f"there is no room for another variable, {name}")
         self._data[start : start + len(initial)] = initial
+        shared_locks.make_lock(self._lock_of(slot))
         _PLACE.pack_into(self._data, slot * _SLOT_BYTES + _PLACE_AT, len(initial), start - _DIRECTORY_BYTES)
         _NAME.pack_into(self._data, slot * _SLOT_BYTES, len(raw), raw)
         self._known[name] = slot, len(initial), start
         return self._known[name]
-
-
-def _no_lock(_fd: int, _command: int, _size: int, _start: int) -> None:
-    """Lock nothing: nobody else has the variables."""

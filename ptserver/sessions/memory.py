@@ -39,6 +39,7 @@ class MemoryCalls:
         self._store = ServedStore(server, session, variables)
         self._send = send
         self._flush = flush if not may_wait_awake() else _later
+        self._named: dict[str, RemoteVariable] = {}
 
     def take(self, message: MemoryMessage) -> None:
         """Do what *message* asks for, and answer."""
@@ -51,12 +52,14 @@ class MemoryCalls:
         self._variables.release()
 
     def _do(self, message: MemoryMessage) -> bytes:
-        store = self._store
+        store, name = self._store, message.name
         if isinstance(message, MemoryDeclare):
             be_urgent()  # from now on, threads of the program wait for this process at each access
-            return store.declare(message.name, message.initial)
+            value = store.declare(name, message.initial)
+            self._named[name] = RemoteVariable(0, 0, name)
+            return value
         store.asked_by(message.tid, message.goid, 0)
-        variable = RemoteVariable(0, 0, message.name)
+        variable = self._named.get(name) or RemoteVariable(0, 0, name)
         if isinstance(message, MemoryAtomic):
             return store.atomic(
                 variable, message.offset, message.operation, message.operand, message.expected

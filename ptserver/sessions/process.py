@@ -232,9 +232,7 @@ class SessionLoop:
             self._takers[Reopened] = self._lasting.reopened
             self._takers |= {DirectBegin: direct.begin, Direct: direct.take, DirectEnd: direct.end}
         if variables is not None:
-            memory = MemoryCalls(
-                self.session, server, variables.adopt(descriptors.keep), self._send, connection.flush
-            )
+            memory = MemoryCalls(self.session, server, variables.adopt(), self._send, connection.flush)
             self._takers |= dict.fromkeys((MemoryDeclare, MemoryGet, MemorySet, MemoryAtomic), memory.take)
         self._watches: SessionWatches | None = None
         if watched_at is not None:

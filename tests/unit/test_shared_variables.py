@@ -108,3 +108,14 @@ def test_processes_share(variables: SharedVariables) -> None:
     assert [os.waitpid(pid, 0)[1] for pid in children] == [0, 0, 0]
     assert variables.get("sum", 0, 8) == word(1500)
     assert variables.declare("late", word(9)) in (word(1), word(2), word(3))
+
+
+def test_who_dies_with_a_lock_leaves_it_to_the_next(variables: SharedVariables) -> None:
+    variables.declare("x", word(5))
+    pid = os.fork()
+    if pid == 0:
+        variables.adopt().set("x", 0, word(6))
+        os._exit(0)  # without a release
+    assert os.waitpid(pid, 0)[1] == 0
+    assert variables.atomic("x", 0, "add", word(1)) == word(6)
+    assert variables.get("x", 0, 8) == word(7)
