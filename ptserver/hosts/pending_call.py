@@ -43,6 +43,13 @@ class Process:
             self._memory = TraceeMemory(self.pid)
         return self._memory
 
+    def exchanged(self, tid: int) -> int:
+        """Return by which number the program knows thread *tid* of the process, and the other way round.
+
+        Its first thread has the process's id. Another thread may have that number here, and is known by the first's.
+        """
+        return self.id if tid == self.pid else self.pid if tid == self.id else tid
+
     def reopen(self) -> None:
         """Take hold of the memory that the process has since an exec."""
         fresh = TraceeMemory(self.pid)

@@ -146,7 +146,7 @@ class RemoteProcesses:
             case "getpid":
                 self._answer(call, process.id, 0, {})
             case "gettid":
-                self._answer(call, process.id if call.tid == process.pid else call.tid, 0, {})
+                self._answer(call, process.exchanged(call.tid), 0, {})
             case "tgkill":
                 self._signal_thread(call, args[0] & _MASK32, args[1] & _MASK32, args[2] & _MASK32)
             case "tkill":
@@ -190,7 +190,9 @@ class RemoteProcesses:
         if group != process.id:
             self._answer(call, 0, errno.ESRCH, {})
             return
-        tid = process.pid if thread == process.id else thread
+        tid = process.exchanged(thread)
+        if thread == process.pid and not os.path.exists(f"/proc/{process.pid}/task/{tid}"):
+            tid = thread  # a C library knows the first thread by what the kernel has told it
 
         def send() -> int:
             if signo in _OF_LIBRARY:
