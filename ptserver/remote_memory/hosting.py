@@ -16,18 +16,18 @@ from ptserver.tracelog.errors import TraceOutputError
 
 
 def plan_remote(
-    path: str, wanted: Wanted | None, *, emulated: bool = False, quiet: bool = False
+    path: str, wanted: Wanted | None, *, emulated: bool = False, shared: bool = True, quiet: bool = False
 ) -> Plan | None:
     """Return the plan for the program at *path*, and say what will be slow; None if nothing is wanted.
 
-    emulated: how it will be executed; quiet: say nothing.
+    emulated: how it will be executed; shared: whether other programs may have the variables; quiet: say nothing.
 
     Raises:
         RemoteVariableError: something that is wanted cannot be.
     """
     if not wanted:
         return None
-    plan = make_plan(path, wanted, emulated=emulated)
+    plan = make_plan(path, wanted, emulated=emulated, shared=shared)
     for variable, why in plan.in_place.items():
         if not quiet and (variable.name in wanted.variables or wanted.types):
             print(

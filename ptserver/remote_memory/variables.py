@@ -4,8 +4,9 @@
     --remote-type TYPE               all package-level variables of that type, such as main.Gauge
     --remote-range [NAME=]START-END  addresses as linked, hexadecimal, such as hits=0x593ff8-0x594000
 
-Refused are what cannot be remote with all that a program may do to it: code, constants, Go's own runtime, variables
-with pointers (the garbage collector reads them in its own way), and ranges that cut a variable's word in two.
+Refused are what cannot be remote with all that a program may do to it: code, constants, Go's own runtime, and ranges
+that cut a variable's word in two. Variables with pointers can be remote where no other program shares them: what they
+lead to is in this one's memory. They stay where they are, since the garbage collector looks for them there.
 """
 
 import difflib
@@ -68,8 +69,10 @@ class Plan:
         )
 
 
-def plan(path: str, wanted: Wanted, *, emulated: bool = False) -> Plan:
+def plan(path: str, wanted: Wanted, *, emulated: bool = False, shared: bool = True) -> Plan:
     """Return the plan for the program at *path*, which will be executed natively, or *emulated*.
+
+    shared: whether other programs may have the same variables.
 
     Raises:
         RemoteVariableError: something that is wanted cannot be.
@@ -77,15 +80,16 @@ def plan(path: str, wanted: Wanted, *, emulated: bool = False) -> Plan:
     """
     try:
         with GoBinary.open(path) as binary:
-            return _Planner(binary.elf, binary, emulated).plan(wanted)
+            return _Planner(binary.elf, binary, emulated, shared).plan(wanted)
     except GoAbiError:
         with ElfFile(path) as elf:  # not Go's
-            return _Planner(elf, None, emulated).plan(wanted)
+            return _Planner(elf, None, emulated, shared).plan(wanted)
 
 
 class _Planner:
-    def __init__(self, elf: ElfFile, binary: GoBinary | None, emulated: bool) -> None:
+    def __init__(self, elf: ElfFile, binary: GoBinary | None, emulated: bool, shared: bool) -> None:
         self._elf = elf
+        self._shared = shared
         self._binary = binary
         if elf.header.arch != "amd64" and not emulated:
             raise RemoteVariableError("remote variables need a program for amd64, or --engine=emulate")
@@ -103,7 +107,11 @@ class _Planner:
             self._check_place(variable)
         moved: dict[RemoteVariable, list[Reference]] = {}
         in_place = {variable: "a range stays where it is" for variable in variables if variable not in named}
-        for variable, references in self._references([one for one in variables if one in named]).items():
+        for variable in variables:
+            if variable in named and self._holds_pointers(variable):
+                in_place[variable] = "the garbage collector looks there for the pointers that it holds"
+        free = [variable for variable in variables if variable not in in_place]
+        for variable, references in self._references(free).items():
             if isinstance(references, UnclearReferenceError):
                 in_place[variable] = str(references)
             else:
@@ -243,8 +251,11 @@ class _Planner:
         if not segment.flags & PF_W:
             raise RemoteVariableError(f"{variable.name} is a constant, which cannot be remote")
         self._check_owner(variable)
-        if self._binary is not None:
-            self._check_pointers(variable, self._binary)
+        if self._shared and self._holds_pointers(variable):
+            raise RemoteVariableError(
+                f"{variable.name} holds pointers (or strings, slices, maps, interfaces): they lead into this "
+                "program's memory and mean nothing to others, so it cannot be at a server that programs share"
+            )
 
     def _check_owner(self, variable: RemoteVariable) -> None:
         for symbol in self._symbols_in(variable):
@@ -260,15 +271,13 @@ class _Planner:
             if symbol.size and symbol.addr < variable.end and variable.address < symbol.addr + symbol.size
         )
 
-    def _check_pointers(self, variable: RemoteVariable, binary: GoBinary) -> None:
+    def _holds_pointers(self, variable: RemoteVariable) -> bool:
         """Go's linker keeps variables with pointers apart from those without."""
-        module = binary.module
+        if self._binary is None:
+            return False
+        module = self._binary.module
         free = ((module.noptrdata, module.end_noptrdata), (module.noptrbss, module.end_noptrbss))
-        if not any(low <= variable.address and variable.end <= high for low, high in free):
-            raise RemoteVariableError(
-                f"{variable.name} holds pointers (or strings, slices, maps, interfaces): the garbage collector "
-                "must find them in this process, so it cannot be remote"
-            )
+        return not any(low <= variable.address and variable.end <= high for low, high in free)
 
     def _references(
         self, variables: Sequence[RemoteVariable]

@@ -54,7 +54,7 @@ def host_here(
     if options.remote:
         from ptserver.remote_memory.hosting import plan_remote
 
-        plan = plan_remote(path, options.remote)
+        plan = plan_remote(path, options.remote, shared=False)
     arch = native_arch()
     rules = [*filter_rules(interest, "ignore", arch), *hypercall_rules()]
     if server_class.thread_event is not RuntimeServer.thread_event:
@@ -149,7 +149,7 @@ def run_emulated(options: RunOptions, path: str, stub: StubInfo | None, refusal:
         from ptserver.emulated.remote_variables import RemoteVariables
         from ptserver.remote_memory.hosting import plan_remote
 
-        plan = plan_remote(path, options.remote, emulated=True)
+        plan = plan_remote(path, options.remote, emulated=True, shared=False)
         assert plan is not None
         remote = RemoteVariables(path, plan, options.remote_trace)
     with _emulated_trace(options, path) as sink:

@@ -232,7 +232,6 @@ def test_what_cannot_be_executed_leaves_the_program_stopped(language: str, tmp_p
         ),
         (("--remote-var", "main.swapped"), "swapped is a local variable of main.mixed: it lives on a stack"),
         (("--remote-var", "runtime.writeBarrier"), "belongs to Go's runtime"),
-        (("--remote-var", "os.Args"), "os.Args holds pointers"),
         (("--remote-var", "runtime.buildVersion.str"), "is a constant, which cannot be remote"),
         (("--remote-type", "main.nothing"), "has no type main.nothing"),
         (("--remote-type", "main.pair"), "has no package-level variable of type main.pair"),
@@ -375,3 +374,39 @@ def test_a_mutex_of_the_c_library_works_between_processes(tmp_path: Path) -> Non
         children = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
         sums = [int(child.communicate(timeout=240)[0]) for child in children]
     assert max(sums) == 100
+
+
+@pytest.mark.parametrize(
+    ("options", "variables", "rounds"),
+    [
+        ((), ("head",), 2),
+        pytest.param((), ("nodes",), 5, marks=pytest.mark.slow),
+        pytest.param(
+            (),
+            ("head", "nodes", "text", "words", "byName", "any", "waits", "call"),
+            5,
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(("--engine=emulate",), ("head",), 2, marks=pytest.mark.slow),
+    ],
+    ids=["pointer", "array", "every-kind", "emulated"],
+)
+@pytest.mark.timeout(600)
+def test_the_collector_finds_what_remote_variables_lead_to(
+    options: tuple[str, ...], variables: tuple[str, ...], rounds: int
+) -> None:
+    """Each round collects twice; what the variables have dropped is collected, and nothing else."""
+    wanted = [word for name in variables for word in ("--remote-var", f"main.{name}")]
+    status, out, err = ptserver("run", *options, *wanted, build("remote_pointers"), str(rounds), timeout=590)
+    assert (status, out) == (0, f"collected {64 * rounds} many collections: true\n"), err
+    assert all("the garbage collector looks there" in line for line in err.splitlines())
+
+
+def test_pointers_that_would_be_shared_are_refused(tmp_path: Path) -> None:
+    env = base_environment()
+    with served("passthrough", "127.0.0.1:0", cwd=tmp_path, env=env, log=tmp_path / "log") as (address, _):
+        program = build("remote_pointers")
+        status, line = refusal("run", "--server", address, "--remote-var", "main.nodes", program, "1")
+    assert status == 64
+    assert "main.nodes holds pointers" in line
+    assert "cannot be at a server that programs share" in line
