@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 
 #: A thread that has not waited for so long begins a new burst.
 PAUSE_SECONDS = 0.002
+#: How much longer that may be for what it waits for first after it has been woken.
+WAKE_SECONDS = 0.005
 #: How many pages one burst may have, and of how many leaders the companions are remembered.
 _MAX_BURST, _MAX_LEADERS = 32, 4096
 #: From how many times in its favour on a companion is fetched, and how many count at most.
@@ -75,7 +77,7 @@ class Companions:
             key = page, host
             leader = self._leaders.pop(key, None)
             if leader is not None:
-                self._leaders[key] = leader  # the last to be forgotten
+                self._leaders[key] = leader
                 _add_companions(leader, found)
             burst = self._bursts[tid] = _Burst(key, leader, now)
         else:
@@ -84,7 +86,18 @@ class Companions:
             if burst.leader is None:
                 burst.leader = self._lead(burst.key)
             _wanted(burst.leader, page, write)
+            if burst.size == 1 and burst.key[0] < 0 and (known := self._leaders.get((page, host))):
+                _add_companions(known, found)
         _add_sequence(burst, page, write, found)
+        return found
+
+    def wakes(self, tid: int, host: int, now: float) -> list[tuple[int, bool]]:
+        """Note that a thread is about to be woken at a host; return what to fetch for it, as `wants`."""
+        found: list[tuple[int, bool]] = []
+        key = -1 - tid, host  # no page
+        leader = self._lead(key)
+        _add_companions(leader, found)
+        self._bursts[tid] = _Burst(key, leader, now + WAKE_SECONDS)
         return found
 
     def pause(self, tid: int) -> None:
@@ -92,11 +105,10 @@ class Companions:
         self._bursts.pop(tid, None)
 
     def _lead(self, key: tuple[int, int]) -> _Leader:
-        leader = self._leaders.get(key)
-        if leader is None:
-            leader = self._leaders[key] = _Leader()
-            if len(self._leaders) > _MAX_LEADERS:
-                del self._leaders[next(iter(self._leaders))]
+        leader = self._leaders.pop(key, None) or _Leader()
+        self._leaders[key] = leader  # the last to be forgotten
+        if len(self._leaders) > _MAX_LEADERS:
+            del self._leaders[next(iter(self._leaders))]
         return leader
 
 

@@ -24,8 +24,6 @@ from ptserver.spread.futexes import (
     COMMAND_MASK,
     FUTEX_WAIT,
     FUTEX_WAIT_BITSET,
-    FUTEX_WAKE,
-    FUTEX_WAKE_BITSET,
     Futexes,
 )
 from ptserver.spread.goroutine_events import GoroutineEvents
@@ -50,6 +48,7 @@ from ptserver.spread.messages import (
     Strayed,
     ThreadBorn,
     ThreadGone,
+    Woke,
     Words,
 )
 from ptserver.spread.pages import PageDirectory
@@ -72,6 +71,8 @@ _SIGACTION_BYTES, _TIMESPEC_BYTES = 32, 16
 _U32 = (1 << 32) - 1
 #: How long a thread that another host's thread has woken waits at most for that one to make its next call.
 _LATE_WAKE_SECONDS = 500e-6
+#: How often it waits so long if that one itself waits for pages meanwhile.
+_LATE_WAKE_TIMES = 4
 
 
 class Home:
@@ -119,6 +120,7 @@ class Home:
             Done: self.requests.take_done,
             Inventory: self._inventory,
             Called: self._called,
+            Woke: self._woke,
             Executed: lambda host, message: self.threads.executed(message.tid, message.result),
             Preempted: self._preempted,
             Strayed: self._strayed,
@@ -351,12 +353,12 @@ class Home:
             return
         thread.where, thread.call, thread.sp = Where.ASKS, call.number, call.sp
         self._companions.pause(call.tid)
-        self._wake_late(call.tid)
         handler = self._calls.get(call.number)
         if handler is not None:
             handler(host, call, thread)
         else:
             self._make(host, call)
+        self._wake_late(call.tid, asleep=self.futexes.sleeps(call.tid))
 
     def _make(self, _host: int, call: Called) -> None:
         """Have a call made at host 0, unless the program has ended meanwhile."""
@@ -413,38 +415,81 @@ class Home:
 
     def _futex(self, _host: int, call: Called, thread: Thread) -> None:
         address, operation, value = call.args[0], call.args[1] & COMMAND_MASK, call.args[2] & _U32
-        if operation in (FUTEX_WAKE, FUTEX_WAKE_BITSET):
-            woken = self.futexes.wake(address, value)
-            self._wake(thread, woken)
-            self._return(thread, len(woken))
-        elif operation in (FUTEX_WAIT, FUTEX_WAIT_BITSET):
+        if operation in (FUTEX_WAIT, FUTEX_WAIT_BITSET):
             self._wait(call, thread, address, value)
         else:
             self._return(thread, -errno.ENOSYS)
 
-    def _wake(self, waker: Thread, tids: list[int]) -> None:
-        """Let threads go on that *waker* wakes; those of other hosts a little later.
+    def _woke(self, _host: int, message: Woke) -> None:
+        """Let threads go on that another wakes; those of other hosts a little later.
 
         Who wakes another mostly falls asleep itself right afterwards, and needs the same pages for that.
         """
+        waker = self.threads.find(message.tid)
+        if waker is None:  # the program ends
+            return
+        self._wake_late(waker.tid)
+        tids = self.futexes.wake(message.address, message.count)
         late = [tid for tid in tids if self.threads[tid].host != waker.host]
         for tid in tids:
             if tid not in late:
                 self._return(self.threads[tid], 0)
         if late:
             self._late_wakes[waker.tid] = late
-            self._later(_LATE_WAKE_SECONDS, lambda: self._wake_late(waker.tid, late))
+            self._expire_late(waker, late, _LATE_WAKE_TIMES)
 
-    def _wake_late(self, waker: int, only: list[int] | None = None) -> None:
-        """Let those go on that *waker* has woken last, or nobody if those are not *only* any more."""
-        late = self._late_wakes.get(waker)
-        if late is None or (only is not None and late is not only):
+    def _expire_late(self, waker: Thread, late: list[int], times: int) -> None:
+        """Let *late* wait so often for the next call of *waker*: again only if that waits for pages itself."""
+        faults = waker.faults
+
+        def expire() -> None:
+            if self._late_wakes.get(waker.tid) is not late:
+                return
+            if times > 1 and waker.faults > faults:
+                self._expire_late(waker, late, times - 1)
+            else:
+                self._wake_late(waker.tid)
+
+        self._later(_LATE_WAKE_SECONDS, expire)
+
+    def _wake_late(self, waker: int, *, asleep: bool = False) -> None:
+        """Let those go on that *waker* has woken last. asleep: it sleeps now."""
+        late = self._late_wakes.pop(waker, None)
+        if late is None:
             return
-        del self._late_wakes[waker]
         for tid in late:
             thread = self.threads.find(tid)
-            if thread is not None:
+            if thread is None:
+                continue
+            wants = self._companions.wakes(tid, thread.host, time.monotonic())
+            if asleep:
+                self._wake_with_pages(thread, wants)
+            else:
                 self._return(thread, 0)
+
+    def _wake_with_pages(self, thread: Thread, wants: list[tuple[int, bool]]) -> None:
+        """Let a thread go on as soon as it has what it waited for when it was woken before, or soon anyway."""
+        coming = 1
+        woken = False
+
+        def arrived() -> None:
+            nonlocal coming
+            coming -= 1
+            if not coming:
+                wake()
+
+        def wake() -> None:
+            nonlocal woken
+            if not woken:
+                woken = True
+                if self.threads.find(thread.tid) is thread:
+                    self._return(thread, 0)
+
+        for page, write in wants:
+            coming += self.pages.fetch_ahead(thread.host, page, write=write, then=arrived)
+        arrived()
+        if not woken:
+            self._later(_LATE_WAKE_SECONDS, wake)
 
     def _wait(self, call: Called, thread: Thread, address: int, value: int) -> None:
         self._waits += 1

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
 
+from ptserver.spread.futexes import COMMAND_MASK, FUTEX_WAKE, FUTEX_WAKE_BITSET
 from ptserver.spread.holding import ProcessorUse
 from ptserver.spread.host_pages import Emit, HostPages
 from ptserver.spread.messages import (
@@ -41,6 +42,7 @@ from ptserver.spread.messages import (
     ThreadBorn,
     ThreadGone,
     ThreadState,
+    Woke,
 )
 from ptserver.spread.requests import Later
 from stepping import gadget, ptrace_api
@@ -48,7 +50,7 @@ from stepping.errors import SteppingError, TraceeGoneError
 from stepping.gadget import AFTER_SYSCALL, SCRATCH
 from stepping.instance import Instance
 from stepping.maps import USER_START
-from stepping.registers import Registers
+from stepping.registers import AMD64, Registers
 from stepping.stops import SyscallEntry, decode_syscall_info
 from stepping.syscalls import SYSCALLS
 from stepping.tracee import Tracee, read_pid
@@ -59,8 +61,10 @@ _THREAD_FLAGS = 0x50F00
 _SIGSET_BYTES = 8
 _SIGINFO = struct.Struct("=iii4xQ")  # signal, errno, code, address
 _SEGV_MAPERR, _BUS_MCEERR_AR = 1, 4
-_CLONE, _SIGALTSTACK = (SYSCALLS[name].numbers["amd64"] for name in ("clone", "sigaltstack"))
-_NO_CALL = (1 << 64) - 1
+_CLONE, _FUTEX, _SIGALTSTACK = (SYSCALLS[name].numbers["amd64"] for name in ("clone", "futex", "sigaltstack"))
+_NO_CALL, _U32 = (1 << 64) - 1, (1 << 32) - 1
+_WAKES = FUTEX_WAKE, FUTEX_WAKE_BITSET
+_RAX, _ORIG_RAX = AMD64.index["rax"], AMD64.index["orig_rax"]
 #: What a thread has computed, since it came or was last asked about, of which policies are asked.
 _BUSY_NS = 5_000_000
 
@@ -98,6 +102,7 @@ class SpreadHost:
         self.instance = instance
         self._emit = emit
         self._use = ProcessorUse()
+        self._stopped = ptrace_api.StoppedThreads(AMD64.codec.size)
         self.pages = HostPages(instance, emit, self._name, self._segfault, later, self._use)
         self._by_kernel_tid: dict[int, _Thread] = {}
         self._by_tid: dict[int, _Thread] = {}
@@ -179,11 +184,14 @@ class SpreadHost:
     # Threads, as the home says.
 
     def _return(self, message: Return) -> None:
-        thread = self._thread(message.tid)
-        registers = thread.tracee.read_registers()
-        registers["rax"] = message.result
-        registers["orig_rax"] = _NO_CALL
-        thread.tracee.write_registers(registers)
+        self._answer(self._thread(message.tid), message.result)
+
+    def _answer(self, thread: _Thread, result: int) -> None:
+        """Let the call that a thread is stopped before return *result*, unmade."""
+        tid = thread.tracee.tid
+        registers = self._stopped.read_general(tid)
+        registers[_RAX], registers[_ORIG_RAX] = result & _NO_CALL, _NO_CALL
+        self._stopped.write_general(tid)
         self._resume(thread)
 
     def _proceed(self, message: Proceed) -> None:
@@ -371,6 +379,11 @@ class SpreadHost:
         if info.nr == _SIGALTSTACK:
             thread.altstack = None
             thread.tracee.resume()
+            return
+        if info.nr == _FUTEX and info.args[1] & COMMAND_MASK in _WAKES:
+            # Who wakes does not care how many have slept, and would wait for an answer from afar.
+            self._emit(Woke(thread.tid, info.args[0], info.args[2] & _U32))
+            self._answer(thread, 0)
             return
         thread.doing = _Doing.ASKING
         registers = b"" if self.number == 0 else thread.tracee.read_registers().encode()

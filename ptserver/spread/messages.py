@@ -158,6 +158,14 @@ class Called(SpreadMessage, frozen=True):
     sp: U64 = 0
 
 
+class Woke(SpreadMessage, frozen=True):
+    """A thread has called FUTEX_WAKE for *count* sleepers at *address*; it goes on already."""
+
+    tid: ThreadId
+    address: U64
+    count: U64
+
+
 class Executed(SpreadMessage, frozen=True):
     """The call of `Execute` has returned *result*, signed."""
 
@@ -413,6 +421,7 @@ _OneToHome = (
     | Done
     | Inventory
     | Called
+    | Woke
     | Executed
     | Preempted
     | Strayed

@@ -32,8 +32,8 @@ from ptserver.spread.messages import (
 
 #: So many untouched pages are given at the first touch of one, aligned.
 FIRST_TOUCH_PAGES = 16
-#: A migratory page is marked clean one time in so many: to note a write costs as much as half a transfer.
-_CLEAN_TURNS = 4
+#: A migratory page is marked clean one time in so many, more often at first: to note a write costs half a transfer.
+_CLEAN_TURNS = 64
 
 Send = Callable[[int, SpreadMessage], None]
 #: Whether the program may touch the page with this number.
@@ -44,7 +44,7 @@ MayTouch = Callable[[int], bool]
 class _Transfer:
     """A page that changes hands, for *host*. data: what came, until it can be handed on.
 
-    queue: (host, whether to write) of who has asked since.
+    queue: (host, whether to write) of who has asked since. then: called when it has been granted.
     """
 
     host: int
@@ -54,6 +54,7 @@ class _Transfer:
     alone: bool = False
     data: bytes | None = None
     queue: list[tuple[int, bool]] | None = None
+    then: Callable[[], None] | None = None
 
 
 class PageDirectory:
@@ -116,20 +117,28 @@ class PageDirectory:
         else:
             self._fetch(host, page, holders, write)
 
-    def fetch_ahead(self, host: int, page: int, *, write: bool) -> None:
+    def fetch_ahead(
+        self, host: int, page: int, *, write: bool, then: Callable[[], None] | None = None
+    ) -> bool:
         """Give *host* a page that it has not asked for, if another host has it and it is at rest.
 
-        A page that it may read already becomes its own, with *write*.
+        A page that it may read already becomes its own, with *write*. Returns whether it takes time, and calls *then*
+        when the page has been sent to *host* in that case.
         """
         holders = self._holders.get(page, 0)
         if not holders or page in self._busy:
-            return
+            return False
         if not holders >> host & 1:
             self.counts["ahead"] += 1
             self._fetch(host, page, holders, write)
         elif write and page not in self._writer:
             self.counts["ahead"] += 1
             self._upgrade(host, page, holders)
+        transfer = self._busy.get(page)
+        if transfer is None:
+            return False
+        transfer.then = then
+        return True
 
     def take_data(self, page: int, data: bytes, *, dirty: bool) -> None:
         """Take the page's content from the host that was asked for it. It must have been asked."""
@@ -252,6 +261,8 @@ class PageDirectory:
             clean = transfer.alone and not write and self._is_turn(page)
             writable = transfer.alone and not clean
             self._send(host, PutPage(page, transfer.data, writable=writable, clean=clean))
+        if transfer.then is not None:
+            transfer.then()
         for next_host, wants_write in transfer.queue or ():
             self.request(next_host, page, write=wants_write)
 
@@ -260,7 +271,7 @@ class PageDirectory:
         turns = self._migratory.get(page)
         if turns is not None:
             self._migratory[page] = turns + 1
-        return turns is None or turns % _CLEAN_TURNS == 0
+        return turns is None or turns & (turns - 1) == 0 or turns % _CLEAN_TURNS == 0
 
     def _grant_write(self, host: int, page: int) -> None:
         self._holders[page] = 1 << host

@@ -5,13 +5,24 @@ from collections.abc import Callable
 import pytest
 
 from ptserver.spread.address_space import AddressSpace
-from ptserver.spread.futexes import FUTEX_WAIT, FUTEX_WAKE
+from ptserver.spread.futexes import FUTEX_WAIT
 from ptserver.spread.home import Home
-from ptserver.spread.messages import Called, Return, SpreadMessage, ThreadGone
+from ptserver.spread.messages import (
+    Called,
+    Fault,
+    PageData,
+    PutPage,
+    Return,
+    SendPage,
+    SpreadMessage,
+    ThreadGone,
+    Woke,
+)
 from ptserver.spread.placement import Stay
 from stepping.syscalls import SYSCALLS
 
 _WAKER, _NEAR, _FAR, _WORD = 1, 2, 3, 0x1000
+_PAGE = 77
 _FUTEX = SYSCALLS["futex"].numbers["amd64"]
 
 
@@ -32,12 +43,19 @@ class _Home:
             self.home.threads.begin(tid)
         self.home.threads[_FAR].host = 1
 
-    def call(self, tid: int, operation: int, value: int) -> list[tuple[int, SpreadMessage]]:
-        """Have a thread call futex; return what hosts are told."""
+    def take(self, tid: int, message: SpreadMessage) -> list[tuple[int, SpreadMessage]]:
+        """Have the host of a thread say something; return what hosts are told."""
         self.sent.clear()
-        args = (_WORD, operation, value, 0, 0, 0)
-        self.home.take(self.home.threads[tid].host, Called(tid, _FUTEX, args, b""))
+        self.home.take(self.home.threads[tid].host, message)
         return list(self.sent)
+
+    def wait(self, tid: int) -> list[tuple[int, SpreadMessage]]:
+        """Have a thread fall asleep."""
+        return self.take(tid, Called(tid, _FUTEX, (_WORD, FUTEX_WAIT, 0, 0, 0, 0), b""))
+
+    def wake(self, tid: int) -> list[tuple[int, SpreadMessage]]:
+        """Have a thread wake one other."""
+        return self.take(tid, Woke(tid, _WORD, 1))
 
 
 @pytest.fixture
@@ -46,40 +64,76 @@ def home() -> _Home:
 
 
 def test_who_is_woken_at_the_same_host_goes_on_at_once(home: _Home) -> None:
-    home.call(_NEAR, FUTEX_WAIT, 0)
-    assert home.call(_WAKER, FUTEX_WAKE, 1) == [(0, Return(_NEAR, 0)), (0, Return(_WAKER, 1))]
+    home.wait(_NEAR)
+    assert home.wake(_WAKER) == [(0, Return(_NEAR, 0))]
     assert not home.timers
 
 
 def test_who_is_woken_at_another_host_goes_on_when_its_waker_makes_a_call(home: _Home) -> None:
-    home.call(_FAR, FUTEX_WAIT, 0)
-    assert home.call(_WAKER, FUTEX_WAKE, 1) == [(0, Return(_WAKER, 1))]
-    assert home.call(_WAKER, FUTEX_WAIT, 0) == [(1, Return(_FAR, 0))]
+    home.wait(_FAR)
+    assert home.wake(_WAKER) == []
+    assert home.wait(_WAKER) == [(1, Return(_FAR, 0))]
     home.timers.pop()()
     assert len(home.sent) == 1
 
 
 def test_who_is_woken_at_another_host_does_not_wait_for_long(home: _Home) -> None:
-    home.call(_FAR, FUTEX_WAIT, 0)
-    home.call(_WAKER, FUTEX_WAKE, 1)
+    home.wait(_FAR)
+    home.wake(_WAKER)
     home.sent.clear()
     home.timers.pop()()
     assert home.sent == [(1, Return(_FAR, 0))]
-    assert home.call(_WAKER, FUTEX_WAIT, 0) == []
+    assert home.wait(_WAKER) == []
 
 
 def test_who_is_woken_at_another_host_goes_on_when_its_waker_is_gone(home: _Home) -> None:
-    home.call(_FAR, FUTEX_WAIT, 0)
-    home.call(_WAKER, FUTEX_WAKE, 1)
+    home.wait(_FAR)
+    home.wake(_WAKER)
     home.sent.clear()
     home.home.take(0, ThreadGone(_WAKER))
     assert home.sent == [(1, Return(_FAR, 0))]
 
 
 def test_who_is_gone_is_not_woken(home: _Home) -> None:
-    home.call(_FAR, FUTEX_WAIT, 0)
-    home.call(_WAKER, FUTEX_WAKE, 1)
+    home.wait(_FAR)
+    home.wake(_WAKER)
     home.home.take(0, ThreadGone(_FAR))
     home.sent.clear()
     home.timers.pop()()
+    assert not home.sent
+
+
+def test_who_is_woken_at_another_host_waits_on_while_its_waker_waits_for_pages(home: _Home) -> None:
+    home.wait(_FAR)
+    home.wake(_WAKER)
+    for _ in range(3):
+        home.take(_WAKER, Fault(_PAGE, False, _PAGE << 12, _WAKER))
+        home.sent.clear()
+        home.timers.pop()()
+        assert not home.sent
+    home.timers.pop()()
+    assert home.sent == [(1, Return(_FAR, 0))]
+
+
+def test_what_was_wanted_when_it_was_woken_before_is_there_when_it_is_woken_again(home: _Home) -> None:
+    home.home.pages.place(0, [_PAGE])
+    for _ in range(2):
+        home.wait(_FAR)
+        home.wake(_WAKER)
+        home.wait(_WAKER)
+        home.take(_FAR, Fault(_PAGE, True, _PAGE << 12, _FAR))
+        home.take(_WAKER, PageData(_PAGE, b"", dirty=True))
+        home.wake(_FAR)
+        home.take(_WAKER, Fault(_PAGE, True, _PAGE << 12, 0))
+        home.take(_FAR, PageData(_PAGE, b"", dirty=True))
+    home.wait(_FAR)
+    home.wake(_WAKER)
+    assert home.wait(_WAKER) == [(0, SendPage(_PAGE, keep=False))]
+    assert home.take(_WAKER, PageData(_PAGE, b"", dirty=True)) == [
+        (1, PutPage(_PAGE, b"", writable=True)),
+        (1, Return(_FAR, 0)),
+    ]
+    home.sent.clear()
+    for expire in home.timers:
+        expire()
     assert not home.sent
