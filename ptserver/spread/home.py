@@ -56,6 +56,7 @@ from ptserver.spread.placement import HostLoad, Placement
 from ptserver.spread.requests import Later, Requests
 from ptserver.spread.statistics import Statistics
 from ptserver.spread.threads import Thread, Threads, Where
+from ptserver.spread.wakes import Wakes
 from ptserver.spread.wishes import Wishes
 from ptserver.stub.hypercalls import Hypercall
 from stepping.maps import PAGE_BYTES
@@ -69,10 +70,6 @@ _NUMBERS = {
 }
 _SIGACTION_BYTES, _TIMESPEC_BYTES = 32, 16
 _U32 = (1 << 32) - 1
-#: How long a thread that another host's thread has woken waits at most for that one to make its next call.
-_LATE_WAKE_SECONDS = 500e-6
-#: How often it waits so long if that one itself waits for pages meanwhile.
-_LATE_WAKE_TIMES = 4
 
 
 class Home:
@@ -111,7 +108,7 @@ class Home:
         self._companions = Companions()
         self._actions: dict[int, bytes] = {}
         self._waits = 0
-        self._late_wakes: dict[int, list[int]] = {}  # by the thread that has woken them
+        self._wakes = Wakes(self.threads, self.futexes, self._companions, self.pages, later)
         self._takers: dict[type, Callable[..., None]] = {
             Fault: self._fault,
             PageData: self._page_data,
@@ -120,7 +117,7 @@ class Home:
             Done: self.requests.take_done,
             Inventory: self._inventory,
             Called: self._called,
-            Woke: self._woke,
+            Woke: self._wakes.take,
             Executed: lambda host, message: self.threads.executed(message.tid, message.result),
             Preempted: self._preempted,
             Strayed: self._strayed,
@@ -258,7 +255,7 @@ class Home:
         self.futexes.leave(message.tid)
         self._statistics.ended(message.tid)
         self._companions.pause(message.tid)
-        self._wake_late(message.tid)
+        self._wakes.go_on(message.tid)
         self._errands.end(message.tid)
         self.threads.end(message.tid)
 
@@ -358,7 +355,7 @@ class Home:
             handler(host, call, thread)
         else:
             self._make(host, call)
-        self._wake_late(call.tid, asleep=self.futexes.sleeps(call.tid))
+        self._wakes.go_on(call.tid)
 
     def _make(self, _host: int, call: Called) -> None:
         """Have a call made at host 0, unless the program has ended meanwhile."""
@@ -419,77 +416,6 @@ class Home:
             self._wait(call, thread, address, value)
         else:
             self._return(thread, -errno.ENOSYS)
-
-    def _woke(self, _host: int, message: Woke) -> None:
-        """Let threads go on that another wakes; those of other hosts a little later.
-
-        Who wakes another mostly falls asleep itself right afterwards, and needs the same pages for that.
-        """
-        waker = self.threads.find(message.tid)
-        if waker is None:  # the program ends
-            return
-        self._wake_late(waker.tid)
-        tids = self.futexes.wake(message.address, message.count)
-        late = [tid for tid in tids if self.threads[tid].host != waker.host]
-        for tid in tids:
-            if tid not in late:
-                self._return(self.threads[tid], 0)
-        if late:
-            self._late_wakes[waker.tid] = late
-            self._expire_late(waker, late, _LATE_WAKE_TIMES)
-
-    def _expire_late(self, waker: Thread, late: list[int], times: int) -> None:
-        """Let *late* wait so often for the next call of *waker*: again only if that waits for pages itself."""
-        faults = waker.faults
-
-        def expire() -> None:
-            if self._late_wakes.get(waker.tid) is not late:
-                return
-            if times > 1 and waker.faults > faults:
-                self._expire_late(waker, late, times - 1)
-            else:
-                self._wake_late(waker.tid)
-
-        self._later(_LATE_WAKE_SECONDS, expire)
-
-    def _wake_late(self, waker: int, *, asleep: bool = False) -> None:
-        """Let those go on that *waker* has woken last. asleep: it sleeps now."""
-        late = self._late_wakes.pop(waker, None)
-        if late is None:
-            return
-        for tid in late:
-            thread = self.threads.find(tid)
-            if thread is None:
-                continue
-            wants = self._companions.wakes(tid, thread.host, time.monotonic())
-            if asleep:
-                self._wake_with_pages(thread, wants)
-            else:
-                self._return(thread, 0)
-
-    def _wake_with_pages(self, thread: Thread, wants: list[tuple[int, bool]]) -> None:
-        """Let a thread go on as soon as it has what it waited for when it was woken before, or soon anyway."""
-        coming = 1
-        woken = False
-
-        def arrived() -> None:
-            nonlocal coming
-            coming -= 1
-            if not coming:
-                wake()
-
-        def wake() -> None:
-            nonlocal woken
-            if not woken:
-                woken = True
-                if self.threads.find(thread.tid) is thread:
-                    self._return(thread, 0)
-
-        for page, write in wants:
-            coming += self.pages.fetch_ahead(thread.host, page, write=write, then=arrived)
-        arrived()
-        if not woken:
-            self._later(_LATE_WAKE_SECONDS, wake)
 
     def _wait(self, call: Called, thread: Thread, address: int, value: int) -> None:
         self._waits += 1
