@@ -28,6 +28,8 @@ from ptserver.net.transport import RECEIVE_BYTES
 #: How much is encrypted before it is sent: the most that is held twice.
 _SEND_BYTES = 256 << 10
 _RECORD_BYTES = 16 << 10
+#: How much of the socket is read at a time: with a record that was incomplete before, it is no more than is returned.
+_READ_BYTES = RECEIVE_BYTES - _RECORD_BYTES - 512
 #: The most of answers to the peer's key updates that may wait for a peer who does not read.
 _MAX_ANSWERS_BYTES = 64 << 10
 
@@ -48,7 +50,7 @@ class TlsStream:
         self._tls = context.wrap_bio(
             self._incoming, self._outgoing, server_side=name is None, server_hostname=name
         )
-        self._buffer = bytearray(RECEIVE_BYTES)
+        self._buffer = bytearray(_READ_BYTES)
         self._view = memoryview(self._buffer)
         self._ciphertext = b""  # made, and not sent yet
         self._owed = 0  # the plaintext bytes in it that `send` has not told of

@@ -28,6 +28,7 @@ from ptserver.net.connection import Connection, client_handshake, server_handsha
 from ptserver.net.reach import reach
 from ptserver.net.tls import accept_tls, connect_tls, connecting_keys, listening_keys
 from ptserver.net.tls_stream import TlsStream
+from ptserver.net.transport import RECEIVE_BYTES
 from ptserver.net.wire import Codec
 from tests.contract.test_connection import HELLO, tls_pair, wait, welcome
 
@@ -242,6 +243,59 @@ def test_no_byte_is_left_where_poll_cannot_see_it(keys: Path) -> None:
         assert [ping.id for ping in got[:2000]] == list(range(1, 2001))
     host.close()
     server.close()
+
+
+class Wire:
+    """What one end has sent and the other has not read; it gives as much as is asked for."""
+
+    def __init__(self) -> None:
+        self.data = bytearray()
+
+    def send(self, data: bytes) -> int:
+        self.data += data
+        return len(data)
+
+    def recv_into(self, view: memoryview) -> int:
+        count = min(len(view), len(self.data))
+        if not count:
+            raise BlockingIOError
+        view[:count] = self.data[:count]
+        del self.data[:count]
+        return count
+
+
+def reading(stream: TlsStream, buffer: bytearray) -> int:
+    """Return how much one read gives, nothing if it must wait."""
+    try:
+        return stream.recv_into(buffer)
+    except BlockingIOError:
+        return 0
+
+
+def test_nor_when_a_read_completes_a_record_and_brings_as_much_as_it_can(
+    keys: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, there = tls_pair(keys)
+    assert isinstance(here, TlsStream)
+    assert isinstance(there, TlsStream)
+    here.send(b"x")
+    assert there.recv(RECEIVE_BYTES) == b"x"
+    overhead, record = 22, 10_000
+    first = (RECEIVE_BYTES + 1) % (
+        record + overhead
+    ) - overhead  # so that one read leaves a record all but complete
+    buffer, wire, came = bytearray(RECEIVE_BYTES), Wire(), 0
+    with monkeypatch.context() as patch:
+        for stream in (here, there):
+            stream.setblocking(False)
+            patch.setattr(stream, "_sock", wire)
+        for size in (first, *[record] * 52):
+            here.sendall(bytes(size))
+        while wire.data:
+            came += reading(there, buffer)
+        assert came == first + 52 * record
+    here.close()
+    there.close()
 
 
 def test_what_came_with_the_handshake_is_not_lost(
