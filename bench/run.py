@@ -24,6 +24,7 @@ MODULES = {
     "stepping": "basic blocks and single steps",
     "remote_memory": "remote variables",
     "spread": "programs spread over hosts",
+    "spread_far": "programs spread over two machines, near and apart",
     "spread_hosts": "programs spread over more hosts than there are here, by a model",
 }
 

@@ -11,13 +11,16 @@ import json
 import os
 import statistics
 import subprocess
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 from bench.figures import options
 from bench.measure import PTSERVER, BenchError
 from ptserver.spread.adaptations import ADAPTATIONS
 from tests.gofixtures import build
+
+#: Starts a process, as subprocess.Popen does.
+Popen = Callable[..., "subprocess.Popen[Any]"]
 
 #: How long one run may take.
 _SECONDS = 60
@@ -52,17 +55,30 @@ def seconds(way: str, name: str, count: int, adapt: str) -> float:
     """Return what the program measured."""
     words, processors = WAYS[way]
     spread = ["--place", MEASURES[name].place, "--adapt", adapt] if "--spread" in words else []
-    command = [PTSERVER, *words, *spread, str(build("spread_speed", stub=True)), name, str(count)]
+    return measured([PTSERVER, *words, *spread], name, count, processors)
+
+
+def measured(
+    words: Sequence[str], name: str, count: int, processors: str, popen: Popen = subprocess.Popen
+) -> float:
+    """Return what the program says that it took when it is run by *words*, with so many processors for Go.
+
+    Raises:
+        BenchError: it failed, or takes too long.
+    """
+    command = [*words, str(build("spread_speed", stub=True)), name, str(count)]
     environment = os.environ | {"GOMAXPROCS": processors}
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, check=False, env=environment, timeout=_SECONDS
-        )
-    except subprocess.TimeoutExpired as error:
-        raise BenchError(f"{' '.join(command)} takes more than {_SECONDS} s") from error
-    if done.returncode:
-        raise BenchError(f"{' '.join(command)}: {done.stderr.strip()}")
-    return float(done.stdout)
+    with popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        try:
+            out, err = process.communicate(timeout=_SECONDS)
+        except subprocess.TimeoutExpired as error:
+            process.kill()
+            raise BenchError(f"{' '.join(command)} takes more than {_SECONDS} s") from error
+    if process.returncode:
+        raise BenchError(f"{' '.join(command)}: {err.strip()}")
+    return float(out)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -111,6 +111,10 @@ class Link:
         """Delay packets each way from now on."""
         self._command(f"delay {milliseconds / 1000}")
 
+    def be_urgent(self) -> None:
+        """Have the wire carry packets before processes of a real-time priority that wait for them awake."""
+        os.sched_setscheduler(self._process.pid, os.SCHED_RR, os.sched_param(2))
+
     def cut(self) -> None:
         """Lose all packets from now on, without a word to either side."""
         self._command("cut")

@@ -58,7 +58,7 @@ from ptserver.tracelog.options import TraceOptions
     default="all",
     show_default=True,
     help="With --spread: what to change in Go's runtime, in memory only, so that hosts fetch less from each other: "
-    "all, none, or some of sysmon, wakeups, collections, stacks (docs/spread.md).",
+    "all, none, or some of sysmon, slices, wakeups, collections, stacks (docs/spread.md).",
 )
 @click.option(
     "--fault-log",

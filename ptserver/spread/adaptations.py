@@ -7,6 +7,10 @@ its pattern; where that is not found, the program runs correctly without the cha
 
     sysmon       the runtime's monitor looks 100 times a second at most, as it does in idle programs. A processor
                  whose thread is long in a system call, or a goroutine that computes for 10 ms, is seen 10 ms later.
+                 Where a round trip to a host takes more than 0.2 ms it looks after 50 of them, up to 100 ms.
+    slices       where a round trip takes more than 0.1 ms, a goroutine is interrupted when it has computed for 100
+                 of them, up to 200 ms, instead of 10: what it waits for counts as well, and whoever is next must
+                 fetch the scheduler's records first.
     wakeups      a goroutine that is woken by another waits until that blocks or has computed for 10 ms, before an
                  idle processor is asked to take it. New goroutines are not concerned.
     collections  the first garbage collection is at 64 MiB of heap (and $GOGC) instead of 4.
@@ -38,7 +42,11 @@ from stepping.x86_instructions import (
 
 _CALL, _MOVE_32, _SHIFT, _LOAD = 0xE8, 0xB8, 0xC1, 0x8B
 _NOTHING_5 = b"\x0f\x1f\x44\x00\x00"
-_SYSMON_US, _SYSMON_SPREAD_US = 20, 10_000
+#: How long sysmon sleeps at first and at most; the time in which a goroutine may compute.
+_SYSMON_US, _SYSMON_LAST_US, _SLICE_NS = 20, 10_000, 10_000_000
+#: How many round trips to the farthest host those are, and what they are at most.
+_SYSMON_ROUND_TRIPS, _SYSMON_MOST_US = 50, 100_000
+_SLICE_ROUND_TRIPS, _SLICE_MOST_NS = 100, 200_000_000
 _HEAP_SHIFT, _HEAP_SPREAD_SHIFT = 22, 26  # 4 MiB, 64 MiB
 _SHIFT_LEFT = 4
 _STACK, _STACK_SPREAD = struct.pack("<I", 2048), struct.pack("<I", PAGE_BYTES)
@@ -55,6 +63,20 @@ class Adaptations(NamedTuple):
 
     patches: tuple[Patch, ...]
     missing: tuple[str, ...]
+
+
+class Pace(NamedTuple):
+    """How often the runtime looks at what other hosts have: sysmon's sleep, a goroutine's slice."""
+
+    sysmon_us: int
+    slice_ns: int
+
+    @classmethod
+    def of(cls, round_trip_ns: int) -> "Pace":
+        """Return what pays if a round trip to the farthest host takes so long."""
+        sysmon_us = min(_SYSMON_ROUND_TRIPS * round_trip_ns // 1000, _SYSMON_MOST_US)
+        slice_ns = min(_SLICE_ROUND_TRIPS * round_trip_ns, _SLICE_MOST_NS)
+        return cls(max(sysmon_us, _SYSMON_LAST_US), max(slice_ns, _SLICE_NS))
 
 
 _Code = Iterator[tuple[int, Instruction]]
@@ -93,17 +115,26 @@ class _Functions:
             at += instruction.size
 
 
-def _sysmon(functions: _Functions) -> list[Patch]:
+def _sysmon(functions: _Functions, pace: Pace) -> list[Patch]:
+    first, last, ours = (struct.pack("<I", us) for us in (_SYSMON_US, _SYSMON_LAST_US, pace.sysmon_us))
     return [
-        Patch(address, each.code, each.code[:1] + struct.pack("<I", _SYSMON_SPREAD_US))
+        Patch(address, each.code, each.code[: -len(ours)] + ours)
         for address, each in functions.code("runtime.sysmon")
-        if len(each.code) == 5
-        and each.code[0] & 0xF8 == _MOVE_32
-        and each.code[1:] == struct.pack("<I", _SYSMON_US)
+        if each.code.endswith(last)
+        or (len(each.code) == 5 and each.code[0] & 0xF8 == _MOVE_32 and each.code.endswith(first))
     ]
 
 
-def _wakeups(functions: _Functions) -> list[Patch]:
+def _slices(functions: _Functions, pace: Pace) -> list[Patch]:
+    slice_ns, ours = struct.pack("<I", _SLICE_NS), struct.pack("<I", pace.slice_ns)
+    return [
+        Patch(address, each.code, each.code[: -len(ours)] + ours)
+        for address, each in functions.code("runtime.retake")
+        if each.code.endswith(slice_ns)
+    ]
+
+
+def _wakeups(functions: _Functions, _pace: Pace) -> list[Patch]:
     wakep = functions.entry("runtime.wakep")
     if not _calls(functions, "runtime.goschedImpl", wakep):
         return []  # nobody would be asked to take what waits
@@ -112,7 +143,7 @@ def _wakeups(functions: _Functions) -> list[Patch]:
     ]
 
 
-def _collections(functions: _Functions) -> list[Patch]:
+def _collections(functions: _Functions, _pace: Pace) -> list[Patch]:
     return [
         Patch(address, each.code, each.code[:-1] + bytes([_HEAP_SPREAD_SHIFT]))
         for address, each in functions.code("runtime.(*gcControllerState).init")
@@ -131,7 +162,7 @@ def _calls(functions: _Functions, caller: str, callee: int | None) -> list[tuple
     ]
 
 
-def _stacks(functions: _Functions) -> list[Patch]:
+def _stacks(functions: _Functions, _pace: Pace) -> list[Patch]:
     malg = functions.entry("runtime.malg")
     new = [
         before
@@ -173,8 +204,9 @@ def _target(address: int, instruction: Instruction) -> int | None:
 
 
 #: By name, with how many places it concerns: another number is not the code that is known.
-ADAPTATIONS: dict[str, tuple[Callable[[_Functions], list[Patch]], range]] = {
-    "sysmon": (_sysmon, range(1, 3)),
+ADAPTATIONS: dict[str, tuple[Callable[[_Functions, Pace], list[Patch]], range]] = {
+    "sysmon": (_sysmon, range(2, 5)),
+    "slices": (_slices, range(1, 3)),
     "wakeups": (_wakeups, range(1, 2)),
     "collections": (_collections, range(1, 2)),
     "stacks": (_stacks, range(4, 7)),
@@ -196,8 +228,12 @@ def parse_names(text: str) -> tuple[str, ...]:
     return names
 
 
-def find_adaptations(path: str, names: tuple[str, ...]) -> Adaptations:
-    """Return what to change in the program *path* for the adaptations *names*."""
+def find_adaptations(path: str, names: tuple[str, ...], round_trip_ns: int = 0) -> Adaptations:
+    """Return what to change in the program *path* for the adaptations *names*.
+
+    round_trip_ns: how long it takes to the farthest host and back.
+    """
+    pace = Pace.of(round_trip_ns)
     patches: list[Patch] = []
     missing: list[str] = []
     try:
@@ -205,9 +241,9 @@ def find_adaptations(path: str, names: tuple[str, ...]) -> Adaptations:
             functions = _Functions(binary)
             for name in names:
                 find, places = ADAPTATIONS[name]
-                found = find(functions)
+                found = find(functions, pace)
                 if len(found) in places:
-                    patches += found
+                    patches += (patch for patch in found if patch.old != patch.new)
                 else:
                     missing.append(name)
     except (GoAbiError, OSError):

@@ -15,7 +15,7 @@ from ptserver.net.poll_loop import PollLoop
 from ptserver.net.wire import Codec
 from ptserver.spread.agent import fork_agent, spawn_agent
 from ptserver.spread.bundle import Bundle
-from ptserver.spread.clocks import measure_offset_ns
+from ptserver.spread.clocks import measure_ns
 from ptserver.spread.messages import ToHome
 from ptserver.spread.offer import offer_spread
 from ptserver.spread.processors import lacking
@@ -43,14 +43,16 @@ class HostAddress:
 class Agent:
     """One host. lacks: what its processor cannot do of what this machine's can, as `processors.lacking` says.
 
-    clock_offset_ns: by how much this machine's monotonic clock is ahead of its. pid: of its agent, if that is a child
-    of this process, else 0. bundle: what is to be said to it once it has begun.
+    clock_offset_ns: by how much this machine's monotonic clock is ahead of its. round_trip_ns: how long it takes to
+    it and back, 0 if it is on this machine. pid: of its agent, if that is a child of this process, else 0. bundle:
+    what is to be said to it once it has begun.
     """
 
     where: HostAddress
     connection: Connection[ToHome]
     lacks: frozenset[str] = frozenset()
     clock_offset_ns: int = 0
+    round_trip_ns: int = 0
     pid: int = 0
     read: Callable[[], None] = lambda: None
     bundle: Bundle = field(init=False)
@@ -83,7 +85,7 @@ class Agents:
             stream, features = offer_spread(self._path, where.address, where.keys, where.token_file)
             connection = _connection(stream)
             lacks = lacking(this_machine().cpu_features, features)
-            return Agent(where, connection, lacks, measure_offset_ns(connection))
+            return Agent(where, connection, lacks, *measure_ns(connection))
         pid, sock = spawn_agent(self._path) if anew else fork_agent(self._path)
         return Agent(where, _connection(sock), pid=pid)
 

@@ -26,8 +26,10 @@ _OFFSETS = "/proc/self/timens_offsets"
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def measure_offset_ns(connection: Connection[Any]) -> int:
-    """Return by how much this machine's monotonic clock is ahead of the peer's; 0 if that cannot be told from none.
+def measure_ns(connection: Connection[Any]) -> tuple[int, int]:
+    """Return by how much this machine's monotonic clock is ahead of the peer's, and how long a round trip takes.
+
+    The first is 0 if that cannot be told from none.
 
     Raises:
         ConnectionLostError: the peer does not answer.
@@ -42,7 +44,7 @@ def measure_offset_ns(connection: Connection[Any]) -> int:
         best = min(best, probe) if best is not None else probe
     assert best is not None
     round_trip, offset = best
-    return offset if abs(offset) > round_trip else 0
+    return offset if abs(offset) > round_trip else 0, round_trip
 
 
 def _receive(connection: Connection[Any]) -> int:

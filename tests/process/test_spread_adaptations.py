@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from ptserver.spread.adaptations import ADAPTATIONS, AdaptationError, find_adaptations, parse_names
+from ptserver.spread.adaptations import ADAPTATIONS, AdaptationError, Pace, find_adaptations, parse_names
 from tests.gofixtures import GO_VERSIONS, build
 from tests.process.commands import ptserver
 
@@ -14,9 +14,20 @@ from tests.process.commands import ptserver
 )
 @pytest.mark.parametrize("flags", [(), ("-ldflags=-s -w",)])
 def test_all_are_found_whether_the_program_is_stripped_or_not(go: str, flags: tuple[str, ...]) -> None:
-    found = find_adaptations(str(build("hello", go=go, flags=flags)), tuple(ADAPTATIONS))
+    found = find_adaptations(str(build("hello", go=go, flags=flags)), tuple(ADAPTATIONS), 1_000_000)
     assert found.missing == (("wakeups",) if go == "1.21" else ())
     assert all(len(patch.old) == len(patch.new) for patch in found.patches)
+
+
+def test_the_runtime_looks_less_often_where_hosts_are_far() -> None:
+    assert Pace.of(0) == Pace(10_000, 10_000_000)
+    assert Pace.of(1_000_000) == Pace(50_000, 100_000_000)
+    assert Pace.of(10_000_000) == Pace(100_000, 200_000_000)
+    program = str(build("hello"))
+    near, far = (find_adaptations(program, ("sysmon", "slices"), ns).patches for ns in (0, 1_000_000))
+    sleep, slices = (number.to_bytes(4, "little") for number in (50_000, 100_000_000))
+    assert [patch.new[-4:] for patch in far if patch.address not in {each.address for each in near}]
+    assert {patch.new[-4:] for patch in far} == {sleep, slices}
 
 
 def test_a_program_that_is_not_gos_has_none_of_them() -> None:
@@ -29,7 +40,7 @@ def test_some_can_be_named() -> None:
     assert parse_names("all") == tuple(ADAPTATIONS)
     assert parse_names("none") == ()
     assert parse_names("wakeups,sysmon") == ("wakeups", "sysmon")
-    with pytest.raises(AdaptationError, match="no adaptation 'speed': there are sysmon, wakeups"):
+    with pytest.raises(AdaptationError, match="no adaptation 'speed': there are sysmon, slices, wakeups"):
         parse_names("sysmon,speed")
 
 
