@@ -19,6 +19,7 @@ from stepping.tracee_memory import TraceeMemory
 
 _IOV_MAX = 1024
 _IOVEC_BYTES = 16
+_LAST = (1 << 64) - 1
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _readv = _libc.process_vm_readv
@@ -56,12 +57,13 @@ class Pieces:
 def read_pieces(pid: int, memory: TraceeMemory, addresses: Sequence[int], sizes: Sequence[int]) -> Pieces:
     """Return *sizes*[i] bytes at each *addresses*[i]; never fails, but marks what cannot be read.
 
-    memory: of the same process, for what process_vm_readv does not read.
+    memory: of the same process, for what process_vm_readv does not read; *addresses* are what it takes for such.
     """
     ends = array("Q", accumulate(sizes))
     total = ends[-1] if ends else 0
     remote = array("Q", bytes(_IOVEC_BYTES * len(sizes)))
-    remote[0::2] = array("Q", addresses)
+    places = [(memory.base + address) & _LAST for address in addresses] if memory.base else addresses
+    remote[0::2] = array("Q", places)
     remote[1::2] = array("Q", sizes)
     buffer = bytearray(total)
     missing: set[int] = set()
@@ -99,7 +101,7 @@ def _fill(
         if done < stop:  # this piece stopped it
             at = ends[done - 1] if done else 0
             try:
-                buffer[at : ends[done]] = memory.read(remote[2 * done], remote[2 * done + 1])
+                buffer[at : ends[done]] = memory.read(remote[2 * done] - memory.base, remote[2 * done + 1])
             except MemoryFaultError:
                 missing.add(done)
             done += 1

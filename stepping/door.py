@@ -19,6 +19,7 @@ import struct
 from stepping.errors import SteppingError
 from stepping.seccomp import Verdict
 from stepping.syscalls import SYSCALLS
+from stepping.tracee_memory import TraceeMemory
 
 #: Where the page is: far from what the kernel and the C library choose.
 _DOOR = 0x10_0000_0000
@@ -35,6 +36,9 @@ _AFTER_CALL = _DOOR + len(_BEFORE) + len(_SYSCALL)
 _LOAD, _AND, _JEQ, _RETURN = 0x20, 0x54, 0x15, 0x06
 _NR_AT, _IP_AT, _ARGS_AT = 0, 8, 16
 _CLONE_THREAD = 0x10000
+#: Where on the page the process may leave a note to those who look into it, and its size.
+_NOTE = _DOOR + 1024
+NOTE_MAX_BYTES = 2048
 _FIXED_NOREPLACE = 0x100000
 _FAILED = ctypes.c_void_p(-1).value
 
@@ -62,6 +66,20 @@ def install_door() -> int:
     code = _BEFORE + _SYSCALL + _AFTER.replace(b"--ERRNO-", errno_at.to_bytes(8, "little"))
     ctypes.memmove(_DOOR, code, len(code))
     return _DOOR
+
+
+def leave_note(note: bytes) -> None:
+    """Put *note*, at most NOTE_MAX_BYTES, where `read_note` finds it. The page was made."""
+    ctypes.memmove(_NOTE, note, len(note))
+
+
+def read_note(memory: TraceeMemory) -> bytes:
+    """Return the note in the process of *memory*, with zeros behind it.
+
+    Raises:
+        MemoryFaultError: it has no such page.
+    """
+    return memory.read(_NOTE, NOTE_MAX_BYTES)
 
 
 def at_door(bpf: bytes) -> bytes:

@@ -16,7 +16,12 @@ _STRING_CHUNK = 256
 
 
 class TraceeMemory:
-    """Reads and writes the memory of process (or thread) *pid*; keeps one descriptor until `close`."""
+    """Reads and writes the memory of process (or thread) *pid*; keeps one descriptor until `close`.
+
+    base: where address 0 is in the process.
+    """
+
+    base = 0
 
     def __init__(self, pid: int) -> None:
         """Open it.

@@ -36,6 +36,7 @@ from ptserver.emulated.thread_state import find_auxv
 from ptserver.errors import PtServerError, UnsupportedInstructionError
 from ptserver.hosts import endings
 from ptserver.hosts.stub_calls import StubCalls
+from ptserver.inspection.guest import Guest, announce_guest
 from ptserver.machine import native_arch, this_machine
 from ptserver.messages import Program
 from ptserver.outcomes import Done, Fail, Outcome
@@ -295,6 +296,8 @@ def run_emulated(
     pid = own_pid() if seed is None else REPEATABLE_PID
     linker_path = away.linker_path if away is not None else None
     machine = Machine(path, argv, env, resources, pid=pid, seed=seed, observer=sink, linker_path=linker_path)
+    if away is not None:
+        announce_guest(Guest(path, machine.space.base, machine.load_bias))
     if seed is not None:
         resources.repeat(machine, own_pid())
     auxv = b""

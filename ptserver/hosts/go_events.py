@@ -16,6 +16,7 @@ from collections.abc import Callable, Collection, Iterable
 
 from goabi.errors import GoAbiError
 from ptserver.errors import PtServerError
+from ptserver.inspection.guest import find_guest
 from ptserver.net.poll_loop import PollLoop
 from ptserver.tracelog.batch import CallBatch
 from ptserver.tracelog.events import Event, GcEvent, GoEvent, LossEvent
@@ -50,6 +51,11 @@ class HostGoEvents:
     def __init__(
         self, pid: int, own_id: int, loop: PollLoop, take: Take, *, calls: Collection[str] = ()
     ) -> None:
+        if find_guest(pid) is not None:
+            raise NoEventsError(
+                "events of goroutines cannot be had: the program is emulated; where it runs, `ptserver run --trace "
+                "--events` logs them"
+            )
         path = f"/proc/{pid}/exe"
         runtime = RuntimeWanted(frozenset(calls), frozenset(KINDS), waits=True)
         try:

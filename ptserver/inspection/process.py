@@ -17,6 +17,7 @@ from goabi.memory import read_words
 from goabi.unwind import Registers
 from ptserver.inspection.find_process import InspectError, find_process
 from ptserver.inspection.goroutine_capture import Capture, Capturer, RegistersOf
+from ptserver.inspection.guest import Guest, GuestMemory, find_guest
 from ptserver.inspection.inspector import Inspected, Sighting, open_binary
 from ptserver.inspection.proc_status import thread_numbers
 from ptserver.inspection.process_memory import ProcessMemory, read_load_bias
@@ -52,22 +53,27 @@ class InspectedProcess(Inspected):
         self.stops = 0
         self.stopped_s = 0.0
         hint = f"; `ptserver trace {found.pid}` shows its system calls"
+        self._guest = find_guest(found.pid)
+        title = str(found)
+        path = f"/proc/{found.pid}/exe"
+        if self._guest is not None:
+            path, title = self._guest.path, f"process {found.pid} (emulates {self._guest.path})"
         try:
-            binary = open_binary(f"/proc/{found.pid}/exe", str(found), hint, force=force)
+            binary = open_binary(path, title, hint, force=force)
         except PermissionError as error:
             raise PtraceRefusedError(found.pid, explain_refusal(found.pid)) from error
         except (FileNotFoundError, ProcessLookupError) as error:
             raise InspectError(f"{found} has just exited") from error
         try:
-            bias = read_load_bias(binary, found.pid)
-            self._memory = _open_memory(found.pid)
+            bias = self._guest.bias if self._guest is not None else read_load_bias(binary, found.pid)
+            self._memory = _open_memory(found.pid, self._guest)
         except TraceeGoneError as error:
             binary.close()
             raise InspectError(f"{found} has just exited") from error
         except BaseException:
             binary.close()
             raise
-        super().__init__(str(found), binary, ProcessMemory(self._memory), bias)
+        super().__init__(title, binary, ProcessMemory(self._memory), bias)
         self._capturer = Capturer(self.runtime, found.pid, self._memory)
         self._numbers: dict[int, int] = {}
 
@@ -110,7 +116,8 @@ class InspectedProcess(Inspected):
     @contextlib.contextmanager
     def _stopped(self) -> Iterator[RegistersOf | None]:
         """Stop the process inside, if it is to be stopped; yields what reads its threads' registers."""
-        self._numbers = thread_numbers(self.pid)
+        if self._guest is None:
+            self._numbers = thread_numbers(self.pid)
         if not self._stop:
             self.now_ns = time.monotonic_ns()
             yield None
@@ -129,7 +136,10 @@ class InspectedProcess(Inspected):
         self.stopped_s += stop.seconds
         self.longest_stop_s = max(self.longest_stop_s, stop.seconds)
 
-    def _registers_of(self, group: TraceeGroup) -> RegistersOf:
+    def _registers_of(self, group: TraceeGroup) -> RegistersOf | None:
+        if self._guest is not None:  # they are the emulator's own
+            return None
+
         def registers_of(procid: int) -> Registers | None:
             tracee = group.tracees.get(self._numbers.get(procid, procid))
             try:
@@ -156,9 +166,9 @@ class InspectedProcess(Inspected):
         self.skipped += capture.skipped
 
 
-def _open_memory(pid: int) -> TraceeMemory:
+def _open_memory(pid: int, guest: Guest | None) -> TraceeMemory:
     try:
-        return TraceeMemory(pid)
+        return TraceeMemory(pid) if guest is None else GuestMemory(pid, guest.base)
     except PermissionError as error:
         raise PtraceRefusedError(pid, explain_refusal(pid)) from error
     except (FileNotFoundError, ProcessLookupError) as error:

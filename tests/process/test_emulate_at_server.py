@@ -51,6 +51,7 @@ def test_a_child_of_another_architecture_of_a_native_program_is_refused_as_nativ
     assert (status, out, err) == (0, f"fork/exec {child}: exec format error\n", "")
 
 
+@SLOW
 @ARCHES
 def test_the_stub_is_answered(arch: str, address: str) -> None:
     program = build("stub_info", arch=arch, stub=True)
@@ -93,3 +94,31 @@ def test_the_stub_panics_when_the_server_is_lost(
     assert ended.status == 2, ended
     assert ended.stderr.startswith(b"panic: remote: lost connection to runtime server: "), ended.stderr
     assert b"main.reads" in ended.stderr
+
+
+@ARCHES
+def test_goroutines_can_be_watched_from_anywhere(arch: str, address: str) -> None:
+    program = build("stub_blocked", arch=arch)
+    with started(
+        ["ptserver", "run", "--engine=emulate", "--server", address, program],
+        program,
+        env=base_environment(),
+        cwd="/",
+    ) as child:
+        child.expect("ready\n")
+        session = ptserver("sessions", "--server", address)[1].split()[0]
+        status, out, err = ptserver("goroutines", "-k", "--server", address, session)
+        assert (status, err) == (0, "")
+        for function in ("waitsForChannel", "waitsForMutex", "sleeps", "locked"):
+            assert f"\nmain.{function}(...)\n" in out, out
+        status, out, err = ptserver("stack", "--server", address, session, "1")
+        assert (status, err) == (0, "")
+        assert out.startswith("goroutine 1 [select (no cases)]:\nmain.main(...)\n")
+        status, out, err = ptserver("attach", "--json", "--once", "--server", address, session)
+        assert (status, err) == (0, "")
+        assert '"sync.Mutex.Lock":1' in out, out
+        status, out, err = ptserver("trace", "--events=all", "--server", address, session)
+        assert (status, out) == (66, "")
+        assert err.startswith("ptserver: events of goroutines cannot be had: the program is emulated"), err
+        child.signal(signal.SIGTERM)
+        child.finish()
