@@ -29,8 +29,16 @@ REACHES_SELF_ONLY: frozenset[str] = frozenset("kill tkill tgkill rt_sigqueueinfo
 #: Calls that a host takes because the program has another process id than its process here.
 ID_CALLS: frozenset[str] = frozenset({"getpid", "gettid"})
 
+#: Calls about a process or thread by its number, and which argument that is.
+BY_NUMBER: Mapping[str, int] = {
+    **dict.fromkeys(("getpriority", "setpriority", "ioprio_get", "ioprio_set"), 1),
+    **dict.fromkeys(("sched_setaffinity", "sched_getaffinity", "sched_setparam", "sched_getparam"), 0),
+    **dict.fromkeys(("sched_setscheduler", "sched_getscheduler", "sched_setattr", "sched_getattr"), 0),
+    "sched_rr_get_interval": 0,
+}
+
 #: Calls that a host takes for the same reason, and lets its server's shadow make when they concern it.
-SHADOW_CALLS: frozenset[str] = frozenset({"prctl"})
+SHADOW_CALLS: frozenset[str] = frozenset({"prctl", *BY_NUMBER})
 
 #: Of prctl's options, those about a process or its rights: PDEATHSIG, CHILD_SUBREAPER; KEEPCAPS, CAPBSET, SECUREBITS,
 #: CAP_AMBIENT. Others are about the memory and the threads of the process that the host has. Source: <linux/prctl.h>.

@@ -28,7 +28,7 @@ from ptserver.hosts.forks import prepare_fork, write_new_ids
 from ptserver.hosts.masked_calls import MaskedCalls
 from ptserver.hosts.own_files import CONTENT, OPENING, host_content
 from ptserver.hosts.pending_call import PendingCall, Process
-from ptserver.hosts.policy import EXECS, FORKS, OPTIONS_OF_PROCESSES
+from ptserver.hosts.policy import BY_NUMBER, EXECS, FORKS, OPTIONS_OF_PROCESSES
 from ptserver.hosts.process_signals import (
     SI_QUEUE,
     has_default_action,
@@ -37,6 +37,7 @@ from ptserver.hosts.process_signals import (
     mask_of,
     queue_signal,
 )
+from ptserver.hosts.thread_calls import is_of_caller, make_here
 from ptserver.machine import native_arch
 from ptserver.messages import Cancel, Message, ProcessExited, ProcessStopped, Signal, SignalState
 from ptserver.net.poll_loop import PollLoop
@@ -155,6 +156,8 @@ class RemoteProcesses:
                 self._signal_own(call, args[1] & _MASK32, lambda: kill_process(process, args[1] & _MASK32))
             case "prctl" if args[0] & _MASK32 not in OPTIONS_OF_PROCESSES or self.is_seized(call.tid):
                 self._proceed(call)
+            case name if name in BY_NUMBER:
+                return self._serve_by_number(call)
             case "unshare" if not has_one_thread(process.pid):  # a thread's own namespace
                 self._answer(call, 0, errno.EPERM, {})
             case name:
@@ -171,6 +174,16 @@ class RemoteProcesses:
                         call.gathered.ins[CONTENT] = content
                 return False
         return True
+
+    def _serve_by_number(self, call: PendingCall) -> bool:
+        """Answer a call about a process or thread by its number, unless that is at the server."""
+        if is_of_caller(call):
+            self._proceed(call)
+            return True
+        executed = make_here(call, self._by_id.values())
+        if executed is not None:
+            self._answer(call, *executed)
+        return executed is not None
 
     def _tell_signals(self, call: PendingCall) -> None:
         try:

@@ -33,7 +33,7 @@ import time
 from collections.abc import Callable, Set
 
 from ptserver.hosts.own_files import CONTENT, OPENING, own_file, shadow_content
-from ptserver.hosts.policy import OPTIONS_OF_PROCESSES
+from ptserver.hosts.policy import BY_NUMBER, OPTIONS_OF_PROCESSES
 from ptserver.shadow.descriptors import Descriptors
 from ptserver.shadow.events import Ask
 from ptserver.shadow.exec import execute_program
@@ -56,7 +56,7 @@ _HARMLESS = frozenset(
 #: Of the calls about processes, those that only name them.
 _ABOUT_PROCESSES = frozenset(
     "wait4 waitid kill rt_sigqueueinfo pidfd_open pidfd_send_signal pidfd_getfd process_mrelease kcmp prctl".split()
-)
+) | frozenset(BY_NUMBER)
 #: Of those about the system, what gives a process namespaces of its own, and changes them.
 _ABOUT_NAMESPACES = frozenset("unshare mount umount2 pivot_root".split())
 #: Calls that are made where the fork and the exec of a process are.

@@ -183,6 +183,7 @@ CASES = (
     Case("signals-c", c("signals_c", "-static"), remote_only=True),
     Case("processes-c-static", c("processes_c", "-static")),
     Case("processes-c-dynamic", c("processes_c")),
+    Case("numbers-c", c("processes_c", "-static"), ("numbers",)),
     Case("replaced", c("processes_c", "-static"), ("replace",), stdin=b"input for the other\n"),
     Case("network", go("network")),
     Case("sockets", go("sockets")),

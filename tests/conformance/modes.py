@@ -238,12 +238,12 @@ MODES = (
     Mode("tcp", False, _served(_tcp)),
     Mode("tcp-sync", False, _served(_tcp, options=("--sync",)), everyday=_IN_SYNC),
     Mode("unix", False, _served(_unix)),
-    # `killed` looks for the program's own process, which an emulated one has not.
+    # `killed` looks for the program's own process, which an emulated one has not; nor has that priorities.
     Mode(
         "emulated-tcp",
         False,
         _served(_tcp, options=("--engine=emulate",)),
-        without=frozenset({"killed"}),
+        without=frozenset({"killed", "numbers-c"}),
         everyday=frozenset({"environment", "stdin-lines"}),
         seconds=900,
     ),
