@@ -38,7 +38,7 @@ from ptserver.shadow.execute import execute
 from stepping.syscalls import SYSCALLS
 
 _EPOLL_CTL = SYSCALLS["epoll_ctl"]
-_ADD, _DEL = 1, 2
+_ADD, _DEL, _MOD = 1, 2, 3
 _EVENT = struct.Struct("=IQ" if os.uname().machine == "x86_64" else "=I4xQ")
 _SOME_ADDRESS = 1 << 12
 _EDGES = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
@@ -53,8 +53,8 @@ class _Socket:
     """outstanding: bytes that the host has and the program has not taken; unsent: what the program wrote.
 
     has_more: there may be more in the queue than the window let through; written: what the host has not been told;
-    failure: of a write; watched: the event with which *epfd* is to watch it again, b"" if it still does; is_over: the
-    host is to give it back.
+    failure: of a write; watched: the event with which *epfd* is to watch it again, and is_watched: whether it still
+    does; is_over: the host is to give it back.
     """
 
     __slots__ = (
@@ -63,6 +63,7 @@ class _Socket:
         "fd",
         "has_more",
         "is_over",
+        "is_watched",
         "outstanding",
         "sock",
         "unsent",
@@ -80,6 +81,7 @@ class _Socket:
         self.unsent = bytearray()
         self.has_more = False
         self.is_over = False
+        self.is_watched = False
         self.failure = 0
 
 
@@ -120,7 +122,7 @@ class DirectSockets:
         sock = self._sockets[fd] = _Socket(fd, epfd, _EVENT.pack(message.events, message.data))
         is_plain = self._states.kind(fd) == "tcp" and self._behind.is_quiet
         if not is_plain or self._control(epfd, _DEL, fd, b""):
-            sock.watched = b""
+            sock.is_watched = True
             self._give_back(sock)
             return
         if self._epoll is None:
@@ -153,8 +155,8 @@ class DirectSockets:
             raise ProtocolError(f"the host gave descriptor {message.fd} back, which it did not have")
         fd = message.fd
         self._leave(sock)
-        if sock.watched:
-            self._control(sock.epfd, _ADD, fd, sock.watched)
+        # What the program has found empty meanwhile was not the socket: its instance tells anew what there is.
+        self._control(sock.epfd, _MOD if sock.is_watched else _ADD, fd, sock.watched)
         if sock.failure:
             self._behind.note_failure(fd, sock.failure)
         elif sock.unsent:

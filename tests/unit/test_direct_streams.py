@@ -232,6 +232,19 @@ def test_what_is_not_watched_or_still_written_to_is_given_back_at_once(setting: 
     assert len(setting.instance.poll(10)) == 1
 
 
+def test_one_that_is_given_back_at_once_is_told_of_anew(setting: Setting) -> None:
+    """The program has read a part of what came, and then found nothing where its socket was to be."""
+    setting.behind.is_quiet = False
+    setting.ours.send(b"all of it")
+    assert setting.instance.poll(10)
+    assert setting.theirs.recv(3) == b"all"
+    assert not setting.instance.poll(0)
+    setting.begin()
+    setting.direct.end(DirectEnd(setting.fd, 1))
+    ((_, mask),) = setting.instance.poll(10)
+    assert mask & select.EPOLLIN
+
+
 def test_a_host_may_not_speak_of_others(setting: Setting) -> None:
     setting.begin()
     for bad in (DirectBytes(99, 1), DirectBytes(99, 0, b"x"), DirectBytes(setting.fd, 1)):
