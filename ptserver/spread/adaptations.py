@@ -6,12 +6,12 @@ are found by the program's own table of functions, so stripped programs have the
 its pattern; where that is not found, the program runs correctly without the change.
 
     sysmon       the runtime's monitor looks 100 times a second at most, as it does in idle programs. A processor
-                 whose thread is long in a system call, or a goroutine that computes for 10 ms, is seen 10 ms later.
+                 whose thread is long in a system call, or a goroutine that computes for long, is seen 10 ms later.
                  Where a round trip to a host takes more than 0.2 ms it looks after 50 of them, up to 100 ms.
-    slices       where a round trip takes more than 0.1 ms, a goroutine is interrupted when it has computed for 100
-                 of them, up to 200 ms, instead of 10: what it waits for counts as well, and whoever is next must
-                 fetch the scheduler's records first.
-    wakeups      a goroutine that is woken by another waits until that blocks or has computed for 10 ms, before an
+    slices       a goroutine is interrupted when it has computed for 30 ms instead of 10; where a round trip takes
+                 more than 0.3 ms for 100 of them, up to 200 ms: what it waits for counts as well, and whoever is next
+                 must fetch the scheduler's records first.
+    wakeups      a goroutine that is woken by another waits until that blocks or is interrupted, before an
                  idle processor is asked to take it. New goroutines are not concerned.
     collections  the first garbage collection is at 64 MiB of heap (and $GOGC) instead of 4.
     stacks       a goroutine's stack has 4 KiB at least instead of 2, a page of its own.
@@ -42,8 +42,8 @@ from stepping.x86_instructions import (
 
 _CALL, _MOVE_32, _SHIFT, _LOAD = 0xE8, 0xB8, 0xC1, 0x8B
 _NOTHING_5 = b"\x0f\x1f\x44\x00\x00"
-#: How long sysmon sleeps at first and at most; the time in which a goroutine may compute.
-_SYSMON_US, _SYSMON_LAST_US, _SLICE_NS = 20, 10_000, 10_000_000
+#: How long sysmon sleeps at first and at most; the time in which a goroutine may compute, and what it is at least.
+_SYSMON_US, _SYSMON_LAST_US, _SLICE_NS, _SLICE_LEAST_NS = 20, 10_000, 10_000_000, 30_000_000
 #: How many round trips to the farthest host those are, and what they are at most.
 _SYSMON_ROUND_TRIPS, _SYSMON_MOST_US = 50, 100_000
 _SLICE_ROUND_TRIPS, _SLICE_MOST_NS = 100, 200_000_000
@@ -76,7 +76,7 @@ class Pace(NamedTuple):
         """Return what pays if a round trip to the farthest host takes so long."""
         sysmon_us = min(_SYSMON_ROUND_TRIPS * round_trip_ns // 1000, _SYSMON_MOST_US)
         slice_ns = min(_SLICE_ROUND_TRIPS * round_trip_ns, _SLICE_MOST_NS)
-        return cls(max(sysmon_us, _SYSMON_LAST_US), max(slice_ns, _SLICE_NS))
+        return cls(max(sysmon_us, _SYSMON_LAST_US), max(slice_ns, _SLICE_LEAST_NS))
 
 
 _Code = Iterator[tuple[int, Instruction]]
