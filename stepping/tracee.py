@@ -170,6 +170,11 @@ def read_pending(tid: int) -> int:
     return int(_read_status(tid, "SigPnd:"), 16)
 
 
+def read_pending_of_process(pid: int) -> int:
+    """Return the signals that wait for any thread of process *pid*, as `read_pending` does."""
+    return int(_read_status(pid, "ShdPnd:"), 16)
+
+
 def _read_status(tid: int, name: str) -> str:
     try:
         with open(f"/proc/{tid}/status", "rb", buffering=0) as file:

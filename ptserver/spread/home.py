@@ -44,6 +44,7 @@ from ptserver.spread.messages import (
     Protect,
     Quit,
     SetAction,
+    SignalsWait,
     SpreadMessage,
     Strayed,
     ThreadBorn,
@@ -124,6 +125,7 @@ class Home:
             Captured: self._captured,
             Happened: self._happened,
             ThreadBorn: lambda host, message: self.threads.begin(message.tid),
+            SignalsWait: lambda host, message: self._take_signals(),
             ThreadGone: self._gone,
             ProgramExited: self._exited,
         }
@@ -391,6 +393,13 @@ class Home:
         if self.futexes.leave(tid):
             self._return(target, -errno.EINTR)
         self._return(thread, 0)
+
+    def _take_signals(self) -> None:
+        """Wake a thread at host 0, or one that goes there, to take signals that are for any."""
+        sleepers = [thread for thread in self.threads if self.futexes.sleeps(thread.tid)]
+        thread = min(sleepers, key=lambda each: each.host, default=None)
+        if thread is not None and thread.where is Where.ASKS and self.futexes.leave(thread.tid):
+            self.threads.move(thread, 0, result=-errno.EINTR)
 
     def _sigaction(self, host: int, call: Called, thread: Thread) -> None:
         signo, action = call.args[0], call.args[1]

@@ -35,6 +35,7 @@ from ptserver.spread.messages import (
     Quit,
     Return,
     SetAction,
+    SignalsWait,
     SpreadMessage,
     Start,
     Stop,
@@ -45,6 +46,7 @@ from ptserver.spread.messages import (
     Woke,
 )
 from ptserver.spread.requests import Later
+from ptserver.spread.waiting_signals import WaitingSignals
 from stepping import gadget, ptrace_api
 from stepping.errors import SteppingError, TraceeGoneError
 from stepping.gadget import AFTER_SYSCALL, SCRATCH
@@ -101,6 +103,7 @@ class SpreadHost:
         self.number = number
         self.instance = instance
         self._emit = emit
+        self._later = later
         self._use = ProcessorUse()
         self._stopped = ptrace_api.StoppedThreads(AMD64.codec.size)
         self.pages = HostPages(instance, emit, self._name, self._segfault, later, self._use)
@@ -145,6 +148,10 @@ class SpreadHost:
         thread = self._by_tid[self.instance.pid]
         thread.doing = _Doing.RUNNING
         thread.tracee.resume()
+        WaitingSignals(self.instance.pid, self._all_stopped, lambda: self._emit(SignalsWait()), self._later)
+
+    def _all_stopped(self) -> bool:
+        return not any(thread.doing is _Doing.RUNNING for thread in self._by_tid.values())
 
     def _name(self, kernel_tid: int) -> int:
         thread = self._by_kernel_tid.get(kernel_tid)

@@ -200,6 +200,10 @@ class Captured(SpreadMessage, frozen=True):
     signals: tuple[int, ...] = ()
 
 
+class SignalsWait(SpreadMessage, frozen=True):
+    """Host 0: signals wait for the program as a whole, and no thread of it runs here that could take them."""
+
+
 class ThreadBorn(SpreadMessage, frozen=True):
     """Host 0: the program has a new thread, which runs."""
 
@@ -427,6 +431,7 @@ _OneToHome = (
     | Strayed
     | Captured
     | Happened
+    | SignalsWait
     | ThreadBorn
     | ThreadGone
     | ProgramExited
