@@ -10,7 +10,7 @@ An atomic instruction (amd64: a lock or xchg; arm64: whichever reads and writes 
 second of an exclusive pair do) is one operation of the store: the one that does the same to memory, if there is one,
 or a compare-and-exchange of what the instruction makes of the old value, again if another program was faster.
 
-What else lies on those pages stays in the program, and its accesses come here, too.
+What else lies on those pages stays in the program, and its accesses come here, too: by the same plans on amd64.
 
 Thread rules: the machine's thread.
 """
@@ -24,7 +24,14 @@ from stepping.emulation.makes import MAKES
 from stepping.emulator import EXEC, Trap, TrapKind
 from stepping.errors import SteppingError
 from stepping.registers import AMD64, Registers
-from stepping.remote_memory import RemoteMap, RemoteStore, RemoteVariable, SplitAtomicError
+from stepping.remote_memory import (
+    AtomicOperation,
+    RemoteMap,
+    RemoteStore,
+    RemoteVariable,
+    SplitAtomicError,
+    apply_atomic,
+)
 
 if TYPE_CHECKING:
     from stepping.emulation.machine import Machine
@@ -72,6 +79,8 @@ class Elsewhere:
         for start, end in self._spans:
             self._processor.forbid(start, end - start)
         self._view = _View(self.remote, machine.space)
+        local = _Local(machine.space)
+        self._neighbours = RemoteMap(_gaps(self._spans, self.remote.variables), local, _LocalStore(local))
 
     def read(self, address: int, size: int) -> bytes:
         """Return *size* bytes of the program, wherever they live. Whatever the store raises."""
@@ -148,7 +157,9 @@ class Elsewhere:
             return self._run(thread, pc)
         registers = _registers(thread)
         plan = plan_of(instruction)
-        after = plan.execute(registers, self.remote) if plan is not None else None
+        after = None
+        if plan is not None:
+            after = plan.execute(registers, self.remote) or plan.execute(registers, self._neighbours)
         if after is None and instruction.is_string:
             try:
                 after = execute_string(instruction, registers, self._view)
@@ -281,6 +292,33 @@ class _Local:
         self._space.view[address : address + len(data)] = data
 
 
+class _LocalStore:
+    """The program's own memory, as a `RemoteStore` of variables that are where they were."""
+
+    def __init__(self, memory: _Local) -> None:
+        self._memory = memory
+
+    def get(self, variable: RemoteVariable, offset: int, size: int) -> bytes:
+        return self._memory.read(variable.address + offset, size)
+
+    def set(self, variable: RemoteVariable, offset: int, data: bytes) -> None:
+        self._memory.write(variable.address + offset, data)
+
+    def atomic(
+        self,
+        variable: RemoteVariable,
+        offset: int,
+        operation: AtomicOperation,
+        operand: bytes,
+        expected: bytes = b"",
+    ) -> bytes:
+        old = self.get(variable, offset, len(operand))
+        new = apply_atomic(operation, old, operand, expected)
+        if new is not None:
+            self.set(variable, offset, new)
+        return old
+
+
 class _View:
     """What `remote_strings` sees."""
 
@@ -292,6 +330,22 @@ class _View:
     def allowed(self, address: int) -> int:
         vma = self._space.find(address)
         return 0 if vma is None or vma.hollow else vma.protection
+
+
+def _gaps(spans: Iterable[tuple[int, int]], variables: Iterable[RemoteVariable]) -> list[RemoteVariable]:
+    """Return what of *spans* is no part of *variables*, which are in order."""
+    gaps = []
+    ordered = list(variables)
+    for start, end in spans:
+        for variable in ordered:
+            if variable.end <= start or end <= variable.address:
+                continue
+            if start < variable.address:
+                gaps.append(RemoteVariable(start, variable.address - start, ""))
+            start = variable.end
+        if start < end:
+            gaps.append(RemoteVariable(start, end - start, ""))
+    return gaps
 
 
 def _joined(pages: Iterable[int]) -> list[tuple[int, int]]:
