@@ -74,6 +74,11 @@ class Tracee:
         """Whether it is in a ptrace-stop."""
         return self.status is not None and self.status.is_stop
 
+    @property
+    def holds_signal(self) -> bool:
+        """Whether a signal is held back whose sender has yet to be restored."""
+        return self._held is not None
+
     def interrupt(self) -> None:
         """Ask it to stop; the stop, or another that came first, is reported by `wait`.
 

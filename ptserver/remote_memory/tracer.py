@@ -37,6 +37,10 @@ from stepping.tracee_memory import TraceeMemory
 from stepping.wait_status import Event, WaitKind, WaitStatus
 
 _SEGV_STATUS = signal.SIGSEGV << 8 | 0x7F  # a signal-delivery-stop
+#: Stops for signals that nobody here makes, or asks about.
+_PASSED_ON = frozenset(
+    signo << 8 | 0x7F for signo in set(signal.Signals) - {signal.SIGSEGV, signal.SIGTRAP, signal.SIGBUS}
+)
 _SEGV_BIT = 1 << (signal.SIGSEGV - 1)
 _SIGACTION_BYTES = 32
 #: So many accesses one after another, before the host looks after all else.
@@ -113,6 +117,8 @@ class RemoteTracer:
                 if not self._look() and not (served and self._stay_awake()):
                     break
                 tid, raw = self._report
+                if raw in _PASSED_ON and self._pass_on(tid, raw):
+                    continue
                 with contextlib.suppress(TraceeGoneError):
                     served += self.take_quickly(tid, raw) or self._take(*self._group.note(tid, raw))
             except TraceeGoneError:  # no thread is left
@@ -130,6 +136,18 @@ class RemoteTracer:
         if raw is None:
             return False
         self._report = tid, raw
+        return True
+
+    def _pass_on(self, tid: int, raw: int) -> bool:
+        """Let thread *tid* have the signal that it reports by *raw*; return whether that is done.
+
+        Go interrupts its threads by signals several times in each garbage collection, which waits for them.
+        """
+        tracee = self._group.tracees.get(tid)
+        if tracee is None or tracee.holds_signal:
+            return False
+        with contextlib.suppress(TraceeGoneError):
+            ptrace_api.cont(tid, raw >> 8)
         return True
 
     def take_quickly(self, tid: int, raw: int) -> bool:
