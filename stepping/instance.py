@@ -37,7 +37,7 @@ from stepping.vdso import forget_vdso
 from stepping.wait_status import Event
 
 _ADDRESS_SPACE_BYTES = 1 << 47
-#: How much of the first thread's stack is watched; Go's first thread needs little of it.
+#: How much of the first thread's stack is watched below what it begins with; Go's first thread needs little of it.
 _STACK_BYTES = 1 << 20
 _OPTIONS = Option.SYSGOOD | Option.CLONE | Option.FORK | Option.VFORK | Option.EXEC | Option.SECCOMP
 
@@ -107,7 +107,8 @@ class Instance:
             os.pwrite(self._memfd, data, start)
             self.present.update(_pages_with_data(start, data))
             if vma.path == "[stack]":
-                start, size = vma.end - _STACK_BYTES, _STACK_BYTES
+                size += _STACK_BYTES
+                start = vma.end - size
             if (
                 regions and sum(regions[-1]) == start
             ):  # one mapping, so that pages can be given across the seam
