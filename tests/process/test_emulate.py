@@ -146,6 +146,7 @@ def test_another_seed_gives_another_trace(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1000)
 @every_arch
 @pytest.mark.parametrize("seed", [1, 2])
 @pytest.mark.parametrize(
