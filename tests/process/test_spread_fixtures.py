@@ -20,7 +20,7 @@ pytestmark = [
 
 _ROUNDS = int(os.environ.get("SPREAD_ROUNDS", "3"))
 #: Programs of other languages are not spread.
-_FOREIGN = ("c-", "signals-c", "processes-c", "replaced", "dynamic-program")
+_FOREIGN = ("c-", "numbers-c", "signals-c", "processes-c", "replaced", "dynamic-program")
 _CASES = [case for case in CASES if not case.remote_only and not case.name.startswith(_FOREIGN)]
 
 
