@@ -417,6 +417,8 @@ class Host:
             self._loop.unwatch(self._pidfd)
 
     def _on_signal(self) -> None:
+        if self._tracer is not None:
+            self._take_reports(self._tracer)  # a thread waits for that, and not for which signals there are
         for signo, from_kernel in self._signals.receive():
             if signo == signal.SIGCHLD and self._tracer is not None:
                 self._take_reports(self._tracer)

@@ -3,8 +3,8 @@
 //	remote atomic N    what an atomic addition to it takes, of N
 //	remote load N      the same of a plain read
 //	remote store N     and of a plain write
-//	remote work N      computing, allocating and system calls, N times some ten milliseconds of it, with one addition
-//	                   to the variable each time; in all
+//	remote work N K    computing, allocating and system calls, N times some ten milliseconds of it, with one addition
+//	                   to the variable after every K times; in all
 package main
 
 import (
@@ -40,11 +40,14 @@ func main() {
 			counter = int64(i)
 		}
 	case "work":
-		for range count {
+		between, _ := strconv.Atoi(os.Args[3])
+		for i := range count {
 			for range 5 {
 				work()
 			}
-			atomic.AddInt64(&counter, 1)
+			if (i+1)%between == 0 {
+				atomic.AddInt64(&counter, 1)
+			}
 		}
 		fmt.Println(time.Since(start).Nanoseconds())
 		return
