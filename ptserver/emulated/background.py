@@ -18,11 +18,14 @@ import select
 import time
 from collections.abc import Callable
 from operator import itemgetter
+from typing import TYPE_CHECKING
 
-from ptserver.emulated.stillness import Stillness
 from ptserver.shadow.execute import Executed
 from ptserver.shadow.workers import RETRY_SECONDS, Workers
 from stepping.emulation.threads import Outcome, Scheduler, Thread, Wait, keep_descriptor
+
+if TYPE_CHECKING:
+    from ptserver.emulated.stillness import Stillness
 
 #: How long a call of a server at an address may take that does not wait, and how often that is looked at.
 _SETTLE_SECONDS, _LOOK_SECONDS = 0.03, 0.001
@@ -34,22 +37,31 @@ _RETRY_NS = int(RETRY_SECONDS * 1_000_000_000)
 class Background:
     """The calls that are under way. Nothing is set up before the first.
 
-    interrupt: as of `Workers`. here: whether this machine makes the calls. settles: whether the program waits for
-    their rest, so that the run is repeatable.
+    interrupt: as of `Workers`. here: whether this machine makes the calls.
     """
 
     def __init__(self, interrupt: Callable[[int], bool] | None = None, *, here: bool = True) -> None:
         self._interrupt_call = interrupt
         self._here = here
-        self.settles = False
         self._workers: Workers[int] | None = None
         self._scheduler: Scheduler | None = None
         self._keys = itertools.count()
         self._waiting: dict[int, tuple[Thread, Wait, Callable[[Executed], None]]] = {}
         self._retries = False
         self._may_linger = False
-        self._stillness = Stillness()
+        self._stillness: Stillness | None = None
         self._is_taking = False
+
+    @property
+    def settles(self) -> bool:
+        """Whether the program waits for the rest of calls and children, so that the run is repeatable."""
+        return self._stillness is not None
+
+    def begin_to_settle(self) -> None:
+        """Be as `settles` says from now on. Nothing is imported later, which takes descriptors for a moment."""
+        from ptserver.emulated.stillness import Stillness
+
+        self._stillness = Stillness()
 
     def start(
         self,
@@ -75,7 +87,7 @@ class Background:
 
     def settle(self) -> None:
         """If `settles`: let calls and children go as far as they will; what has ended returns in its order."""
-        if not self.settles or self._is_taking:
+        if self._stillness is None or self._is_taking:
             return
         if self._here:
             if self._waiting or self._stillness:
@@ -92,7 +104,7 @@ class Background:
 
     def child_born(self, pid: int) -> None:
         """If `settles`: let the child *pid* come to its end or to rest."""
-        if self.settles and self._here:
+        if self._stillness is not None and self._here:
             self._stillness.born(pid)
             self.settle()
 
@@ -127,13 +139,16 @@ class Background:
             os.close(self._workers.fileno())
         self._workers = self._scheduler = None
         self._waiting.clear()
-        self._stillness.after_fork()
+        if self._stillness is not None:
+            self._stillness.after_fork()
         self._retries = False
 
     def close(self) -> None:
         """Let what still waits end."""
         if self._workers is not None:
             self._workers.interrupt_all()
+        if self._stillness is not None:
+            self._stillness.close()
 
     def _take(self) -> None:
         assert self._workers is not None

@@ -120,7 +120,7 @@ class EmulatedResources:
 
     def repeat(self, machine: Machine, pid: int) -> None:
         """Let the calls come to the same in each run of the program, which is process *pid* to the kernel."""
-        self.background.settles = True
+        self.background.begin_to_settle()
         machine.scheduler.linger = self.background.linger
         machine.scheduler.settle = self.background.settle
         timers = RepeatableTimers(machine.scheduler, machine.clock) if self._away is None else None

@@ -6,9 +6,11 @@ switched in between slept all the time, and all such times have the moment betwe
 
 A process that computes for longer than `_PATIENCE_SECONDS` is not waited for any more.
 
+A look opens files while a call of the program's may be making a descriptor, so an `Onlooker` takes it.
+
 Source: proc(5): /proc/PID/task/TID/stat (state, processor times), /proc/PID/task/TID/schedstat (time run, time
 waited, times run), /proc/PID/task/TID/syscall, /proc/loadavg (the youngest process's number).
-Thread rules: one thread.
+Thread rules: one thread; what an `Onlooker` is asked to do runs on its thread while that one waits.
 """
 
 import contextlib
@@ -16,6 +18,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
+from ptserver.emulated.onlooker import Onlooker
 from ptserver.machine import native_arch
 from stepping.syscalls import SYSCALLS
 
@@ -55,6 +58,7 @@ class Stillness:
         self._tireless: set[int] = set()
         self._youngest = b""
         self._is_descendant = False
+        self._onlooker = Onlooker()
 
     def __bool__(self) -> bool:
         """Whether there are descendants."""
@@ -68,9 +72,17 @@ class Stillness:
         """Be a descendant, which has none itself."""
         self._known.clear()
         self._is_descendant = True
+        self._onlooker.after_fork()
+
+    def close(self) -> None:
+        """Look no more."""
+        self._onlooker.close()
 
     def wait(self, workers: Callable[[], Iterable[int]]) -> None:
         """Wait until all descendants, and those of this process's threads *workers* that still work, are at rest."""
+        self._onlooker.ask(lambda: self._wait(workers))
+
+    def _wait(self, workers: Callable[[], Iterable[int]]) -> None:
         began = time.monotonic()
         ticks: dict[int, int] = {}
         before: _Look | None = None
@@ -97,7 +109,9 @@ class Stillness:
 
     def may_act_alone(self) -> bool:
         """Whether one of the descendants, which are at rest, may do something without anybody else's doing."""
-        return any(_wakes_alone(pid, tid) for pid in self._known for tid in _threads(pid))
+        return self._onlooker.ask(
+            lambda: any(_wakes_alone(pid, tid) for pid in self._known for tid in _threads(pid))
+        )
 
     def _look(self, busy: set[int]) -> _Look:
         """Return what there is to see of all descendants; add those to *busy* of which one is not at rest."""

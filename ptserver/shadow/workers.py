@@ -69,19 +69,13 @@ class Workers(Generic[_Key]):
         return key in self._busy
 
     @property
-    def has_running(self) -> bool:
-        """Whether work is under way that `take_finished` does not have yet."""
-        return len(self._finished) < len(self._busy)
-
-    @property
     def is_interrupting(self) -> bool:
         """Whether `interrupt_again` is to be called within `RETRY_SECONDS`."""
         return bool(self._interrupted)
 
     def running_tids(self) -> list[int]:
         """Return the threads whose work `take_finished` does not have yet."""
-        finished = {key for key, _ in tuple(self._finished)}
-        return [worker.tid for key, worker in self._busy.items() if key not in finished]
+        return [worker.tid for worker in self._busy.values() if worker.is_working]
 
     def start(self, key: _Key, work: Work) -> None:
         """Let a thread do *work*; its result comes from `take_finished` under *key*."""
@@ -92,7 +86,7 @@ class Workers(Generic[_Key]):
             os.eventfd_write(self._eventfd, 1)
             return
         self._busy[key] = worker
-        worker.works.put((key, work))
+        worker.start(key, work)
 
     def _new_worker(self) -> "_Worker[_Key]":
         if len(self._busy) >= _MAX_WORKERS:
@@ -111,9 +105,10 @@ class Workers(Generic[_Key]):
     def await_end(self, key: _Key) -> None:
         """Wait until the work under *key*, which was interrupted, has returned; a moment at most."""
         until = time.monotonic() + _MOMENT_SECONDS
-        while all(key != done for done, _ in tuple(self._finished)) and time.monotonic() < until:
+        worker = self._busy[key]
+        while worker.is_working and time.monotonic() < until:
             time.sleep(_LOOK_SECONDS)
-            self._busy[key].signal()
+            worker.signal()
 
     def interrupt_again(self) -> None:
         """Interrupt what still has not returned."""
@@ -160,7 +155,7 @@ class Workers(Generic[_Key]):
 class _Worker(Generic[_Key]):
     """A thread that does one work after another."""
 
-    __slots__ = ("_eventfd", "_finished", "_interrupt", "_thread", "works")
+    __slots__ = ("_done", "_eventfd", "_finished", "_interrupt", "_started", "_thread", "works")
 
     def __init__(
         self,
@@ -172,12 +167,25 @@ class _Worker(Generic[_Key]):
         self.works: SimpleQueue[tuple[_Key, Work] | None] = SimpleQueue()
         self._finished = finished
         self._eventfd = eventfd
+        self._started = 0  # by the session's thread alone, and
+        self._done = (
+            0  # by this one: the next work may be there before this thread has seen to the last one's end
+        )
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
     @property
     def tid(self) -> int:
         return self._thread.native_id or 0  # it has one since it was started
+
+    @property
+    def is_working(self) -> bool:
+        """Whether there is work whose result, or the word of it, `Workers.take_finished` might not find yet."""
+        return self._done != self._started
+
+    def start(self, key: _Key, work: Work) -> None:
+        self._started += 1
+        self.works.put((key, work))
 
     def signal(self) -> None:
         ident, tid = self._thread.ident, self._thread.native_id
@@ -192,6 +200,7 @@ class _Worker(Generic[_Key]):
             key, work = item
             self._finished.append((key, work()))
             os.eventfd_write(self._eventfd, 1)
+            self._done += 1
 
 
 def _do_nothing(_signo: int, _frame: object) -> None:

@@ -152,7 +152,7 @@ def test_another_seed_gives_another_trace(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "words",
     "emu_runtime/goroutines/timers/preempt/fileops/deepdirs/stdin/flood/emu_cpu/bigargs a b/panics again/"
-    "panics goroutine/panics deadlock/sigkill 15/goroutine_work/emu_messages/tree/pipes/environment/"
+    "panics goroutine/panics deadlock/sigkill 15/goroutine_work/emu_messages/tree/pipes/environment/fifo/"
     "panics nil/panics map/exit3/network/sockets/locks/filefeatures/mappedfile/events/mappings/children/"
     "processes_c/syscalls_c last".split("/"),
 )

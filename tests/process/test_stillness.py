@@ -1,9 +1,13 @@
 """When processes that descend from this one are at rest."""
 
+import os
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import pytest
+
+from ptserver.emulated.onlooker import Onlooker
 from ptserver.emulated.stillness import Stillness
 
 
@@ -54,3 +58,26 @@ def test_who_computes_is_waited_for() -> None:
     with child("sh", "-c", "i=0; while [ $i -lt 100000 ]; do i=$((i+1)); done") as (process, stillness):
         rest(stillness)
         assert process.poll() == 0
+
+
+def test_an_onlooker_has_descriptors_of_its_own() -> None:
+    onlooker = Onlooker()
+    before = os.listdir("/proc/self/fd")
+    assert [onlooker.ask(lambda: os.open("/", os.O_RDONLY)) for _ in range(3)] == [0, 1, 2]
+    assert os.listdir("/proc/self/fd") == before
+    with pytest.raises(FileNotFoundError):
+        onlooker.ask(lambda: os.open("/nothing", os.O_RDONLY))
+    onlooker.close()
+
+
+def test_a_forked_process_looks_itself() -> None:
+    onlooker = Onlooker()
+    assert onlooker.ask(os.getpid) == os.getpid()
+    if not (child := os.fork()):
+        try:
+            onlooker.after_fork()
+            os._exit(0 if onlooker.ask(os.getpid) == os.getpid() else 1)
+        finally:
+            os._exit(2)
+    assert os.waitpid(child, 0) == (child, 0)
+    onlooker.close()
