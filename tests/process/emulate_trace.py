@@ -1,4 +1,7 @@
-"""Runs a program on the emulator with a seed, and writes every call and signal to a file: FILE SEED PROGRAM..."""
+"""Runs a program on the emulator with a seed, and writes every call and signal to a file: FILE SEED PROGRAM...
+
+The program's variables are those that are called PROGRAM_NAME, and no others, so that its stack lies where it did.
+"""
 
 import os
 import sys
@@ -35,5 +38,9 @@ class Trace:
 if __name__ == "__main__":
     file, seed, program, *arguments = sys.argv[1:]
     argv = [os.fsencode(word) for word in (program, *arguments)]
-    # Fixed, so that stacks lie where they did.
-    end_as(run_emulated(program, argv, [b"HOME=/"], seed=int(seed), sink=Trace(file)))
+    env = [
+        name.removeprefix(b"PROGRAM_") + b"=" + value
+        for name, value in os.environb.items()
+        if name.startswith(b"PROGRAM_")
+    ]
+    end_as(run_emulated(program, argv, env, seed=int(seed), sink=Trace(file)))
