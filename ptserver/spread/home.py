@@ -57,6 +57,7 @@ from ptserver.spread.placement import HostLoad, Placement
 from ptserver.spread.requests import Later, Requests
 from ptserver.spread.statistics import Statistics
 from ptserver.spread.threads import Thread, Threads, Where
+from ptserver.spread.turns import Turns
 from ptserver.spread.wakes import Wakes
 from ptserver.spread.wishes import Wishes
 from ptserver.stub.hypercalls import Hypercall
@@ -109,6 +110,7 @@ class Home:
         self._companions = Companions()
         self._actions: dict[int, bytes] = {}
         self._waits = 0
+        self.turns = Turns(self.pages, time.monotonic, later)
         self._wakes = Wakes(self.threads, self.futexes, self._companions, self.pages, later)
         self._takers: dict[type, Callable[..., None]] = {
             Fault: self._fault,
@@ -210,6 +212,7 @@ class Home:
 
     def _remove(self, host: int) -> None:
         self.members.remove(host)
+        self.turns.forget_host(host)
         if self.checker is not None:
             self.checker.forget_host(host)
         if self.events is not None:
@@ -231,9 +234,12 @@ class Home:
             self._statistics.pulled(tid, source)
         wants = self._companions.wants(tid, host, page, write=write, now=time.monotonic())
         # A page that it reads and then writes leads its own companions.
-        self.pages.request(host, page, write=write or (page, True) in wants)
+        write = write or (page, True) in wants
+        if not self.turns.defers(tid, host, page, write=write):
+            self.pages.request(host, page, write=write)
         for other, writes in wants:
-            self.pages.fetch_ahead(host, other, write=writes)
+            if not self.turns.keeps(host, other):
+                self.pages.fetch_ahead(host, other, write=writes)
 
     def _page_data(self, _host: int, message: PageData) -> None:
         self.pages.take_data(message.page, message.data, dirty=message.dirty)
@@ -431,6 +437,7 @@ class Home:
         wait = thread.waits = self._waits
         tid = thread.tid
         self.futexes.enter(tid, address)
+        self.turns.sleeps(tid, thread.host)
 
         def check(word: bytes) -> None:
             if int.from_bytes(word, "little") != value:

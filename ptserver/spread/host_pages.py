@@ -132,7 +132,8 @@ class HostPages:
         self._put(message.page, message.data, protected=not message.writable)
 
     def _zero_pages(self, message: ZeroPages) -> None:
-        for page in range(message.page, message.page + message.count):
+        pages = range(message.page, message.page + message.count)
+        for page in [page for page in self._asked if page in pages]:
             self._granted(page)
         self._put(message.page, _ZERO_PAGE * message.count, protected=False)
 

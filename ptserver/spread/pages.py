@@ -30,8 +30,8 @@ from ptserver.spread.messages import (
     ZeroPages,
 )
 
-#: So many untouched pages are given at the first touch of one, aligned.
-FIRST_TOUCH_PAGES = 16
+#: So many untouched pages are given at the first touch of one, aligned; and at the next of the same host near it.
+FIRST_TOUCH_PAGES, NEXT_TOUCH_PAGES = 16, 128
 #: A migratory page is marked clean one time in so many, more often at first: to note a write costs half a transfer.
 _CLEAN_TURNS = 64
 
@@ -68,6 +68,9 @@ class PageDirectory:
         self._busy: dict[int, _Transfer] = {}
         self._reader_before: dict[int, int] = {}
         self._migratory: dict[int, int] = {}  # with how often they have moved so
+        self._touched: dict[
+            int, int
+        ] = {}  # by number of NEXT_TOUCH_PAGES: the host that touched one of them first
         self._denied: dict[
             int, int
         ] = {}  # by page that nobody may touch: the hosts that wanted to, a bit each
@@ -203,11 +206,14 @@ class PageDirectory:
             self._denied[page] = self._denied.get(page, 0) | 1 << host
             self._send(host, Deny(page))
             return
-        first = page - page % FIRST_TOUCH_PAGES
+        again = self._touched.get(page // NEXT_TOUCH_PAGES) == host
+        self._touched.setdefault(page // NEXT_TOUCH_PAGES, host)
+        count = NEXT_TOUCH_PAGES if again else FIRST_TOUCH_PAGES
+        first = page - page % count
         low = high = page
         while low > first and self._is_free(low - 1):
             low -= 1
-        while high + 1 < first + FIRST_TOUCH_PAGES and self._is_free(high + 1):
+        while high + 1 < first + count and self._is_free(high + 1):
             high += 1
         self.place(host, range(low, high + 1))
         self.counts["first"] += 1

@@ -161,6 +161,7 @@ class SpreadSession:
 
     def _begin(self, number: int, told: Told) -> None:
         agent = self.agents[number]
+        self.home.turns.note_round_trip(agent.round_trip_ns / 1e9)
         agent.read = self._reader(number, agent)
         self._joining[number] = told
         regions = tuple(self.home.space.regions)
