@@ -5,11 +5,11 @@ could run, and collects garbage from 4 MiB of heap on. Each of those visits reco
 are found by the program's own table of functions, so stripped programs have them too, and what is changed in them by
 its pattern; where that is not found, the program runs correctly without the change.
 
-    sysmon       the runtime's monitor looks 100 times a second at most, as it does in idle programs. A processor
-                 whose thread is long in a system call, or a goroutine that computes for long, is seen 10 ms later.
-                 Where a round trip to a host takes more than 0.2 ms it looks after 50 of them, up to 100 ms.
-    slices       a goroutine is interrupted when it has computed for 30 ms instead of 10; where a round trip takes
-                 more than 0.3 ms for 100 of them, up to 200 ms: what it waits for counts as well, and whoever is next
+    sysmon       the runtime's monitor looks 25 times a second (100 times in idle programs, natively). A processor
+                 whose thread is long in a system call, or a goroutine that computes for long, is seen up to 40 ms
+                 later. Where a round trip to a host takes more than 0.8 ms it looks after 50 of them, up to 100 ms.
+    slices       a goroutine is interrupted when it has computed for 50 ms instead of 10; where a round trip takes
+                 more than 0.5 ms for 100 of them, up to 200 ms: what it waits for counts as well, and whoever is next
                  must fetch the scheduler's records first.
     wakeups      a goroutine that is woken by another waits until that blocks or is interrupted, before an
                  idle processor is asked to take it. New goroutines are not concerned.
@@ -42,9 +42,10 @@ from stepping.x86_instructions import (
 
 _CALL, _MOVE_32, _SHIFT, _LOAD = 0xE8, 0xB8, 0xC1, 0x8B
 _NOTHING_5 = b"\x0f\x1f\x44\x00\x00"
-#: How long sysmon sleeps at first and at most; the time in which a goroutine may compute, and what it is at least.
-_SYSMON_US, _SYSMON_LAST_US, _SLICE_NS, _SLICE_LEAST_NS = 20, 10_000, 10_000_000, 30_000_000
-#: How many round trips to the farthest host those are, and what they are at most.
+#: How long sysmon sleeps at first and at most, and in how much time a goroutine is interrupted, natively.
+_SYSMON_US, _SYSMON_LAST_US, _SLICE_NS = 20, 10_000, 10_000_000
+#: What these are at least, how many round trips to the farthest host, and what they are at most.
+_SYSMON_LEAST_US, _SLICE_LEAST_NS = 40_000, 50_000_000
 _SYSMON_ROUND_TRIPS, _SYSMON_MOST_US = 50, 100_000
 _SLICE_ROUND_TRIPS, _SLICE_MOST_NS = 100, 200_000_000
 _HEAP_SHIFT, _HEAP_SPREAD_SHIFT = 22, 26  # 4 MiB, 64 MiB
@@ -76,7 +77,7 @@ class Pace(NamedTuple):
         """Return what pays if a round trip to the farthest host takes so long."""
         sysmon_us = min(_SYSMON_ROUND_TRIPS * round_trip_ns // 1000, _SYSMON_MOST_US)
         slice_ns = min(_SLICE_ROUND_TRIPS * round_trip_ns, _SLICE_MOST_NS)
-        return cls(max(sysmon_us, _SYSMON_LAST_US), max(slice_ns, _SLICE_LEAST_NS))
+        return cls(max(sysmon_us, _SYSMON_LEAST_US), max(slice_ns, _SLICE_LEAST_NS))
 
 
 _Code = Iterator[tuple[int, Instruction]]

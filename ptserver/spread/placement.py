@@ -1,6 +1,6 @@
 """Where threads run: policies over what is known of a goroutine and of the hosts. Pure; users can write one.
 
-A policy is asked when a thread has computed for so long that Go's scheduler wants to interrupt it (some 30 ms), and
+A policy is asked when a thread has computed for so long that Go's scheduler wants to interrupt it (some 70 ms), and
 says at which host it goes on. A class of one's own, given as ``module:Class``, has the members of `Placement`; it
 decides by its arguments alone, and may keep what it likes of them.
 """
