@@ -48,11 +48,19 @@ MAX_GOROUTINE_EVENTS = 1024
 #: How much may be on its way, in each direction, of a socket that a program reads and writes at its host.
 DIRECT_WINDOW_BYTES = 256 << 10
 
+#: The most streams of relays at a time of a session, and the most of one's data that may wait for who reads it.
+MAX_RELAY_STREAMS, MAX_RELAY_WINDOW_BYTES = 256, 64 << 10
+
+#: The first number of a relay's stream, above the standard streams; the most descriptors that one stands for.
+FIRST_RELAY, MAX_RELAY_NUMBERS = 3, 1024
+
 #: The most bytes that a watcher is shown of a name or buffer.
 MAX_WATCHED_BYTES = 4096
 
 Interest = Literal["ignore", "observe", "serve"]
 StreamId = Literal[0, 1, 2]
+#: A standard stream, or above those a stream of a `Relay`.
+StreamNumber = Annotated[int, Meta(ge=0, le=(1 << 53) - 1)]
 DescriptorKind = Literal["file", "tcp", "unix", "pipe", "terminal", "epoll"]
 
 #: What a register holds.
@@ -334,6 +342,7 @@ class Welcome(Message, frozen=True):
     files, so that writing to them changes none. wait_seconds: for how long the session is kept when its connection is
     lost, 0 if it is not; never longer than the hello wants it. ticket: what the host proves by then that it is its
     session (`Resume`). goroutine_events: which `GoroutineEvents` the server wants, if the hello says `spread`.
+    relays: whether the server knows `Relay`.
     """
 
     version: Annotated[int, Meta(ge=1, le=65535)]
@@ -357,6 +366,7 @@ class Welcome(Message, frozen=True):
     wait_seconds: Seconds = 0
     ticket: Ticket = ""
     goroutine_events: Annotated[tuple[GoroutineEventKind, ...], Meta(max_length=6)] = ()
+    relays: bool = False
 
 
 class Resume(Message, frozen=True):
@@ -695,31 +705,54 @@ class MemoryResult(Message, frozen=True):
 
 
 class StreamData(Message, frozen=True):
-    """Either way: bytes of a standard stream (0 from the host, 1 and 2 from the server).
+    """Either way: bytes of a stream: a standard stream (0 from the host, 1 and 2 from the server), or a relay's.
 
     Never more than the credit that the receiver has given; it starts at none.
     """
 
-    stream: StreamId
+    stream: StreamNumber
     data: Blob
 
 
 class StreamCredit(Message, frozen=True):
     """Either way: the sender of this can take *size* more bytes of the stream."""
 
-    stream: StreamId
+    stream: StreamNumber
     size: Annotated[int, Meta(ge=1, le=(1 << 31) - 1)]
 
 
 class StreamEnd(Message, frozen=True):
     """Either way: no more data on the stream.
 
-    From the side that sends the data: it has all been sent; for stream 0 the program will read end of file.
+    From the side that sends the data: it has all been sent; what reads it will read end of file.
     From the side that takes the data: nobody reads it any more, as with a closed pipe; what is under way is
-    thrown away.
+    thrown away. taken: of the input of a relay, how many bytes were read in all. For each stream of a relay the
+    server sends one of these, its last message about it, whether or not the host has sent one.
     """
 
-    stream: StreamId
+    stream: StreamNumber
+    taken: Count = 0
+
+
+class Relay(Message, frozen=True):
+    """Host to server, just before call *id*, an execve or execveat of process *pid*: what is executed is to have
+    descriptors that are the host's. Only if the welcome has `relays`; at most 256 streams at a time have not ended.
+
+    fds: the numbers, which are to stand for the end of a pipe, or of a socket pair if there are both streams, and
+    stand for what they did before if the exec fails. input: the number of the stream that comes from the host,
+    output: of the one that goes there, 0 if there is none; each above 2, and above all that were named before.
+    window: of the input, how many bytes the server takes that are not read yet. When the program is executed, the
+    server gives so much credit for the input, and more only for what was read. Before each message that is none of a
+    stream, it sends what was written until then, as far as there is credit, and tells what was read. If what has both
+    streams is closed, the input ends first; so an output that ends before its input was shut down.
+    """
+
+    id: RequestId
+    pid: ThreadId
+    fds: Annotated[tuple[Descriptor, ...], Meta(min_length=1, max_length=MAX_RELAY_NUMBERS)]
+    input: StreamNumber = 0
+    output: StreamNumber = 0
+    window: Annotated[int, Meta(ge=1, le=MAX_RELAY_WINDOW_BYTES)] = MAX_RELAY_WINDOW_BYTES
 
 
 class WindowSize(Message, frozen=True):
@@ -1004,6 +1037,7 @@ ToServer = (
     | StreamData
     | StreamCredit
     | StreamEnd
+    | Relay
     | WindowSize
     | ThreadEvent
     | Fetch
@@ -1056,7 +1090,7 @@ ToHost = (
     | Pong
 )
 #: What a session's process sends to the shadow of a child process, and what that sends back.
-ToShadow = Syscall | Cancel | Signal | SignalState | ProcessExited | ProcessStopped
+ToShadow = Syscall | Cancel | Signal | SignalState | ProcessExited | ProcessStopped | Relay
 FromShadow = Result | Signal | Executed
 ToWatcher = WatcherWelcome | WatchedCalls | WatchedRows | WatchEnded | Refused | Ping | Pong
 FromWatcher = WatcherHello | Watch | Unwatch | Ping | Pong

@@ -86,6 +86,7 @@ class RemoteProcesses:
 
     answer, proceed, forget: of the host, for calls; gone: hears of a process's end. send: to the server.
     is_at_server: whether the server is making a call.
+    born: to be set to what hears of a new process and of the one that has forked it.
     first_can_stop: whether a terminal's signals stop the first process as they would natively.
     """
 
@@ -107,6 +108,7 @@ class RemoteProcesses:
         first_can_stop: bool,
     ) -> None:
         self._first_can_stop = first_can_stop
+        self.born: Callable[[Process, Process], None] = lambda process, parent: None
         self._main = main
         self._by_pid = by_pid
         self._pending = pending
@@ -276,7 +278,7 @@ class RemoteProcesses:
             fork.advance()
             if fork.child and call.id in self._unborn:
                 del self._unborn[call.id]
-                self._add(fork.child, shadow)
+                self._add(fork.child, shadow, call.process)
             if fork.has_returned:  # its thread may fork again before the new process is free
                 self._forget(call)
                 self.abandon(call)
@@ -307,8 +309,9 @@ class RemoteProcesses:
                 if stop.is_over:
                     del self._stops[pid]
 
-    def _add(self, pid: int, shadow: int) -> None:
+    def _add(self, pid: int, shadow: int, parent: Process) -> None:
         process = Process(pid, shadow)
+        self.born(process, parent)
         self._by_pid[pid] = self._by_id[shadow] = process
         self._loop.watch(process.pidfd, lambda: self._ended(process))
 

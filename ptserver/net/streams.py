@@ -13,14 +13,17 @@ Thread rules: one thread.
 """
 
 import errno
+import fcntl
 import os
 import select
 import stat
+import struct
+import termios
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 from ptserver.errors import ProtocolError
-from ptserver.messages import Message, StreamCredit, StreamData, StreamEnd, StreamId
+from ptserver.messages import Message, StreamCredit, StreamData, StreamEnd, StreamNumber
 
 _Half = TypeVar("_Half")
 
@@ -31,6 +34,7 @@ _READ_BYTES = 64 << 10
 #: What a pipe that polls as writable takes without blocking (PIPE_BUF).
 _CAREFUL_BYTES = 4096
 _CAREFUL_ROUNDS = 16
+_INT = struct.Struct("=i")
 
 #: A terminal whose other end is closed reads as EIO; the rest are other ways to be gone.
 _GONE = frozenset({errno.EPIPE, errno.EIO, errno.ECONNRESET, errno.ENXIO, errno.EBADF, errno.ENOSPC})
@@ -48,8 +52,8 @@ class OutgoingStream:
 
     __slots__ = ("_credit_bytes", "_owned", "_send", "ended", "fd", "forget", "stream")
 
-    def __init__(self, stream: StreamId, fd: int, send: Send, *, owned: bool) -> None:
-        self.stream: StreamId = stream
+    def __init__(self, stream: StreamNumber, fd: int, send: Send, *, owned: bool) -> None:
+        self.stream: StreamNumber = stream
         self.fd = fd
         self.ended = False
         self._send = send
@@ -85,6 +89,14 @@ class OutgoingStream:
             self._send(StreamEnd(self.stream))
             self.stop()
 
+    def drain(self) -> None:
+        """Send what *fd*, a pipe or socket that does not block, has now, and the end if that is next."""
+        (left,) = _INT.unpack(fcntl.ioctl(self.fd, termios.FIONREAD, bytes(_INT.size)))
+        while self.wants_read and left >= 0:
+            before = self._credit_bytes
+            self.on_readable()
+            left -= before - self._credit_bytes or 1
+
     def stop(self) -> None:
         """Send no more: the peer does not want it, or there is none."""
         if not self.ended:
@@ -116,14 +128,14 @@ class IncomingStream:
 
     def __init__(
         self,
-        stream: StreamId,
+        stream: StreamNumber,
         fd: int,
         send: Send,
         *,
         owned: bool,
         at_end: bytes = b"",
     ) -> None:
-        self.stream: StreamId = stream
+        self.stream: StreamNumber = stream
         self.fd = fd
         self.ended = False
         self._send = send

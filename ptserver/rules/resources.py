@@ -13,9 +13,9 @@ programs know how to do without (`refusal_of_mixture`).
     SCM_RIGHTS             local sockets pass on local descriptors; what is received gets a number as what is opened
 
     mmap of a local file   the thread makes it here, of the file itself
+    execve                 made at the server, where pipes stand for local descriptors (`ptserver.rules.relays`)
 
-Cannot be had: passing descriptors of one side in messages of the other's sockets (EINVAL), and local descriptors in
-programs that the program executes, which run at the server: they find them closed, and the user is told.
+Cannot be had: passing descriptors of one side in messages of the other's sockets (EINVAL).
 
 Not trusted: the program, the server. Thread rules: the host's thread; workers only make calls.
 """
@@ -30,6 +30,7 @@ from ptserver.messages import Result
 from ptserver.net.poll_loop import PollLoop
 from ptserver.rules.local_sockets import LocalSockets, Serve
 from ptserver.rules.paths import Placed, needs_folder, place, signed
+from ptserver.rules.relays import HostRelays
 from ptserver.rules.rules import Rules, normalise
 from ptserver.rules.server import Server
 from ptserver.rules.sockets import (
@@ -68,9 +69,14 @@ class LocalResources:
         main: Process,
         arch: Arch,
         map_own: Callable[[PendingCall, int, int], None],
+        relays: HostRelays | None,
     ) -> None:
-        """Begin; *map_own* lets a thread map a descriptor of this process, see `FileMappings`."""
+        """Begin; *map_own* lets a thread map a descriptor of this process, see `FileMappings`.
+
+        relays: what carries local descriptors to programs that are executed, if the server can have them.
+        """
         self._map_own = map_own
+        self._relays = relays
         self._rules = rules
         self._server = server
         self._loop = loop
@@ -134,6 +140,10 @@ class LocalResources:
     def heard(self, call: PendingCall, value: int, failure: int) -> None:
         """Note what became of *call*, before the program hears of it."""
         self._server.heard(call, value, failure)
+
+    def born(self, process: Process, parent: Process) -> None:
+        """Let a new process have what the one has that has forked it."""
+        self._tables[process] = self._table(parent).fork()
 
     def ended(self, process: Process) -> None:
         """Forget a process that is gone."""
@@ -315,19 +325,22 @@ class LocalResources:
             return True
         placed = place(row, args, ins, table, self._rules)
         if "local" not in placed.sides and not table.folder_is_local:
-            self._keep_placeholders(call, table)
+            self._hand_on(call, table)
             return False
         self._server.warn("programs are executed at the server: neither they nor their folder may be local")
         self._server.answer(call, 0, errno.EACCES, {})
         return True
 
-    def _keep_placeholders(self, call: PendingCall, table: LocalTable) -> None:
-        """Have what *call* executes find local descriptors closed, not the server's placeholders."""
+    def _hand_on(self, call: PendingCall, table: LocalTable) -> None:
+        """Have what *call* executes find local descriptors relayed, or closed: never the server's placeholders."""
         for number in table.reserved:
             self._server.ask(call, "fcntl", (number, _F_SETFD, 1, 0, 0, 0), {}, {}, lambda result: None)
-        if inherited := ", ".join(map(str, table.inherited())):
+        inherited = table.inherited()
+        relayed = self._relays.announce(call, inherited) if self._relays is not None else ()
+        closed = (number for number in inherited if number in table.reserved and number not in relayed)
+        if numbers := ", ".join(map(str, closed)):
             self._server.warn(
-                f"what is executed runs at the server, and finds descriptors {inherited} of this machine closed"
+                f"what is executed runs at the server, and finds descriptors {numbers} of this machine closed"
             )
 
     # The working directory.

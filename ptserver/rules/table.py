@@ -95,9 +95,9 @@ class LocalTable:
         if number in self.sockets:
             self.sockets[new] = self.sockets[number]
 
-    def inherited(self) -> list[int]:
-        """Return the numbers of local descriptors that a program which is executed would have natively."""
-        return sorted(number for number in self.reserved if os.get_inheritable(self.files[number]))
+    def inherited(self) -> dict[int, int]:
+        """Return the local descriptors that a program which is executed would have natively, by their numbers."""
+        return {number: fd for number, fd in sorted(self.files.items()) if os.get_inheritable(fd)}
 
     def close(self) -> None:
         """Give up everything."""

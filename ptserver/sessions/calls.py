@@ -99,7 +99,7 @@ class Calls:
         gate: Gate | None = None,
         *,
         fork: Callable[[Birth, dict[int, int]], Executed],
-        become: Callable[[str, Args, dict[int, bytes]], int | None],
+        become: Callable[[int, str, Args, dict[int, bytes]], int | None],
         take_signals: Callable[[], None],
         elsewhere: "Elsewhere | None" = None,
         pid: int = 0,
@@ -332,7 +332,7 @@ class Calls:
                 forked = 0, error.errno, {}
             self._complete(call_id, call, then, forked)
         elif row.name in EXECS:
-            refusal = self._become(row.name, args, ins)
+            refusal = self._become(call_id, row.name, args, ins)
             if refusal is not None:
                 if self._gate:
                     self._gate.heard(row, ins, refusal)

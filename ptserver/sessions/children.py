@@ -27,11 +27,12 @@ from ptserver.net.connection import Connection
 from ptserver.net.poll_loop import PollLoop
 from ptserver.net.wire import Codec
 from ptserver.sessions.calls import Calls
+from ptserver.sessions.relays import SessionRelays
 from ptserver.shadow.birth import Birth
 from ptserver.shadow.execute import Executed as CallResult
 from ptserver.shadow.process import SHADOW_CODEC, ShadowState, fork_shadow
 
-_MAX_PID_BYTES = 16
+_MAX_BIRTH_BYTES = 64
 
 
 class Child:
@@ -78,8 +79,11 @@ class Child:
 class Children(dict[int, Child]):
     """All of them that there have been, by process id. state: of the first shadow; send: to the host."""
 
-    def __init__(self, state: ShadowState, loop: PollLoop, send: Callable[[Message], None]) -> None:
+    def __init__(
+        self, state: ShadowState, loop: PollLoop, send: Callable[[Message], None], relays: SessionRelays
+    ) -> None:
         super().__init__()
+        self._relays = relays
         self._state = state
         self._descriptors = state.descriptors
         self._loop = loop
@@ -104,16 +108,19 @@ class Children(dict[int, Child]):
         self._calls = calls
 
     def take_births(self) -> None:
-        """Take in the shadows that have been forked since."""
+        """Take in the shadows that have been forked since, and the ends of relays that they have made."""
         assert self._births is not None
         while True:
             try:
                 with self._descriptors.unlimited():
-                    packet, fds, _, _ = socket.recv_fds(self._births, _MAX_PID_BYTES, 1)
+                    packet, fds, _, _ = socket.recv_fds(self._births, _MAX_BIRTH_BYTES, 1)
                     fd = self._descriptors.keep(fds[0])
             except BlockingIOError:
                 return
-            pid = int(packet)
+            pid, *stream = map(int, packet.split())
+            if stream:
+                self._relays.opened(stream[0], fd)
+                continue
             old = self.get(pid)
             if old is not None:
                 old.close()
@@ -153,7 +160,10 @@ class Children(dict[int, Child]):
         assert self._calls is not None
         self._calls.forget(child.calls)
         child.calls.clear()
+        if not child.executing:
+            self._relays.gone(child.pid)
         if child.executing:
             self._send(Executed(child.pid))
+            self._relays.executed(child.pid)
         elif not child.ending:
             self._send(Signal(signal.SIGKILL, child.pid))  # somebody has killed it, and so its process

@@ -48,7 +48,9 @@ from ptserver.messages import (
     ProcessStopped,
     ProgramExited,
     Refused,
+    Relay,
     Reopened,
+    Result,
     Signal,
     SignalState,
     Stopped,
@@ -80,7 +82,9 @@ from ptserver.sessions.guard import end_others
 from ptserver.sessions.keeper import become_program, program_status
 from ptserver.sessions.lasting_files import LastingFiles
 from ptserver.sessions.memory import MemoryCalls
+from ptserver.sessions.relays import SessionRelays
 from ptserver.sessions.stdio import OwnStdio, Stdio
+from ptserver.sessions.streams import SessionStreams
 from ptserver.sessions.watches import SessionWatches
 from ptserver.shadow.descriptors import Descriptors
 from ptserver.shadow.exec import reason_not_to_execute
@@ -162,7 +166,6 @@ class SessionLoop:
             emulates=hello.program.emulated,
         )
         self._offered = offered
-        self._stdio = stdio
         self._loop = PollLoop()
         self._keepalive = KeepAlive(connection, self._loop.later, keepalive_seconds, self._broke)
         self._recovery: Recovery | None = None
@@ -177,9 +180,10 @@ class SessionLoop:
                 lost=_raise_lost,
                 say=self._log,
             )
-        stdio.tell(self._loop.unwatch)
+        self._relays = SessionRelays(self._loop, connection.send, descriptors)
+        self._streams = SessionStreams(stdio, self._relays, self._loop)
         self._state = ShadowState(self.session, self._shadow, descriptors, log, gate, hello.server_time)
-        self._children = Children(self._state, self._loop, self._send)
+        self._children = Children(self._state, self._loop, self._send, self._relays)
         self._calls = Calls(
             self.session,
             server,
@@ -203,16 +207,16 @@ class SessionLoop:
             self._calls.work_ahead(descriptors.keep, descriptors.program_limit, self._lasting)
         self._ended = False
         self._connection_events = 0
-        self._stdio_changed = True
         self._takers: dict[type, Callable[[Any], None]] = {
             Syscall: self._calls.take_call,
             Observed: self._calls.take_observed,
             Taken: self._calls.take_taken,
             Cancel: self._calls.take_cancel,
-            StreamData: self._take_data,
-            StreamCredit: self._take_credit,
-            StreamEnd: self._take_end,
-            WindowSize: self._stdio.resize,
+            StreamData: self._streams.take_data,
+            StreamCredit: self._streams.take_credit,
+            StreamEnd: self._streams.take_end,
+            Relay: self._take_relay,
+            WindowSize: stdio.resize,
             ThreadEvent: self._take_thread,
             Exited: self._take_exited,
             Refused: self._take_refused,
@@ -285,10 +289,15 @@ class SessionLoop:
     def _send(self, message: Message) -> None:
         """Send *message*, after what makes the host forget files that have changed: it may tell of that.
 
-        An `Ahead` tells the program nothing before the result does that follows.
+        An `Ahead` tells the program nothing before the result does that follows. What executed programs have written
+        to the host's descriptors comes before, too.
         """
         if self._lasting is not None and type(message) is not Ahead:
             self._lasting.look()
+        if len(self._relays):
+            self._relays.look()
+            if type(message) is Result:
+                self._relays.answered(message.id)
         self._connection.send(message)
 
     def _round(self) -> None:
@@ -311,29 +320,7 @@ class SessionLoop:
         if events != self._connection_events:
             self._connection_events = events
             self._loop.watch(connection.fileno(), self._on_message, events)
-            self._stdio_changed = True
-        if self._stdio_changed:
-            self._stdio_changed = False
-            self._watch_stdio()
-
-    def _watch_stdio(self) -> None:
-        stdio, watch = self._stdio, self._loop.watch
-        for outgoing in stdio.outgoing.values():
-            wanted = outgoing.wants_read and not self._connection.congested
-            watch(outgoing.fd, self._changing_stdio(outgoing.on_readable), select.POLLIN if wanted else 0)
-        incoming = stdio.incoming
-        if incoming is not None:
-            handler = self._changing_stdio(incoming.on_writable)
-            watch(incoming.fd, handler, select.POLLOUT if incoming.wants_write else 0)
-
-    def _changing_stdio(self, handler: Callable[[], None]) -> Callable[[], None]:
-        """Return *handler* for a loop that looks at the streams only after something has happened to them."""
-
-        def handle() -> None:
-            self._stdio_changed = True
-            handler()
-
-        return handle
+        self._streams.watch(congested=connection.congested)
 
     # What the stub host says.
 
@@ -359,24 +346,6 @@ class SessionLoop:
             if taker is None:
                 raise ProtocolError(f"the host sent {type(message).__name__} in mid-session")
             taker(message)
-
-    def _take_data(self, message: StreamData) -> None:
-        if message.stream or self._stdio.incoming is None:
-            raise ProtocolError(
-                f"the host sent data of stream {message.stream}, which is not carried that way"
-            )
-        self._stdio.incoming.receive(message.data)
-        self._stdio_changed = True
-
-    def _take_credit(self, message: StreamCredit) -> None:
-        if message.stream in self._stdio.outgoing:
-            self._stdio.outgoing[message.stream].add_credit(message.size)
-            self._stdio_changed = True
-
-    def _take_end(self, message: StreamEnd) -> None:
-        if not self._stdio.end(message.stream):
-            raise ProtocolError(f"the host ended stream {message.stream}, which is not carried")
-        self._stdio_changed = True
 
     def _take_thread(self, message: ThreadEvent) -> None:
         self._server.thread_event(self.session, message.tid, message.event)
@@ -425,18 +394,26 @@ class SessionLoop:
         elif type(message) is SignalState:
             self._signals.set_state(message)
 
+    def _take_relay(self, message: Relay) -> None:
+        self._relays.announce(message)
+        if message.pid == self._pid:
+            self._shadow.relays.want(message)
+        else:
+            self._children.pass_on(message.pid, message)
+
     def _take_signal(self, message: Signal) -> None:
         if self._is_keeper and message.pid == self._pid:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._pid, message.signo)
 
-    def _become(self, name: str, args: Args, ins: dict[int, bytes]) -> int | None:
+    def _become(self, call_id: int, name: str, args: Args, ins: dict[int, bytes]) -> int | None:
         """Let the program's first process, which is this one, execute another program; see `Calls`."""
         failure = reason_not_to_execute(name, ins)
         if failure:
             return failure
         self._connection.flush()
         be_ordinary()  # what is executed has no remote variables
+        self._shadow.relays.make(call_id, self._relays.take_own)
         if self._guard is None:  # this process's user waits for it, and nothing else has to go on
             return self._shadow.become(name, args, ins)
         failed = become_program(lambda: self._shadow.become(name, args, ins), self._descriptors, self._guard)
@@ -444,7 +421,9 @@ class SessionLoop:
             self._is_keeper = True
             self._workers.start_anew()
             self._calls.start_anew()
+            self._shadow.relays.forget()
             self._send(Executed(self._pid))
+            self._relays.executed(self._pid)
         return failed
 
     # The rest of a session's life.
@@ -476,10 +455,8 @@ class SessionLoop:
         deadline = time.monotonic() + _INTERRUPT_SECONDS
         while len(self._workers) and time.monotonic() < deadline:
             self._round()
-        self._stdio.end_input()
-        self._stdio_changed = True
         self._descriptors.close_programs()
-        while not all(stream.ended for stream in self._stdio.outgoing.values()):
+        while not self._streams.finish():
             self._round()
 
 

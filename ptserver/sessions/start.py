@@ -267,6 +267,7 @@ def welcome(hello: Hello, version: int, codec: str, session_id: str, config: Ses
         ahead=hello.ahead and may_work_ahead(server),
         streams=(0, 1, 2),
         wait_seconds=min(hello.wait_seconds, config.max_wait_seconds),
+        relays=True,
     )
 
 

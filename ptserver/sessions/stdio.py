@@ -13,7 +13,7 @@ import os
 import struct
 import termios
 
-from ptserver.messages import Hello, StreamId, WindowSize
+from ptserver.messages import Hello, StreamId, StreamNumber, WindowSize
 from ptserver.net.streams import Forget, IncomingStream, OutgoingStream, Send
 from ptserver.shadow.descriptors import Descriptors
 
@@ -37,7 +37,7 @@ class OwnStdio:
     def resize(self, size: WindowSize) -> None:
         """Do nothing: the terminal is the user's own."""
 
-    def end(self, stream: StreamId) -> bool:
+    def end(self, stream: StreamNumber) -> bool:
         """Return whether the stream is carried: never."""
         return False
 
@@ -77,7 +77,7 @@ class Stdio:
         if self._master >= 0:
             fcntl.ioctl(self._master, termios.TIOCSWINSZ, _WINSIZE.pack(size.rows, size.columns, 0, 0))
 
-    def end(self, stream: StreamId) -> bool:
+    def end(self, stream: StreamNumber) -> bool:
         """Take the peer's end of a stream; return whether the stream is one that is carried."""
         if stream == 0 and self.incoming is not None:
             self.incoming.end()

@@ -5,7 +5,8 @@ be. The new process has one thread; it gives up every descriptor that was its ma
 session's process over a socket that these two alone have. The other end of that socket goes to the session's
 process, before anybody hears of the new one, over the birth socket, which every shadow of a session inherits:
 
-    shadow -> session    PID      of the new shadow, with a descriptor
+    shadow -> session    PID           of the new shadow, with a descriptor
+    shadow -> session    PID STREAM    with a descriptor: the session's end of a relay (`ptserver.shadow.relays`)
 
 It ends as its process at the stub host did, as a program that it executes, or when the session is gone.
 
@@ -33,6 +34,7 @@ from ptserver.messages import (
     Executed,
     ProcessExited,
     ProcessStopped,
+    Relay,
     Signal,
     SignalState,
     Syscall,
@@ -47,6 +49,7 @@ from ptserver.sessions.calls import Calls
 from ptserver.sessions.log import Log
 from ptserver.shadow.birth import Birth
 from ptserver.shadow.descriptors import Descriptors
+from ptserver.shadow.exec import reason_not_to_execute
 from ptserver.shadow.execute import Executed as CallResult
 from ptserver.shadow.signals import ShadowSignals, signal_message
 from ptserver.shadow.state import Shadow
@@ -156,6 +159,7 @@ class ForkedShadow:
     def __init__(self, state: ShadowState, sock: socket.socket) -> None:
         self._pid = os.getpid()
         keep = state.descriptors.keep
+        self._births = state.births
         self._connection: Connection[ToShadow] = Connection(sock, Codec(SHADOW_CODEC), ToShadow)
         self._workers: Workers[int] = Workers(keep)
         self._signals = ShadowSignals(keep)
@@ -209,6 +213,8 @@ class ForkedShadow:
                     self._calls.take_cancel(message)
                 case SignalState():
                     self._signals.set_state(message)
+                case Relay():
+                    self._shadow.relays.want(message)
                 case ProcessStopped():
                     self._stop(message.signo)
                 case ProcessExited():
@@ -226,11 +232,22 @@ class ForkedShadow:
         for one in received:
             self._connection.send(signal_message(self._pid, one))
 
-    def _become(self, name: str, args: Args, ins: dict[int, bytes]) -> int:
+    def _become(self, call_id: int, name: str, args: Args, ins: dict[int, bytes]) -> int:
         """Become another program; return why not."""
+        failure = reason_not_to_execute(name, ins)
+        if failure:
+            return failure
+        self._shadow.relays.make(call_id, self._give_end)
         self._connection.send(Executed(self._pid))  # followed by the end of the connection, or by a result
         self._connection.drain(_DRAIN_SECONDS)
         return self._shadow.become(name, args, ins)
+
+    def _give_end(self, message: Relay, fd: int) -> None:
+        assert self._births is not None
+        try:
+            socket.send_fds(self._births, [f"{self._pid} {message.input or message.output}".encode()], [fd])
+        finally:
+            os.close(fd)
 
 
 def _end(message: ProcessExited) -> NoReturn:

@@ -40,6 +40,7 @@ from ptserver.shadow.exec import execute_program
 from ptserver.shadow.execute import Executed, execute
 from ptserver.shadow.limits import Limits, is_own_program
 from ptserver.shadow.memory import OPENS, OwnThings
+from ptserver.shadow.relays import RelayEnds
 from ptserver.shadow.signals import ShadowSignals
 from ptserver.shadow.waiting import Args, Waiting
 from ptserver.shadow.workers import Work
@@ -96,7 +97,8 @@ class Shadow:
 
     program: the path of what it executes. emulates: programs of another architecture that it executes are emulated.
     credentials_changed: called after a call that changed them. forgets: to be set to what is called with the first
-    and the last of the descriptors that are about to be closed, or to stand for something else.
+    and the last of the descriptors that are about to be closed, or to stand for something else. relays: what the
+    program that it becomes is to have of the stub host's descriptors.
     """
 
     def __init__(
@@ -123,6 +125,7 @@ class Shadow:
         self._paths: dict[str, tuple[int, ...]] = {}
         self._refused: set[str] = set()
         self._mapped: set[int] = set()
+        self.relays = RelayEnds(descriptors)
         self.forgets: Callable[[int, int], None] = lambda first, last: None
         self.may_wait = self._waiting.may_wait
 
@@ -151,15 +154,20 @@ class Shadow:
         self._pid = os.getpid()
         self._signals = signals
         self._credentials_changed = credentials_changed
+        self.relays = RelayEnds(self._descriptors)
 
     def become(self, name: str, args: Args, ins: dict[int, bytes]) -> int:
         """Become the program that the exec call *name* wants; return the errno if that fails."""
-        if name == "execveat" and self._descriptors.program_limit <= args[0] & 0xFFFFFFFF < 1 << 31:
-            return errno.EBADF
-        for index in self._path_indexes(SYSCALLS[name]):
-            if ins.get(index, b"").startswith(b"/proc/"):
-                ins = self._look_at_itself(name, args, ins, {}, index)[1]
-        return execute_program(name, args, ins, self._limits, self._signals, emulates=self._emulates)
+        self.relays.place()
+        try:
+            if name == "execveat" and self._descriptors.program_limit <= args[0] & 0xFFFFFFFF < 1 << 31:
+                return errno.EBADF
+            for index in self._path_indexes(SYSCALLS[name]):
+                if ins.get(index, b"").startswith(b"/proc/"):
+                    ins = self._look_at_itself(name, args, ins, {}, index)[1]
+            return execute_program(name, args, ins, self._limits, self._signals, emulates=self._emulates)
+        finally:
+            self.relays.withdraw()
 
     def refuses(self, row: Syscall, *, quietly: bool = False) -> bool:
         """Whether the call is none that this shadow makes; the first time, the log says so, if not *quietly*."""

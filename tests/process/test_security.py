@@ -57,6 +57,7 @@ ELSEWHERE = {
     "C6": "tests/process/test_confinement.py::test_limits_are_the_sessions",
     "C7": "tests/process/test_confinement.py::test_who_cannot_be_confined_is_not_served",
     "H9": "tests/process/test_lost_and_back.py::test_a_session_is_resumed_by_its_ticket_alone",
+    "S5": "tests/unit/test_relays.py::test_s5_a_server_has_no_more_of_a_descriptor_than_was_handed_on",
     "H6": "tests/process/test_confinement.py::test_nothing_that_a_session_starts_reaches_the_server",
 }
 

@@ -36,7 +36,7 @@ BAD: dict[str, dict[str, Any]] = {
         "args": [1 << 64] * 6,
     },
     "five registers": {"type": "syscall", "id": 1, "tid": 1, "pid": 1, "name": "x", "args": [0] * 5},
-    "a stream 3": {"type": "streamend", "stream": 3},
+    "a stream -1": {"type": "streamend", "stream": -1},
 }
 
 
