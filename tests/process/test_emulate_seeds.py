@@ -11,6 +11,7 @@ import pytest
 from tests.cfixtures import build_c
 from tests.conformance.cases import CASES, Case, c, go
 from tests.conformance.modes import base_environment
+from tests.conformance.test_matrix import SLOW_CASES
 from tests.gofixtures import build
 from tests.process.test_emulate_fixtures import ONLY_AMD64
 
@@ -23,7 +24,11 @@ OTHERS = (
     Case("held-signals-c", c("held_signals_c", "-static")),
 )
 #: Cases in which somebody outside acts, by input or signals while the program runs, are not in the seed's hand.
-REPEATABLE = [case for case in (*CASES, *OTHERS) if case.drive is None and not case.terminal]
+REPEATABLE = [
+    case
+    for case in (*CASES, *OTHERS)
+    if case.drive is None and not case.terminal and case.name not in SLOW_CASES
+]
 
 
 def seeded(
