@@ -16,6 +16,7 @@ KERNEL = ("--remote-var", "main.buffer", "--remote-var", "main.status")
 SLOW = pytest.mark.slow
 
 
+@pytest.mark.timeout(660)
 @pytest.mark.parametrize(
     ("arch", "what", "variables"),
     [
@@ -32,7 +33,8 @@ def test_variables_of_go(arch: str, what: str, variables: tuple[str, ...]) -> No
         [build("remote_counter"), what], capture_output=True, text=True, check=True, cwd="/"
     )
     program = build("remote_counter", arch=arch)
-    assert ptserver("run", "--engine=emulate", *variables, program, what) == (0, natively.stdout, "")
+    run = ("run", "--engine=emulate", *variables, program, what)
+    assert ptserver(*run, timeout=600) == (0, natively.stdout, "")  # 3 s of processor time at most
 
 
 def test_what_is_logged(tmp_path: Path) -> None:
