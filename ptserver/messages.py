@@ -49,7 +49,7 @@ MAX_GOROUTINE_EVENTS = 1024
 DIRECT_WINDOW_BYTES = 256 << 10
 
 #: The most streams of relays at a time of a session, and the most of one's data that may wait for who reads it.
-MAX_RELAY_STREAMS, MAX_RELAY_WINDOW_BYTES = 256, 64 << 10
+MAX_RELAY_STREAMS, MAX_RELAY_WINDOW_BYTES = 256, 256 << 10
 
 #: The first number of a relay's stream, above the standard streams; the most descriptors that one stands for.
 FIRST_RELAY, MAX_RELAY_NUMBERS = 3, 1024
@@ -742,9 +742,10 @@ class Relay(Message, frozen=True):
     stand for what they did before if the exec fails. input: the number of the stream that comes from the host,
     output: of the one that goes there, 0 if there is none; each above 2, and above all that were named before.
     window: of the input, how many bytes the server takes that are not read yet. When the program is executed, the
-    server gives so much credit for the input, and more only for what was read. Before each message that is none of a
-    stream, it sends what was written until then, as far as there is credit, and tells what was read. If what has both
-    streams is closed, the input ends first; so an output that ends before its input was shut down.
+    server gives so much credit for the input, and more only for what was read; it tells at once when all was, or, if
+    the host *reads_on* before that, when a quarter of the window was. Before each message that is none of a stream,
+    it sends what was written until then, as far as there is credit, and tells what was read. If what has both streams
+    is closed, the input ends first; so an output that ends before its input was shut down.
     """
 
     id: RequestId
@@ -753,6 +754,7 @@ class Relay(Message, frozen=True):
     input: StreamNumber = 0
     output: StreamNumber = 0
     window: Annotated[int, Meta(ge=1, le=MAX_RELAY_WINDOW_BYTES)] = MAX_RELAY_WINDOW_BYTES
+    reads_on: bool = False
 
 
 class WindowSize(Message, frozen=True):

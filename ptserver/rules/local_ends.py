@@ -19,6 +19,8 @@ import socket
 import stat
 from typing import Protocol
 
+from ptserver.messages import MAX_RELAY_WINDOW_BYTES
+
 _libc = ctypes.CDLL(None, use_errno=True)
 _KCMP_FILE = 0
 _NR_KCMP = {"x86_64": 312, "aarch64": 272}[os.uname().machine]
@@ -26,14 +28,19 @@ _READ_BYTES = 64 << 10
 #: What a device is given at a time that cannot be opened anew: a terminal that polls as writable takes it.
 _CAREFUL_BYTES = 1024
 #: How much of a device is taken before anybody wants it: a line.
-DEVICE_WINDOW_BYTES = 4096
+_LINE_BYTES = 4096
 
 
 class Source(Protocol):
-    """What an executed program reads. fd: to be polled; reads_on: whether more can be read before some is taken."""
+    """What an executed program reads.
+
+    fd: to be polled; reads_on: whether more can be read before all is taken; window_bytes: how much to read before
+    some is.
+    """
 
     fd: int
     reads_on: bool
+    window_bytes: int
 
     def peek(self, skip: int, size: int) -> bytes:
         """Return up to *size* bytes after the *skip* next ones, b"" at the end. Raises: OSError."""
@@ -118,6 +125,7 @@ def sink_of(fd: int) -> Sink:
 
 class _End:
     reads_on = False
+    window_bytes = _READ_BYTES
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
@@ -134,6 +142,7 @@ class _End:
 
 class _FileSource(_End):
     reads_on = True
+    window_bytes = MAX_RELAY_WINDOW_BYTES
 
     def peek(self, skip: int, size: int) -> bytes:
         return os.pread(self.fd, size, os.lseek(self.fd, 0, os.SEEK_CUR) + skip)
@@ -161,6 +170,8 @@ class _PipeSource(_End):
 
 
 class _DeviceSource(_End):
+    window_bytes = _LINE_BYTES
+
     def peek(self, skip: int, size: int) -> bytes:
         return os.read(self.fd, size)
 

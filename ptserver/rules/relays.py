@@ -36,7 +36,6 @@ from ptserver.messages import (
 from ptserver.net.poll_loop import PollLoop
 from ptserver.net.streams import WINDOW_BYTES
 from ptserver.rules.local_ends import (
-    DEVICE_WINDOW_BYTES,
     Sink,
     Source,
     is_relayed,
@@ -137,12 +136,12 @@ class HostRelays:
             if source is not None:
                 source.close()
             raise
-        is_device = stat.S_ISCHR(os.fstat(fd).st_mode)
-        window = DEVICE_WINDOW_BYTES if is_device else MAX_RELAY_WINDOW_BYTES
+        reads_on = source is not None and source.reads_on
+        window = source.window_bytes if source is not None else MAX_RELAY_WINDOW_BYTES
         first = self._next
         of_input, of_output = first if source else 0, (first + bool(source)) if sink else 0
         self._next = max(of_input, of_output) + 1
-        self._send(Relay(call.id, call.process.id, tuple(numbers), of_input, of_output, window))
+        self._send(Relay(call.id, call.process.id, tuple(numbers), of_input, of_output, window, reads_on))
         if source is not None:
             self._readers[of_input] = _Reader(of_input, source, window, self._send, self._loop.unwatch)
         if sink is not None:

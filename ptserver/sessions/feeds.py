@@ -1,8 +1,10 @@
 """The input of a relay at the session's process: gives an executed program what comes, and tells what it has read.
 
-What was not read is still the host's, so this must be exact. A pipe is given one piece at a time, for which it has
-room when the one before was read; how much of a piece was read its kernel tells at any time. A socket tells only
-whether a piece was read, so it is asked after every read (its events are edges).
+What was not read is still the host's, so this must be exact. How much of a pipe was read its kernel tells at any
+time, but not by itself. If the host waits for that, the pipe is given one piece at a time, for which it has room when
+the one before was read. If the host reads on, the pipe is filled; the host can send more than it holds, so there is
+something to write when it has room. Only for its end it is asked again and again, for nothing can be asked of a pipe
+that was closed. A socket tells only whether a piece was read, so it is asked after every read (its events are edges).
 
 Not trusted: the stub host, the program that reads.
 Thread rules: the session's thread.
@@ -15,35 +17,43 @@ import select
 import socket
 import struct
 import termios
+from collections.abc import Callable
 
 from ptserver.errors import ProtocolError
-from ptserver.messages import StreamCredit, StreamEnd, StreamNumber
+from ptserver.messages import Relay, StreamCredit, StreamEnd
 from ptserver.net.streams import Forget, Send
 from ptserver.shadow.relays import ONE_PIECE_BYTES
 
 _INT = struct.Struct("=i")
 _SOCKET_PIECE_BYTES = 16 << 10
+#: How soon a pipe is asked again whether all was read.
+_FIRST_DELAY_SECONDS, _MOST_DELAY_SECONDS = 0.001, 0.25
 _GONE = select.POLLERR | select.POLLHUP
 
 
 class Feed:
-    """Stream *stream*, of which *window* bytes may be here. fd: the session's end, -1 while there is none.
+    """The input of *relay*. fd: the session's end, -1 while there is none.
 
-    forget: hears of the descriptor just before it is closed.
+    forget: hears of the descriptor just before it is closed; later: has a function called after some seconds.
     """
 
-    def __init__(self, stream: StreamNumber, window: int, send: Send, forget: Forget) -> None:
-        self.stream = stream
+    def __init__(
+        self, relay: Relay, send: Send, forget: Forget, later: Callable[[float, Callable[[], None]], None]
+    ) -> None:
+        self.stream = relay.input
         self.fd = -1
-        self.is_socket = False
-        self._window = window
+        self.is_socket = bool(relay.output)
+        self._fills = relay.reads_on and not self.is_socket
+        self._window = relay.window
         self._send = send
         self._forget = forget
+        self._later = later
+        self._delay_seconds = _FIRST_DELAY_SECONDS
         self._buffer = bytearray()
         self._room = 0  # for what may still come
         self._given = 0  # to the program
         self._taken = 0  # by it, as was told
-        self._ending = self._ended = False
+        self._ending = self._ended = self._asks_again = False
 
     @property
     def has_ended(self) -> bool:
@@ -53,12 +63,12 @@ class Feed:
     @property
     def events(self) -> int:
         """What to wait for at the descriptor of a pipe."""
-        outstanding = self._buffer or self._ending or self._given > self._taken
+        outstanding = self._buffer or (not self._fills and (self._ending or self._given > self._taken))
         return select.POLLOUT if outstanding else select.POLLERR
 
-    def open(self, fd: int, *, is_socket: bool) -> None:
+    def open(self, fd: int) -> None:
         """Take *fd*, the session's end."""
-        self.fd, self.is_socket = fd, is_socket
+        self.fd = fd
 
     def start(self) -> None:
         """Let the host send: the program is there to read."""
@@ -88,12 +98,18 @@ class Feed:
             self._tell()
 
     def advance(self) -> None:
-        """Give the program the next piece, if it has read the one before."""
+        """Give the program more, if it has read enough."""
         if self.fd < 0:
             return
         polled = self._polled()
         if polled & _GONE:
             self.stop()
+        elif self._fills:
+            self._tell(least=1 if self._ending or not self._room else self._window // 4)
+            if self._buffer and polled & select.POLLOUT:
+                self._write()
+            if not self._buffer and (self._ending or not self._room):
+                self._ask_later()
         elif polled & select.POLLOUT and not (self.is_socket and self._unread()):
             self._tell(all_read=True)
             if self._buffer:
@@ -117,8 +133,23 @@ class Feed:
             self.fd = -1
         self._send(StreamEnd(self.stream, self._taken))
 
+    def _ask_later(self) -> None:
+        """End when all is read. Without an end, the program has a larger pipe than it was given, and may wait."""
+        if self.fd >= 0 and self._ending and self._taken == self._given:
+            self.stop()
+        elif self.fd >= 0 and not self._asks_again:
+            self._asks_again = True
+            self._later(self._delay_seconds, self._ask_again)
+            self._delay_seconds = min(2 * self._delay_seconds, _MOST_DELAY_SECONDS)
+
+    def _ask_again(self) -> None:
+        self._asks_again = False
+        self.advance()
+
     def _write(self) -> None:
-        size = _SOCKET_PIECE_BYTES if self.is_socket else ONE_PIECE_BYTES
+        size = (
+            _SOCKET_PIECE_BYTES if self.is_socket else len(self._buffer) if self._fills else ONE_PIECE_BYTES
+        )
         try:
             with memoryview(self._buffer) as view:
                 count = os.write(self.fd, view[:size])
@@ -132,11 +163,13 @@ class Feed:
         del self._buffer[:count]
         self._given += count
 
-    def _tell(self, *, all_read: bool = False) -> None:
+    def _tell(self, *, all_read: bool = False, least: int = 1) -> None:
+        """Tell how much was read since it was told last, if it is so much."""
         read = self._given - (0 if all_read else self._unread()) - self._taken
-        if read > 0:
+        if read >= least:
             self._taken += read
             self._room += read
+            self._delay_seconds = _FIRST_DELAY_SECONDS
             self._send(StreamCredit(self.stream, read))
 
     def _polled(self) -> int:

@@ -72,7 +72,7 @@ class SessionRelays:
         self._next = max(streams) + 1
         self._waiting.append(_Waiting(message))
         if message.input:
-            self._feeds[message.input] = Feed(message.input, message.window, self._send, self._forget)
+            self._feeds[message.input] = Feed(message, self._send, self._forget, self._loop.later)
         if message.output:
             send = functools.partial(self._send_after, self._feeds.get(message.input))
             outgoing = OutgoingStream(message.output, -1, send, owned=True)
@@ -172,7 +172,7 @@ class SessionRelays:
             return
         if outgoing is not None:
             outgoing.fd = self._descriptors.copy(fd)
-        feed.open(fd, is_socket=bool(message.output))
+        feed.open(fd)
         if feed.is_socket:
             self._watch_edges(fd)
         feed.start()

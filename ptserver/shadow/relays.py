@@ -91,5 +91,6 @@ def _pair(message: Relay) -> tuple[int, int]:
     reading, writing = os.pipe2(os.O_CLOEXEC)
     if message.output:
         return reading, writing
-    fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, ONE_PIECE_BYTES)
+    if not message.reads_on:
+        fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, ONE_PIECE_BYTES)
     return writing, reading

@@ -123,17 +123,14 @@ def without_relays(address: str) -> Iterator[str]:
         thread.join(20)
 
 
-def test_what_cannot_be_relayed_is_closed_and_told(address: str, tmp_path: Path) -> None:
-    script = f"exec 5<{tmp_path}; /bin/sh -c '{{ true <&5; }} 2>/dev/null || echo closed'"
-    status, out, err = ptserver("run", "--server", address, "--local", tmp_path, "/bin/sh", "-c", script)
-    assert (status, out) == (0, "closed\n")
+def test_what_cannot_be_relayed_is_closed_and_told_and_what_takes_no_more_a_closed_pipe(
+    address: str, tmp_path: Path
+) -> None:
+    run = ("run", "--server", address, "--local", tmp_path, "--local", "/dev/full")
+    script = f"exec 5<{tmp_path}; /bin/sh -c '{{ true <&5; }} 2>/dev/null || echo closed'; exec 5>&-"
+    status, out, err = ptserver(*run, "/bin/sh", "-c", f"{script}; /usr/bin/yes >/dev/full; echo $?")
+    assert (status, out) == (0, f"closed\n{128 + signal.SIGPIPE}\n")
     assert "finds descriptors 5 of this machine closed" in err
-
-
-def test_a_file_that_takes_no_more_is_a_closed_pipe(address: str) -> None:
-    run = ("run", "--server", address, "--local", "/dev/full")
-    status, out, err = ptserver(*run, "/bin/sh", "-c", "/usr/bin/yes >/dev/full; echo $?")
-    assert (status, out, err) == (0, f"{128 + signal.SIGPIPE}\n", "")
 
 
 @pytest.mark.parametrize("lost", ["server", pytest.param("host", marks=pytest.mark.slow)])

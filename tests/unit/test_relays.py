@@ -350,7 +350,7 @@ def test_a_host_keeps_to_what_it_was_given(both: Both) -> None:
 
 
 def test_s5_a_server_has_no_more_of_a_descriptor_than_was_handed_on(both: Both, tmp_path: Path) -> None:
-    (tmp_path / "in").write_bytes(bytes(100_000))
+    (tmp_path / "in").write_bytes(bytes(300_000))
     reading, writing = os.pipe()
     with opened(tmp_path / "in", os.O_RDONLY) as file, closing(reading, writing):
         call: Any = SimpleNamespace(id=1, process=SimpleNamespace(id=PID))
@@ -372,8 +372,8 @@ def test_s5_a_server_has_no_more_of_a_descriptor_than_was_handed_on(both: Both, 
             both.loop.later(0, lambda: None)
             both.loop.round(lambda: both.host.watch(congested=False))
         sent = sum(len(message.data) for message in both.to_server if isinstance(message, StreamData))
-        assert (sent, os.lseek(file, 0, os.SEEK_CUR)) == (64 << 10, 0)
+        assert (sent, os.lseek(file, 0, os.SEEK_CUR)) == (256 << 10, 0)
         both.host.take(StreamEnd(of_file, 1 << 40))
-        assert os.lseek(file, 0, os.SEEK_CUR) == 64 << 10
+        assert os.lseek(file, 0, os.SEEK_CUR) == 256 << 10
         both.host.take(StreamEnd(of_pipe))
         both.to_server.clear()
