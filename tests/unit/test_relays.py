@@ -171,6 +171,22 @@ def test_a_file_is_read_as_far_as_the_program_reads(both: Both, tmp_path: Path) 
         assert os.lseek(file, 0, os.SEEK_CUR) == 256_000
 
 
+def test_a_program_that_makes_its_pipe_larger_gets_all_the_same(both: Both, tmp_path: Path) -> None:
+    (tmp_path / "in").write_bytes(bytes(2_000_000))
+    with opened(tmp_path / "in", os.O_RDONLY) as file:
+        both.execute({FIRST: file})
+        fcntl.fcntl(FIRST, fcntl.F_SETPIPE_SZ, 1 << 20)
+        os.set_blocking(FIRST, False)
+        read = 0
+        while True:
+            both.settle()
+            with contextlib.suppress(BlockingIOError):
+                if not (data := os.read(FIRST, 1 << 20)):
+                    break
+                read += len(data)
+        assert read == os.lseek(file, 0, os.SEEK_CUR) == 2_000_000
+
+
 def test_what_nobody_has_read_is_still_in_a_pipe(both: Both) -> None:
     reading, writing = os.pipe()
     with closing(reading, writing):
