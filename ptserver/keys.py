@@ -60,6 +60,27 @@ def make_keys(folder: str | Path, names: Sequence[str], *, days: int, token: boo
             _write(where / "client", _client(ca_key, ca, "client", days))
 
 
+def one_time_certificate(name: str) -> tuple[str, str]:
+    """Return a certificate for *name* that vouches for itself, and its key, in PEM: for who is told it beforehand.
+
+    It is valid at all times, since the clocks of two machines may differ.
+    """
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = _name(name)
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(datetime.datetime(1970, 1, 2))
+        .not_valid_after(datetime.datetime(9999, 12, 31))
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
+    )
+    return _pem(builder.sign(key, hashes.SHA256())).decode(), _key_pem(key).decode()
+
+
 def add_client(folder: str | Path, name: str, *, days: int) -> Path:
     """Make one more folder for an end that connects, by the CA that is in *folder*; return the new folder.
 

@@ -441,16 +441,17 @@ def read_frame(sock: Stream, max_frame_bytes: int, deadline: float) -> bytearray
         ProtocolError: it is larger than *max_frame_bytes*.
         RefusedError: it is TLS.
     """
-    header = _read_exactly(sock, HEADER_BYTES, deadline)
+    header = receive_exactly(sock, HEADER_BYTES, deadline)
     if header[:2] in _TLS_RECORDS:
         raise RefusedError(
             "tls", "one side speaks TLS and the other does not: give --keys DIR to both, or to none"
         )
     size = frame_size(header, max_frame_bytes)
-    return _read_exactly(sock, size, deadline)
+    return receive_exactly(sock, size, deadline)
 
 
-def _read_exactly(sock: Stream, size: int, deadline: float) -> bytearray:
+def receive_exactly(sock: Stream, size: int, deadline: float) -> bytearray:
+    """Return *size* bytes and read nothing beyond them. Raises: as `read_frame`."""
     data = bytearray()
     with _translated():
         while len(data) < size:

@@ -75,6 +75,33 @@ def connecting_keys(folder: str | Path) -> Keys:
     return Keys(context, mutual, _read_token(where))
 
 
+def one_time_listening_keys(certificate: str, key: str) -> Keys:
+    """Return the keys of an end that listens and shows *certificate*, in PEM, as its *key*; all may connect."""
+    context = _context(ssl.PROTOCOL_TLS_SERVER)
+    context.num_tickets = 0
+    fd = os.memfd_create("keys", os.MFD_CLOEXEC)  # the library reads files alone
+    try:
+        os.write(fd, (certificate + key).encode())
+        context.load_cert_chain(f"/proc/self/fd/{fd}")
+    finally:
+        os.close(fd)
+    return Keys(context, mutual=False, token="")
+
+
+def one_time_connecting_keys(certificate: str) -> Keys:
+    """Return the keys of an end that connects to who shows *certificate*, in PEM, and to nobody else.
+
+    Raises:
+        KeysError: it is none.
+    """
+    context = _context(ssl.PROTOCOL_TLS_CLIENT)
+    try:
+        context.load_verify_locations(cadata=certificate)
+    except ssl.SSLError as error:
+        raise KeysError("what the peer is to show is no certificate in PEM form") from error
+    return Keys(context, mutual=False, token="")
+
+
 def accept_tls(sock: socket.socket, keys: Keys, timeout: float) -> TlsStream:
     """Return the accepted *sock* under TLS, within *timeout* seconds; close it if that fails.
 

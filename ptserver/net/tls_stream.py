@@ -86,6 +86,14 @@ class TlsStream:
         """Return the socket's number; -1 when closed."""
         return self._sock.fileno()
 
+    def getsockname(self) -> object:
+        """Return the socket's own address, as of a socket."""
+        return self._sock.getsockname()
+
+    def getpeername(self) -> object:
+        """Return the peer's address, as of a socket."""
+        return self._sock.getpeername()
+
     def setblocking(self, blocking: bool) -> None:
         """Wait for ever, or never."""
         self._timeout = None if blocking else 0.0

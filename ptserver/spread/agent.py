@@ -20,6 +20,7 @@ from ptserver.spread.clocks import shift_clock
 from ptserver.spread.event_reader import EventReader
 from ptserver.spread.host import SpreadHost
 from ptserver.spread.messages import Alive, Begin, ClockIs, Ready, Several, TellClock, ToHost
+from ptserver.spread.peers import Peers
 from ptserver.stub.hypercalls import FIRST_HYPERCALL, LAST_HYPERCALL
 from stepping.errors import SteppingError
 from stepping.instance import Image, Instance, instance_filter
@@ -50,9 +51,8 @@ def blank_filter() -> bytes:
 def run_agent(stream: Stream, path: str) -> None:
     """Be what `Begin` says, for the program *path*, over *stream*, until the home says `Quit` or is gone."""
     be_urgent()
-    connection: Connection[ToHost] = Connection(stream, Codec("msgpack"), ToHost)
     signals = HostSignals()
-    agent = _Agent(connection, signals, path)
+    agent = _Agent(stream, signals, path)
     try:
         with contextlib.suppress(ConnectionLostError):
             agent.run()
@@ -62,17 +62,19 @@ def run_agent(stream: Stream, path: str) -> None:
 
 
 class _Agent:
-    def __init__(self, connection: Connection[ToHost], signals: HostSignals, path: str) -> None:
-        self._connection = connection
-        self._bundle = Bundle(connection)
+    def __init__(self, stream: Stream, signals: HostSignals, path: str) -> None:
+        self._stream = stream
+        self._connection: Connection[ToHost] = Connection(stream, Codec("msgpack"), ToHost)
+        self._bundle = Bundle(self._connection)
         self._signals = signals
         self._path = path
         self._loop = PollLoop(prompt=True)
         self._host: SpreadHost | None = None
+        self._peers: Peers | None = None
         self._events: EventReader | None = None
         self._loop.watch(signals.fileno(), self._take_signals)
         self._flush()
-        if connection.has_received:
+        if self._connection.has_received:
             self._take_messages()
 
     def run(self) -> None:
@@ -84,6 +86,8 @@ class _Agent:
         self._connection.drain(_LAST_WORDS_SECONDS)
 
     def _flush(self) -> None:
+        if self._peers is not None:
+            self._peers.flush()
         events = select.POLLIN if self._bundle.flush() else select.POLLIN | select.POLLOUT
         self._loop.watch(self._connection.fileno(), self._take_messages, events)
 
@@ -105,6 +109,8 @@ class _Agent:
             self._host.take_stops()
 
     def close(self) -> None:
+        if self._peers is not None:
+            self._peers.close()
         if self._host is not None:
             self._host.instance.close()
         self._connection.close()
@@ -121,14 +127,19 @@ class _Agent:
             lambda _: Alive(answer=True),
         )
         try:
-            self._host = self._make_host(message)
+            instance = self._make_instance(message)
         except SteppingError as error:
             self._connection.send(Ready(str(error)))
             return
-        self._loop.watch(self._host.instance.faults.fileno(), self._host.pages.take_faults)
-        self._connection.send(Ready())
+        say = self._bundle.say
+        peers = Peers(message.host, self._stream, self._loop, say, message.keepalive_seconds)
+        host = SpreadHost(message.host, instance, say, self._loop.later, peers.say, peers.takers)
+        peers.begin(host.pages.passing.take, host.pages.passing.forget)
+        self._loop.watch(instance.faults.fileno(), host.pages.take_faults)
+        self._host, self._peers = host, peers
+        self._connection.send(Ready(listening=peers.listening))
 
-    def _make_host(self, message: Begin) -> SpreadHost:
+    def _make_instance(self, message: Begin) -> Instance:
         shift_clock(message.clock_offset_ns)
         null = os.open(os.devnull, os.O_RDWR)
         program = Program(
@@ -151,7 +162,7 @@ class _Agent:
         except BaseException:
             instance.close()
             raise
-        return SpreadHost(message.host, instance, self._bundle.say, self._loop.later)
+        return instance
 
 
 def fork_agent(path: str) -> tuple[int, socket.socket]:

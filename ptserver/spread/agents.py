@@ -4,20 +4,23 @@ import contextlib
 import os
 import select
 import signal
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from ptserver.errors import ConnectError, PtServerError
+from ptserver.errors import PtServerError
 from ptserver.machine import this_machine
 from ptserver.net.connection import Connection, Stream
+from ptserver.net.meanwhile import meanwhile
 from ptserver.net.poll_loop import PollLoop
+from ptserver.net.transport import TcpAddress, is_private
 from ptserver.net.wire import Codec
 from ptserver.spread.agent import fork_agent, spawn_agent
 from ptserver.spread.bundle import Bundle
 from ptserver.spread.clocks import measure_ns
+from ptserver.spread.links import Place
 from ptserver.spread.messages import ToHome
 from ptserver.spread.offer import offer_spread
+from ptserver.spread.passing_messages import Listening
 from ptserver.spread.processors import lacking
 
 #: The name of a host on this machine that the home starts by itself.
@@ -44,8 +47,8 @@ class Agent:
     """One host. lacks: what its processor cannot do of what this machine's can, as `processors.lacking` says.
 
     clock_offset_ns: by how much this machine's monotonic clock is ahead of its. round_trip_ns: how long it takes to
-    it and back, 0 if it is on this machine. pid: of its agent, if that is a child of this process, else 0. bundle:
-    what is to be said to it once it has begun.
+    it and back, 0 if it is on this machine. pid: of its agent, if that is a child of this process, else 0. peer_name:
+    its address, as getpeername gives it. bundle: what is to be said to it once it has begun.
     """
 
     where: HostAddress
@@ -54,11 +57,21 @@ class Agent:
     clock_offset_ns: int = 0
     round_trip_ns: int = 0
     pid: int = 0
+    peer_name: object = ""
     read: Callable[[], None] = lambda: None
     bundle: Bundle = field(init=False)
 
     def __post_init__(self) -> None:
         self.bundle = Bundle(self.connection)
+
+    def place(self, listening: Listening | None) -> Place:
+        """Return how other hosts reach it. listening: what it says of that."""
+        near = is_private(self.peer_name)
+        if listening is None:
+            return Place(near=near)
+        if not isinstance(self.peer_name, tuple):
+            return Place(f"@{listening.name}", "", near)
+        return Place(str(TcpAddress(self.peer_name[0], listening.port)), listening.certificate, near)
 
 
 class Agents:
@@ -85,7 +98,7 @@ class Agents:
             stream, features = offer_spread(self._path, where.address, where.keys, where.token_file)
             connection = _connection(stream)
             lacks = lacking(this_machine().cpu_features, features)
-            return Agent(where, connection, lacks, *measure_ns(connection))
+            return Agent(where, connection, lacks, *measure_ns(connection), peer_name=stream.getpeername())
         pid, sock = spawn_agent(self._path) if anew else fork_agent(self._path)
         return Agent(where, _connection(sock), pid=pid)
 
@@ -93,28 +106,7 @@ class Agents:
         self, where: HostAddress, loop: PollLoop, then: Callable[[Agent | PtServerError], None]
     ) -> None:
         """As `reach`, while *loop* goes on; it calls *then* with the host, or with why it cannot be had."""
-        reading, writing = os.pipe2(os.O_CLOEXEC)
-        found: list[Agent | PtServerError] = []
-
-        def work() -> None:
-            try:
-                found.append(self.reach(where, anew=True))
-            except PtServerError as error:
-                found.append(error)
-            except OSError as error:  # no descriptor or process for it
-                found.append(ConnectError(f"{where.address} cannot be reached: {error.strerror}"))
-            finally:
-                os.close(writing)
-
-        def take() -> None:
-            loop.unwatch(reading)
-            os.close(reading)
-            thread.join()
-            then(found[0])
-
-        loop.watch(reading, take)
-        thread = threading.Thread(target=work, daemon=True)
-        thread.start()
+        meanwhile(loop, where.address, lambda: self.reach(where, anew=True), then)
 
     def add(self, agent: Agent) -> int:
         """Give a host its number, one that none has had, and return it."""

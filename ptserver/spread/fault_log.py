@@ -4,7 +4,8 @@
     fault = {"at", "host", "tid", "page", "write"}    a thread at a host waits for a page
     grant = {"at", "host", "page", "count"}           a host is given pages, or told to try again
 
-*at* is in seconds, of the home's monotonic clock, when the home took the fault or sent the pages. A page that is
+*at* is in seconds, of the home's monotonic clock, when the home took the fault, sent the pages, or heard that one
+came from another host. A page that is
 fetched ahead is granted without a fault.
 """
 
@@ -13,6 +14,7 @@ import time
 from types import TracebackType
 
 from ptserver.spread.messages import AllowWrite, Fault, PutPage, SpreadMessage, TryAgain, ZeroPages
+from ptserver.spread.passing_messages import Arrived
 
 
 class FaultLog:
@@ -30,9 +32,11 @@ class FaultLog:
         self._file.close()
 
     def taken(self, host: int, message: SpreadMessage) -> None:
-        """Note what the home takes from a host, if it is a fault."""
+        """Note what the home takes from a host, if it is a fault, or ends a wait."""
         if isinstance(message, Fault):
             self._write(host=host, tid=message.tid, page=message.page, write=message.write)
+        elif isinstance(message, Arrived):
+            self._write(host=host, page=message.page, count=1)
 
     def sent(self, host: int, message: SpreadMessage) -> None:
         """Note what the home sends to a host, if that ends a wait."""

@@ -27,6 +27,7 @@ from ptserver.spread.futexes import (
     Futexes,
 )
 from ptserver.spread.goroutine_events import GoroutineEvents
+from ptserver.spread.links import Links, Place
 from ptserver.spread.members import Emptying, Members
 from ptserver.spread.memory_calls import MemoryCalls
 from ptserver.spread.messages import (
@@ -53,6 +54,7 @@ from ptserver.spread.messages import (
     Words,
 )
 from ptserver.spread.pages import PageDirectory
+from ptserver.spread.passing_messages import Arrived, Linked, Unlinked
 from ptserver.spread.placement import HostLoad, Placement
 from ptserver.spread.requests import Later, Requests
 from ptserver.spread.statistics import Statistics
@@ -94,7 +96,8 @@ class Home:
     ) -> None:
         self.members = Members(hosts)
         self.space = space
-        self.pages = PageDirectory(send, space.may_touch)
+        self.links = Links(send, lambda source, host: self.pages.pass_again(source, host))
+        self.pages = PageDirectory(send, space.may_touch, self.links.are_linked)
         self.threads = Threads(send, self.members.leaves)
         self.status: int | None = None
         self._send = send
@@ -115,7 +118,10 @@ class Home:
         self._takers: dict[type, Callable[..., None]] = {
             Fault: self._fault,
             PageData: self._page_data,
+            Arrived: self._arrived,
             Dropped: self._dropped,
+            Linked: self.links.take_linked,
+            Unlinked: self.links.take_unlinked,
             Words: self.requests.take_words,
             Done: self.requests.take_done,
             Inventory: self._inventory,
@@ -182,9 +188,10 @@ class Home:
         for start, size, protection in self._memory.protections:
             self._tell(host, partial(Protect, tid=0, start=start, size=size, protection=protection))
 
-    def set_ready(self, host: int) -> None:
-        """Let threads go to a host that has prepared itself."""
+    def set_ready(self, host: int, place: Place) -> None:
+        """Let threads go to a host that has prepared itself. place: how other hosts reach it."""
         self.members.set_ready(host)
+        self.links.set_ready(host, place)
         if self.events is not None:
             self.events.join(host)
 
@@ -213,6 +220,7 @@ class Home:
     def _remove(self, host: int) -> None:
         self.members.remove(host)
         self.turns.forget_host(host)
+        self.links.remove(host)
         if self.checker is not None:
             self.checker.forget_host(host)
         if self.events is not None:
@@ -243,6 +251,9 @@ class Home:
 
     def _page_data(self, _host: int, message: PageData) -> None:
         self.pages.take_data(message.page, message.data, dirty=message.dirty)
+
+    def _arrived(self, _host: int, message: Arrived) -> None:
+        self.pages.take_arrived(message.page, message.transfer, dirty=message.dirty)
 
     def _dropped(self, _host: int, message: Dropped) -> None:
         self.pages.take_dropped(message.page)

@@ -11,7 +11,7 @@ Thread rules: the thread that traces.
 import contextlib
 import signal
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
@@ -45,6 +45,7 @@ from ptserver.spread.messages import (
     ThreadState,
     Woke,
 )
+from ptserver.spread.passing import PassOn
 from ptserver.spread.requests import Later
 from ptserver.spread.waiting_signals import WaitingSignals
 from stepping import gadget, ptrace_api
@@ -97,16 +98,27 @@ class _Thread:
 
 
 class SpreadHost:
-    """Host number *number*, which keeps *instance*; tells the home by *emit*, calls functions *later*."""
+    """Host number *number*, which keeps *instance*; tells the home by *emit*, calls functions *later*.
 
-    def __init__(self, number: int, instance: Instance, emit: Emit, later: Later) -> None:
+    pass_on: sends a page straight to another host, if there is a connection. takers: what to do for further messages.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        instance: Instance,
+        emit: Emit,
+        later: Later,
+        pass_on: PassOn = lambda to, page: False,
+        takers: Mapping[type, Callable[..., None]] | None = None,
+    ) -> None:
         self.number = number
         self.instance = instance
         self._emit = emit
         self._later = later
         self._use = ProcessorUse()
         self._stopped = ptrace_api.StoppedThreads(AMD64.codec.size)
-        self.pages = HostPages(instance, emit, self._name, self._segfault, later, self._use)
+        self.pages = HostPages(instance, emit, self._name, self._segfault, later, self._use, pass_on)
         self._by_kernel_tid: dict[int, _Thread] = {}
         self._by_tid: dict[int, _Thread] = {}
         self._children: dict[int, Tracee] = {}
@@ -117,6 +129,7 @@ class SpreadHost:
         self._actions: dict[int, bytes] = {}
         self.ended = False
         self._takers: dict[type, Callable[..., None]] = {
+            **(takers or {}),
             **self.pages.takers,
             Protect: self._protect,
             AddRegion: self._add_region,
@@ -191,7 +204,16 @@ class SpreadHost:
     # Threads, as the home says.
 
     def _return(self, message: Return) -> None:
-        self._answer(self._thread(message.tid), message.result)
+        thread = self._thread(message.tid)
+        if message.after:
+            self.pages.passing.when_here(message.after, lambda: self._return_late(thread, message))
+        else:
+            self._answer(thread, message.result)
+
+    def _return_late(self, thread: _Thread, message: Return) -> None:
+        with contextlib.suppress(TraceeGoneError):
+            if self._by_tid.get(message.tid) is thread:  # it has not ended meanwhile
+                self._answer(thread, message.result)
 
     def _answer(self, thread: _Thread, result: int) -> None:
         """Let the call that a thread is stopped before return *result*, unmade."""

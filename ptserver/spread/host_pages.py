@@ -27,6 +27,8 @@ from ptserver.spread.messages import (
     Words,
     ZeroPages,
 )
+from ptserver.spread.passing import Passing, PassOn
+from ptserver.spread.passing_messages import PassPage
 from ptserver.spread.requests import Later
 from stepping.instance import Instance
 from stepping.maps import PAGE_BYTES
@@ -40,7 +42,8 @@ class HostPages:
     """The pages of *instance*. name: the program's thread that a kernel thread is, 0 if none.
 
     later: calls a function after so many seconds. segfault: sends SIGSEGV for the touch of an address to a kernel
-    thread. use: says what threads have had of processors. takers: what to do for each message.
+    thread. use: says what threads have had of processors. pass_on: sends a page to another host, if there is a
+    connection. takers: what to do for each message. passing: the pages that go and come straight.
     """
 
     def __init__(
@@ -51,6 +54,7 @@ class HostPages:
         segfault: Callable[[int, int], None],
         later: Later,
         use: ProcessorUse,
+        pass_on: PassOn = lambda to, page: False,
     ) -> None:
         self.instance = instance
         self._later = later
@@ -64,8 +68,11 @@ class HostPages:
         self._asked: dict[int, bool] = {}  # by page: whether it was asked for to write
         self._clean: set[int] = set()  # pages that may be written, when that has been noted
         self._poisoned: set[int] = set()  # pages whose touch fails
+        self.passing = Passing(emit, self._place, pass_on, later)
         self.takers: dict[type, Callable[..., None]] = {
+            **self.passing.takers,
             SendPage: partial(self._give, self._send_page),
+            PassPage: partial(self._give, self._pass_page),
             PutPage: self._put_page,
             ZeroPages: self._zero_pages,
             AllowWrite: self._allow_write,
@@ -104,7 +111,7 @@ class HostPages:
                 self._asked[page] = write
                 self._emit(Fault(page, write, address, self._name(tid)))
 
-    def _give(self, do: Callable[..., None], message: SendPage | DropPage) -> None:
+    def _give(self, do: Callable[..., None], message: SendPage | PassPage | DropPage) -> None:
         """Do what gives a page away, when it may go. The home sends nothing else about the page until it is gone."""
         seconds = self._holdings.wait(message.page)
         if seconds:
@@ -114,22 +121,32 @@ class HostPages:
             do(message)
 
     def _send_page(self, message: SendPage) -> None:
-        page = message.page
+        self._emit(self._take_page(message.page, message.keep))
+
+    def _pass_page(self, message: PassPage) -> None:
+        self.passing.give(message.to, message.transfer, self._take_page(message.page, message.keep))
+
+    def _take_page(self, page: int, keep: bool) -> PageData:
+        """Return what the page has, which changes here no more; unless it is to be kept, it is not here any more."""
         address = page * PAGE_BYTES
         dirty = page not in self._clean
         self._clean.discard(page)
         self._faults.protect(address)
         data = self.instance.read(address, PAGE_BYTES)
-        if not message.keep:
+        if not keep:
             self.instance.drop(address)
-        self._emit(PageData(page, data, dirty))
+        return PageData(page, data, dirty)
 
     def _put_page(self, message: PutPage) -> None:
-        self._granted(message.page)
-        self._holdings.came(message.page)
-        if message.clean:
-            self._clean.add(message.page)
-        self._put(message.page, message.data, protected=not message.writable)
+        self._place(message.page, message.data, message.writable, message.clean)
+        self.passing.came_otherwise(message.page)
+
+    def _place(self, page: int, data: bytes, writable: bool, clean: bool) -> None:
+        self._granted(page)
+        self._holdings.came(page)
+        if clean:
+            self._clean.add(page)
+        self._put(page, data, protected=not writable)
 
     def _zero_pages(self, message: ZeroPages) -> None:
         pages = range(message.page, message.page + message.count)

@@ -7,31 +7,27 @@ between two parties arrive in the order in which they were sent, and the protoco
 Both ends are of one version of ptserver: the handshake says so before any of these is sent.
 """
 
-from typing import Annotated, Generic, TypeVar
-
 import msgspec
-from msgspec import Meta
 
-from ptserver.messages import Message
-
-PageNumber = Annotated[int, Meta(ge=0, lt=1 << 35)]
-HostId = Annotated[int, Meta(ge=0, lt=1 << 10)]
-ThreadId = Annotated[int, Meta(ge=0, lt=1 << 31)]
-U64 = Annotated[int, Meta(ge=0)]
-RequestId = Annotated[int, Meta(ge=0)]
-
-
-class SpreadMessage(Message, frozen=True, array_like=True):
-    """Base of all of them; the first element of its array is the class name in lower case."""
-
-
-T = TypeVar("T")
-
-
-class Several(SpreadMessage, Generic[T], frozen=True):
-    """Either to the other: as if each of *messages* had been sent alone, in order."""
-
-    messages: tuple[T, ...]
+from ptserver.spread.message_base import U64 as U64
+from ptserver.spread.message_base import HostId as HostId
+from ptserver.spread.message_base import PageNumber as PageNumber
+from ptserver.spread.message_base import RequestId as RequestId
+from ptserver.spread.message_base import Several as Several
+from ptserver.spread.message_base import SpreadMessage as SpreadMessage
+from ptserver.spread.message_base import ThreadId as ThreadId
+from ptserver.spread.passing_messages import (
+    Arrived,
+    ExpectPage,
+    Link,
+    Linked,
+    Listening,
+    PassAgain,
+    PassPage,
+    Settled,
+    Unlink,
+    Unlinked,
+)
 
 
 class ThreadState(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -85,9 +81,10 @@ class ClockIs(SpreadMessage, frozen=True):
 
 
 class Ready(SpreadMessage, frozen=True):
-    """Host to home: the instance is there. error: why it is not, or empty."""
+    """Host to home: the instance is there. error: why it is not, or empty. listening: for other hosts, if it does."""
 
     error: str = ""
+    listening: Listening | None = None
 
 
 class Alive(SpreadMessage, frozen=True):
@@ -354,10 +351,14 @@ class SetAction(SpreadMessage, frozen=True):
 
 
 class Return(SpreadMessage, frozen=True):
-    """Let the thread's call return *result*, signed, without being made."""
+    """Let the thread's call return *result*, signed, without being made.
+
+    after: when these of the pages have come that the host is to expect by now, or soon anyway.
+    """
 
     tid: ThreadId
     result: int
+    after: tuple[PageNumber, ...] = ()
 
 
 class Proceed(SpreadMessage, frozen=True):
@@ -420,7 +421,10 @@ _OneToHome = (
     | Alive
     | Fault
     | PageData
+    | Arrived
     | Dropped
+    | Linked
+    | Unlinked
     | Words
     | Done
     | Inventory
@@ -442,6 +446,12 @@ _OneToHost = (
     | Alive
     | SendPage
     | PutPage
+    | Link
+    | Unlink
+    | PassPage
+    | PassAgain
+    | Settled
+    | ExpectPage
     | ZeroPages
     | AllowWrite
     | TryAgain

@@ -10,6 +10,10 @@ Each page changes hands alone. While one does, it is *busy*: further requests fo
 request of one host is answered to that host only after every other has given up what it must. Since messages to
 one host arrive in order, a page that was granted counts as granted when the message is sent.
 
+Between two hosts that have a connection the content goes *straight*: its source is told to pass it on at once, the
+other to expect it as soon as no third one has the page, and that is granted which the other says has arrived. Until
+then the page is the source's, which keeps the content; what does not arrive comes from there through the home.
+
 Migratory pages. A page that one host after the other reads and then writes (a lock, a counter) costs two transfers
 each time. When that has been seen, a reader gets it to itself at once. Now and then it gets it marked clean, so that
 its first write is noted; if it is asked to give such a page up before it has written it, the page is treated as an
@@ -29,22 +33,28 @@ from ptserver.spread.messages import (
     TryAgain,
     ZeroPages,
 )
+from ptserver.spread.passing_messages import ExpectPage, PassAgain, PassPage, Settled
 
 #: So many untouched pages are given at the first touch of one, aligned; and at the next of the same host near it.
 FIRST_TOUCH_PAGES, NEXT_TOUCH_PAGES = 16, 128
 #: A migratory page is marked clean one time in so many, more often at first: to note a write costs half a transfer.
 _CLEAN_TURNS = 64
+#: How many pages that have arrived straight a source keeps the content of until it is told.
+_MOST_UNSETTLED = 32
 
 Send = Callable[[int, SpreadMessage], None]
 #: Whether the program may touch the page with this number.
 MayTouch = Callable[[int], bool]
+#: Whether pages can go straight from the first host to the second.
+IsStraight = Callable[[int, int], bool]
 
 
 @dataclass(slots=True)
 class _Transfer:
     """A page that changes hands, for *host*. data: what came, until it can be handed on.
 
-    queue: (host, whether to write) of who has asked since. then: called when it has been granted.
+    number: of one that goes straight, from host *source*; else 0. queue: (host, whether to write) of who has asked
+    since. then: called when it has been granted, or *host* is to expect it.
     """
 
     host: int
@@ -52,6 +62,8 @@ class _Transfer:
     upgrade: bool
     drops: int
     alone: bool = False
+    source: int = 0
+    number: int = 0
     data: bytes | None = None
     queue: list[tuple[int, bool]] | None = None
     then: Callable[[], None] | None = None
@@ -60,9 +72,14 @@ class _Transfer:
 class PageDirectory:
     """The directory; sends what must be done by *send(host, message)*. Counts of what happened are in `counts`."""
 
-    def __init__(self, send: Send, may_touch: MayTouch) -> None:
+    def __init__(
+        self, send: Send, may_touch: MayTouch, is_straight: IsStraight = lambda source, host: False
+    ) -> None:
         self._send = send
         self._may_touch = may_touch
+        self._is_straight = is_straight
+        self._last_number = 0
+        self._unsettled: dict[int, list[int]] = {}  # by source: transfers that have arrived
         self._holders: dict[int, int] = {}
         self._writer: dict[int, int] = {}
         self._busy: dict[int, _Transfer] = {}
@@ -74,7 +91,8 @@ class PageDirectory:
         self._denied: dict[
             int, int
         ] = {}  # by page that nobody may touch: the hosts that wanted to, a bit each
-        self.counts = {"first": 0, "read": 0, "write": 0, "upgrade": 0, "again": 0, "denied": 0, "ahead": 0}
+        names = ("first", "read", "write", "upgrade", "again", "denied", "ahead", "straight", "relayed")
+        self.counts = dict.fromkeys(names, 0)
 
     def place(self, host: int, pages: Iterable[int]) -> None:
         """Note that *host* has *pages*, which nobody had, to itself."""
@@ -126,7 +144,7 @@ class PageDirectory:
         """Give *host* a page that it has not asked for, if another host has it and it is at rest.
 
         A page that it may read already becomes its own, with *write*. Returns whether it takes time, and calls *then*
-        when the page has been sent to *host* in that case.
+        in that case when the page has been sent to *host*, or that is to expect it: then it can wait for it itself.
         """
         holders = self._holders.get(page, 0)
         if not holders or page in self._busy:
@@ -138,7 +156,7 @@ class PageDirectory:
             self.counts["ahead"] += 1
             self._upgrade(host, page, holders)
         transfer = self._busy.get(page)
-        if transfer is None:
+        if transfer is None or (transfer.number and not transfer.drops):
             return False
         transfer.then = then
         return True
@@ -147,17 +165,45 @@ class PageDirectory:
         """Take the page's content from the host that was asked for it. It must have been asked."""
         transfer = self._busy[page]
         transfer.data = data
-        if page in self._migratory and not dirty:
+        if not dirty:
             self._migratory.pop(page, None)
         if not transfer.drops:
             self._finish(page, transfer)
+
+    def take_arrived(self, page: int, number: int, *, dirty: bool) -> None:
+        """Take the word of a host that it has the page of transfer *number*. It must have been told to expect it."""
+        transfer = self._busy[page]
+        assert transfer.number == number
+        if not dirty:
+            self._migratory.pop(page, None)
+        unsettled = self._unsettled.setdefault(transfer.source, [])
+        unsettled.append(number)
+        if len(unsettled) >= _MOST_UNSETTLED:
+            del self._unsettled[transfer.source]
+            self._send(transfer.source, Settled(tuple(unsettled)))
+        self._finish(page, transfer)
+
+    def pass_again(self, source: int, host: int) -> None:
+        """Have what is on its way straight from *source* to *host* come through the home: it will not arrive."""
+        for transfer in self._busy.values():
+            if (
+                transfer.number
+                and transfer.host == host
+                and transfer.source == source
+                and transfer.data is None
+            ):
+                self._send(source, PassAgain(transfer.number))
 
     def take_dropped(self, page: int) -> None:
         """Take the word of a host that it has dropped the page. It must have been told to."""
         transfer = self._busy[page]
         transfer.drops -= 1
-        if not transfer.drops and (transfer.upgrade or transfer.data is not None):
+        if transfer.drops:
+            return
+        if transfer.upgrade or transfer.data is not None:
             self._finish(page, transfer)
+        elif transfer.number:
+            self._expect(page, transfer)
 
     def forget(self, pages: range) -> int:
         """Make *pages*, of which none is busy, all zeros; return the hosts that had some, a bit each."""
@@ -198,6 +244,7 @@ class PageDirectory:
             return False
         for page in mine:
             self._holders[page] &= ~bit
+        self._unsettled.pop(host, None)
         return True
 
     def _touch_first(self, host: int, page: int) -> None:
@@ -238,13 +285,31 @@ class PageDirectory:
         if source is None:
             source = (holders & -holders).bit_length() - 1
         alone = write or page in self._migratory
-        transfer = _Transfer(host, write, False, 0, alone)
+        transfer = _Transfer(host, write, False, 0, alone, source)
         self._busy[page] = transfer
         if alone:
             others = holders & ~(1 << source)
             transfer.drops = others.bit_count()
             self._drop(page, others)
-        self._send(source, SendPage(page, keep=not alone))
+        if not self._is_straight(source, host):
+            self._send(source, SendPage(page, keep=not alone))
+            return
+        self._last_number += 1
+        transfer.number = self._last_number
+        self._send(source, PassPage(page, not alone, host, transfer.number))
+        if not transfer.drops:
+            self._expect(page, transfer)
+
+    def _expect(self, page: int, transfer: _Transfer) -> None:
+        """Have a host take a page that comes straight to it: nobody but its source has it, or nobody may write it."""
+        reads_alone = transfer.alone and not transfer.write
+        clean = reads_alone and self._is_turn(page)
+        writable = transfer.alone and not clean
+        message = ExpectPage(page, transfer.number, transfer.source, writable, clean, reads_alone)
+        self._send(transfer.host, message)
+        if transfer.then is not None:
+            transfer.then()
+            transfer.then = None
 
     def _drop(self, page: int, hosts: int) -> None:
         for host in _bits(hosts):
@@ -256,7 +321,6 @@ class PageDirectory:
         if transfer.upgrade:
             self._grant_write(host, page)
         else:
-            assert transfer.data is not None
             if transfer.alone:
                 self._holders[page] = 1 << host
                 self._writer[page] = host
@@ -264,9 +328,13 @@ class PageDirectory:
                 self._holders[page] |= 1 << host
                 self._reader_before[page] = host
             self.counts["write" if write else "read"] += 1
-            clean = transfer.alone and not write and self._is_turn(page)
-            writable = transfer.alone and not clean
-            self._send(host, PutPage(page, transfer.data, writable=writable, clean=clean))
+            if transfer.data is None:  # it has arrived
+                self.counts["straight"] += 1
+            else:
+                self.counts["relayed"] += bool(host and transfer.source)
+                clean = transfer.alone and not write and self._is_turn(page)
+                writable = transfer.alone and not clean
+                self._send(host, PutPage(page, transfer.data, writable=writable, clean=clean))
         if transfer.then is not None:
             transfer.then()
         for next_host, wants_write in transfer.queue or ():

@@ -263,7 +263,7 @@ class SpreadSession:
                 self.home.abandon(number)
                 self._let_go(number)
             else:
-                self.home.set_ready(number)
+                self.home.set_ready(number, self.agents[number].place(message.listening))
                 told("", number)
             return
         try:

@@ -155,8 +155,8 @@ class Threads:
             thread.calls = False
             self.answer(thread, result)
 
-    def answer(self, thread: Thread, result: int) -> None:
-        """Let a thread's call return *result*."""
+    def answer(self, thread: Thread, result: int, after: tuple[int, ...] = ()) -> None:
+        """Let a thread's call return *result*. after: pages for which its host waits before, as `Return` says."""
         if thread.where is Where.MOVES:
             thread.woken = result
         elif thread.kept is not None:
@@ -167,7 +167,7 @@ class Threads:
             self.move(thread, 0, result)
         else:
             thread.where = Where.RUNS
-            self._send(thread.host, Return(thread.tid, result))
+            self._send(thread.host, Return(thread.tid, result, after))
 
     def proceed(self, thread: Thread) -> None:
         """Let a stopped thread go on as it was about to."""

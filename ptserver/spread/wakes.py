@@ -74,7 +74,10 @@ class Wakes:
         self._later(_LATE_SECONDS, expire)
 
     def _send_pages(self, thread: Thread, wants: list[tuple[int, bool]]) -> None:
-        """Let a thread go on as soon as it has the pages that it *wants*, or soon anyway."""
+        """Let a thread go on as soon as it has the pages that it *wants*, or soon anyway.
+
+        Its host waits for those that come to it straight.
+        """
         coming = 1
         woken = False
 
@@ -89,7 +92,7 @@ class Wakes:
             if not woken:
                 woken = True
                 if self._threads.find(thread.tid) is thread:
-                    self._threads.answer(thread, 0)
+                    self._threads.answer(thread, 0, tuple(page for page, _ in wants))
 
         for page, write in wants:
             coming += self._pages.fetch_ahead(thread.host, page, write=write, then=arrived)
