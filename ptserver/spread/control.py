@@ -27,6 +27,7 @@ from ptserver.spread.operator_messages import (
     Peek,
     Peeked,
     ThreadRow,
+    UnlinkedRow,
 )
 from ptserver.spread.session import SpreadSession
 from ptserver.spread.threads import Thread, Where
@@ -156,6 +157,7 @@ class Control:
             home.threads.moves,
             self._session.unadapted,
             tuple(FaultRow(*where, count) for where, count in faults),
+            tuple(UnlinkedRow(one, other, reason[:255]) for one, other, reason in home.links.failed()),
         )
 
     def _host_row(self, host: int, pages: int) -> HostRow:
@@ -169,6 +171,7 @@ class Control:
             len(here),
             sum(self._doing(thread) == "runs" for thread in here),
             pages,
+            home.links.up(host),
         )
 
     def _thread_row(self, thread: Thread) -> ThreadRow:

@@ -11,7 +11,7 @@ from goabi.errors import GoAbiError
 from goabi.goroutine import Goroutine, GoStatus
 from goabi.sched import GoRuntime
 from ptserver.spread.operator import threads_of
-from ptserver.spread.operator_messages import FaultRow, HostRow, Listed
+from ptserver.spread.operator_messages import FaultRow, HostRow, Listed, UnlinkedRow
 
 _OBJECT = 1  # STT_OBJECT
 
@@ -24,7 +24,9 @@ class Program(_Row, frozen=True, tag="program"):
     """The program. session: its name for other commands; pid: of its process at host 0; moves: of threads so far.
 
     counts: what became of pages so far: first touches, reads, writes and upgrades by a host that lacked them, and
-    pages fetched ahead. unadapted: adaptations that its code has no place for.
+    pages fetched ahead; of those that went from one host to another, neither of which is host 0, how many went
+    straight and how many were relayed by the home. unadapted: adaptations that its code has no place for. unlinked:
+    pairs of hosts that have no connection with each other, and why.
     """
 
     session: str
@@ -33,6 +35,7 @@ class Program(_Row, frozen=True, tag="program"):
     moves: int
     counts: dict[str, int]
     unadapted: tuple[str, ...]
+    unlinked: tuple[UnlinkedRow, ...] = ()
 
 
 class Host(_Row, frozen=True, tag="host"):
@@ -44,6 +47,7 @@ class Host(_Row, frozen=True, tag="host"):
     threads: int
     running: int
     pages: int
+    straight: tuple[int, ...] = ()
 
 
 class GoroutineAt(_Row, frozen=True, tag="goroutine"):
@@ -104,7 +108,9 @@ def look(session: str, listed: Listed, runtime: GoRuntime, *, system: bool = Fal
         by_tid[row.tid] += row.count
     shown = [g for g in goroutines if system or not runtime.is_system(g)]
     return Listing(
-        Program(session, listed.pid, listed.path, listed.moves, listed.counts, listed.unadapted),
+        Program(
+            session, listed.pid, listed.path, listed.moves, listed.counts, listed.unadapted, listed.unlinked
+        ),
         [_host(row) for row in listed.hosts],
         list(_goroutines(shown, listed, runtime, by_tid)),
         list(_faults(listed.faults, Places(runtime, goroutines))),
@@ -112,7 +118,7 @@ def look(session: str, listed: Listed, runtime: GoRuntime, *, system: bool = Fal
 
 
 def _host(row: HostRow) -> Host:
-    return Host(row.host, row.address, row.condition, row.threads, row.running, row.pages)
+    return Host(row.host, row.address, row.condition, row.threads, row.running, row.pages, row.straight)
 
 
 def _goroutines(

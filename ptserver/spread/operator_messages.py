@@ -16,7 +16,10 @@ MAX_PEEK_BYTES = 64 << 10
 
 
 class HostRow(msgspec.Struct, frozen=True):
-    """A host. condition: ready, joins or leaves; running: of its threads, those that do not sleep; pages: it has."""
+    """A host. condition: ready, joins or leaves; running: of its threads, those that do not sleep; pages: it has.
+
+    straight: the hosts with which it has a connection.
+    """
 
     host: HostId
     address: LongText
@@ -24,6 +27,7 @@ class HostRow(msgspec.Struct, frozen=True):
     threads: int
     running: int
     pages: int
+    straight: tuple[HostId, ...] = ()
 
 
 class ThreadRow(msgspec.Struct, frozen=True):
@@ -39,6 +43,14 @@ class ThreadRow(msgspec.Struct, frozen=True):
     moves: int
     faults: int
     pinned: bool
+
+
+class UnlinkedRow(msgspec.Struct, frozen=True, array_like=True):
+    """Two hosts whose pages go through the home, because they have no connection with each other, and why."""
+
+    host: HostId
+    other: HostId
+    reason: LongText
 
 
 class FaultRow(msgspec.Struct, frozen=True, array_like=True):
@@ -98,7 +110,7 @@ class Listed(SpreadMessage, frozen=True):
     """The answer to `List`. path: the program's file; counts: what pages did, by kind.
 
     moves: of threads; unadapted: names of adaptations for which the program's code is not as expected; faults: at
-    most some thousand, the most frequent.
+    most some thousand, the most frequent. unlinked: the hosts whose pages do not go straight.
     """
 
     request: RequestId
@@ -110,6 +122,7 @@ class Listed(SpreadMessage, frozen=True):
     moves: int
     unadapted: tuple[LongText, ...]
     faults: tuple[FaultRow, ...] = ()
+    unlinked: tuple[UnlinkedRow, ...] = ()
 
 
 class Peeked(SpreadMessage, frozen=True):

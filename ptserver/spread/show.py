@@ -25,6 +25,8 @@ def title(listing: Listing) -> str:
     )
     if program.unadapted:
         text += f"; not adapted: {', '.join(map(printable, program.unadapted))}"
+    for row in program.unlinked:
+        text += f"; hosts {row.host} and {row.other} exchange pages by way of host 0: {printable(row.reason)}"
     return text
 
 
