@@ -61,6 +61,14 @@ from ptserver.tracelog.options import TraceOptions
     "all, none, or some of sysmon, slices, wakeups, collections, stacks (docs/spread.md).",
 )
 @click.option(
+    "--straight",
+    type=click.Choice(("far", "all", "none")),
+    default="far",
+    show_default=True,
+    help="With --spread: between which hosts memory goes straight, by connections of their own: those of which at "
+    "least one is on another machine, all, or none, so that all of it passes through here.",
+)
+@click.option(
     "--fault-log",
     metavar="FILE",
     type=click.Path(dir_okay=False, writable=True),
@@ -181,6 +189,7 @@ def run_command(
     check_memory: float | None,
     adapt: str,
     fault_log: str | None,
+    straight: str,
     token_file: str | None,
     keys: str | None,
     keepalive_seconds: float,
@@ -291,6 +300,7 @@ def run_command(
                 cpu == "common",
                 adapt,
                 fault_log or "",
+                straight,
                 engine,
                 remote,
                 remote_trace,

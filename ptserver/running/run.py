@@ -32,11 +32,11 @@ class RunOptions:
     spread: the hosts that are to execute it together with this one; place: the name of the policy by which its
     threads move; check_memory: how often to check that their memory is the same, in seconds, 0 for never;
     common_cpu: have the program use only what all their processors can do; adapt: what to change in it in memory, so
-    that it fetches less; fault_log: the file for a log of what is fetched. engine: what executes it, unless it is
-    *emulated*: ``native``, ``step``, or ``auto``, which emulates programs of other architectures. remote: the
-    variables that are to be remote; remote_trace: the file for a log of accesses to them, ``-`` for stderr. rules:
-    what is local though the server is at an address. sync: have each call made when the program makes it, and no
-    other. time: ``host`` or ``server``, whose time of day it is told.
+    that it fetches less; fault_log: the file for a log of what is fetched; straight: between which hosts pages go
+    straight. engine: what executes it, unless it is *emulated*: ``native``, ``step``, or ``auto``, which emulates
+    programs of other architectures. remote: the variables that are to be remote; remote_trace: the file for a log of
+    accesses to them, ``-`` for stderr. rules: what is local though the server is at an address. sync: have each call
+    made when the program makes it, and no other. time: ``host`` or ``server``, whose time of day it is told.
     """
 
     program: str
@@ -59,6 +59,7 @@ class RunOptions:
     common_cpu: bool = False
     adapt: str = "all"
     fault_log: str = ""
+    straight: str = "far"
     engine: str = "native"
     remote: Wanted | None = None
     remote_trace: str | None = None

@@ -27,7 +27,7 @@ from ptserver.spread.futexes import (
     Futexes,
 )
 from ptserver.spread.goroutine_events import GoroutineEvents
-from ptserver.spread.links import Links, Place
+from ptserver.spread.links import Links, Place, Straight
 from ptserver.spread.members import Emptying, Members
 from ptserver.spread.memory_calls import MemoryCalls
 from ptserver.spread.messages import (
@@ -80,7 +80,8 @@ class Home:
     """Decides for *hosts* hosts (their number); see the module's text.
 
     later: calls a function after so many seconds. status: the program's raw wait status once it is gone.
-    check_seconds: how often to check that the hosts' memory is the same, 0 for never.
+    check_seconds: how often to check that the hosts' memory is the same, 0 for never. straight: between which of
+    them pages go straight.
     events: takes what becomes of goroutines, if anybody wants to hear of that.
     fault_counts: how often (thread, host, address, whether to write) had to wait, if that is to be counted.
     """
@@ -93,10 +94,11 @@ class Home:
         placement: Placement,
         space: AddressSpace,
         check_seconds: float = 0.0,
+        straight: Straight = Straight.FAR,
     ) -> None:
         self.members = Members(hosts)
         self.space = space
-        self.links = Links(send, lambda source, host: self.pages.pass_again(source, host))
+        self.links = Links(send, lambda source, host: self.pages.pass_again(source, host), straight)
         self.pages = PageDirectory(send, space.may_touch, self.links.are_linked)
         self.threads = Threads(send, self.members.leaves)
         self.status: int | None = None

@@ -12,7 +12,9 @@ The home uses a connection no more from the first `Unlinked` on, and tells the o
 end that says so, and has not arrived, is asked for again from its source, and comes through the home then. A
 connection that is lost is not made again.
 
-Host 0 has none: it is in the home's process, so what goes there or comes from there has no other way.
+Host 0 has none: it is in the home's process, so what goes there or comes from there has no other way. Two hosts on
+the home's machine have none by default (`Straight`): there a page that the home passes on is as soon there, and for
+less of everybody's processor time.
 """
 
 import secrets
@@ -22,6 +24,14 @@ from enum import Enum
 
 from ptserver.spread.message_base import SpreadMessage
 from ptserver.spread.passing_messages import SECRET_BYTES, Link, Linked, Unlink, Unlinked
+
+
+class Straight(Enum):
+    """Between which hosts pages go straight: where at least one is on another machine, between all, or never."""
+
+    FAR = "far"
+    ALL = "all"
+    NONE = "none"
 
 
 @dataclass(frozen=True)
@@ -45,10 +55,14 @@ class _End(Enum):
 
 @dataclass(slots=True)
 class _Pair:
-    """ends: by host. ways: further (who connects, to whom). reason: why there is no connection, or empty."""
+    """ends: by host. ways: further (who connects, to whom). reasons: why there is no connection, the first if known.
+
+    wanted: whether they are to have one at all.
+    """
 
     ends: dict[int, _End]
     ways: list[tuple[int, int]]
+    wanted: bool
     was_up: bool = False
     reasons: list[str] = field(default_factory=list)
 
@@ -57,10 +71,14 @@ class Links:
     """All pairs. *pass_again(source, host)* has what is on its way between them come through the home."""
 
     def __init__(
-        self, send: Callable[[int, SpreadMessage], None], pass_again: Callable[[int, int], None]
+        self,
+        send: Callable[[int, SpreadMessage], None],
+        pass_again: Callable[[int, int], None],
+        straight: Straight = Straight.FAR,
     ) -> None:
         self._send = send
         self._pass_again = pass_again
+        self._straight = straight
         self._places: dict[int, Place] = {}
         self._pairs: dict[tuple[int, int], _Pair] = {}
         self._up: set[tuple[int, int]] = set()
@@ -119,14 +137,17 @@ class Links:
         return [
             (*key, pair.reasons[0] if pair.reasons else "neither can reach the other")
             for key, pair in self._pairs.items()
-            if _End.ASKED not in pair.ends.values() and key not in self._up
+            if pair.wanted and _End.ASKED not in pair.ends.values() and key not in self._up
         ]
 
     def _begin(self, one: int, other: int) -> None:
         if one not in self._places or other not in self._places:  # it is not ready yet
             return
-        ways = [way for way in ((one, other), (other, one)) if self._may_reach(*way)]
-        pair = self._pairs[_key(one, other)] = _Pair(dict.fromkeys((one, other), _End.UNLINKED), ways)
+        are_near = self._places[one].near and self._places[other].near
+        wanted = self._straight is Straight.ALL or (self._straight is Straight.FAR and not are_near)
+        ways = [way for way in ((one, other), (other, one)) if wanted and self._may_reach(*way)]
+        pair = _Pair(dict.fromkeys((one, other), _End.UNLINKED), ways, wanted)
+        self._pairs[_key(one, other)] = pair
         if ways:
             self._ask(pair, *ways.pop(0))
 

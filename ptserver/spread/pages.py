@@ -109,6 +109,11 @@ class PageDirectory:
         """Whether one of *pages* changes hands."""
         return any(page in pages for page in self._busy)
 
+    def comes_straight(self, page: int, host: int) -> bool:
+        """Whether *host* is to expect a page from another host, and has not said that it has it."""
+        transfer = self._busy.get(page)
+        return transfer is not None and transfer.host == host and bool(transfer.number) and not transfer.drops
+
     def busy(self) -> Iterable[int]:
         """Return the pages that change hands."""
         return self._busy.keys()

@@ -12,6 +12,7 @@ from ptserver.spread.control import Control
 from ptserver.spread.deciders import HearingPlacement, ServerDecider
 from ptserver.spread.fault_log import FaultLog
 from ptserver.spread.hearing import Hearing
+from ptserver.spread.links import Straight
 from ptserver.spread.placement import Placement
 from ptserver.spread.processors import check, without
 from ptserver.spread.registry import registered
@@ -35,7 +36,7 @@ class SpreadOptions:
     check_seconds: how often to check that the hosts' memory is the same, 0 for never. common_cpu: have the program
     use only what all hosts' processors can do, instead of refusing a host that cannot do all that this one's can.
     adapt: the adaptations to make; fault_log: the file for a log of the faults, if there is to be one. server: makes,
-    from the program's pid, who hears of its goroutines.
+    from the program's pid, who hears of its goroutines. straight: between which hosts pages go straight.
     """
 
     path: str
@@ -49,6 +50,7 @@ class SpreadOptions:
     adapt: tuple[str, ...] = ()
     fault_log: str = ""
     server: Callable[[int], ServerDecider | ServerLink] | None = None
+    straight: Straight = Straight.FAR
 
 
 def run_spread(options: SpreadOptions) -> int:
@@ -102,6 +104,7 @@ def run_spread(options: SpreadOptions) -> int:
             find_adaptations(options.path, options.adapt, max(agents[each].round_trip_ns for each in agents)),
             stack.enter_context(FaultLog(options.fault_log)) if options.fault_log else None,
             hearing,
+            options.straight,
         )
         registry, name = stack.enter_context(registered(options.path))
         control = Control(session, registry.listen(name), options.path)

@@ -22,6 +22,7 @@ from ptserver.spread.fault_log import FaultLog
 from ptserver.spread.hearing import Hearing
 from ptserver.spread.home import Home
 from ptserver.spread.host import SpreadHost
+from ptserver.spread.links import Straight
 from ptserver.spread.messages import Alive, Begin, Ready, Several, SpreadMessage
 from ptserver.spread.placement import Placement
 from ptserver.spread.processors import ProcessorError, check
@@ -45,7 +46,7 @@ class SpreadSession:
 
     unused: what the program does not use of this machine's processor, so that further hosts may lack it.
     adaptations: what is changed in the program at all hosts; `unadapted`: those for which its code is unknown.
-    hearing: who hears of its goroutines, if anybody does.
+    hearing: who hears of its goroutines, if anybody does. straight: between which hosts pages go straight.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class SpreadSession:
         adaptations: Adaptations,
         fault_log: FaultLog | None = None,
         hearing: Hearing | None = None,
+        straight: Straight = Straight.FAR,
     ) -> None:
         self._fault_log = fault_log
         self._hearing = hearing
@@ -83,7 +85,9 @@ class SpreadSession:
             space.add_region(*region, mapped=True)
         space.add_region(*ANYWHERE)
         numbers = list(agents)
-        self.home = Home(1 + len(numbers), self._send, self.loop.later, placement, space, check_seconds)
+        self.home = Home(
+            1 + len(numbers), self._send, self.loop.later, placement, space, check_seconds, straight
+        )
         self.home.threads.begin(instance.pid)
         self.home.pages.place(0, instance.present)
         if hearing is not None:

@@ -19,6 +19,7 @@ from ptserver.session import Session
 from ptserver.spread.adaptations import parse_names
 from ptserver.spread.agents import HostAddress
 from ptserver.spread.deciders import ServerDecider
+from ptserver.spread.links import Straight
 from ptserver.spread.placement import load_placement
 from ptserver.spread.run import SpreadOptions, run_spread
 from ptserver.spread.server_link import ServerLink
@@ -49,6 +50,7 @@ def start_spread(options: RunOptions, path: str, header: ElfHeader) -> int:
                 adapt=parse_names(options.adapt),
                 fault_log=options.fault_log,
                 server=_server(options, path),
+                straight=Straight(options.straight),
             )
         )
     )

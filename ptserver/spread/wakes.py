@@ -92,7 +92,8 @@ class Wakes:
             if not woken:
                 woken = True
                 if self._threads.find(thread.tid) is thread:
-                    self._threads.answer(thread, 0, tuple(page for page, _ in wants))
+                    straight = [page for page, _ in wants if self._pages.comes_straight(page, thread.host)]
+                    self._threads.answer(thread, 0, tuple(straight))
 
         for page, write in wants:
             coming += self._pages.fetch_ahead(thread.host, page, write=write, then=arrived)

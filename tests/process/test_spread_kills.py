@@ -48,7 +48,7 @@ def _strike(blow: str, seed: int, place: str) -> None:
     choose = random.Random(f"{blow} {seed}")
     signo, expected = _BLOWS[blow]
     command = ["ptserver", "run", "--spread", "local,local", "--place", place]
-    command += ["--keepalive", _KEEPALIVE_SECONDS, str(build("spread_workers")), "2"]
+    command += ["--straight", "all", "--keepalive", _KEEPALIVE_SECONDS, str(build("spread_workers")), "2"]
     with (
         none_left(30),
         subprocess.Popen(

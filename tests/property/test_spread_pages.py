@@ -11,7 +11,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ptserver.spread.links import Links, Place
+from ptserver.spread.links import Links, Place, Straight
 from ptserver.spread.messages import (
     AllowWrite,
     DropPage,
@@ -137,7 +137,7 @@ class _Program:
         def send(host: int, message: SpreadMessage) -> None:
             self.hosts[host].inbox.append(message)
 
-        self.links = Links(send, lambda source, host: self.directory.pass_again(source, host))
+        self.links = Links(send, lambda source, host: self.directory.pass_again(source, host), Straight.ALL)
         self.directory = PageDirectory(send, lambda page: page < _PAGES, self.links.are_linked)
         for number in range(1, _HOSTS):
             self.links.set_ready(number, Place(f"@{number}"))
