@@ -20,7 +20,7 @@ from ptserver.spread.requests import Later
 PassOn = Callable[[int, PassedPage], bool]
 
 #: How many pages of one peer may wait for their announcement.
-_MOST_EARLY = 4096
+MOST_EARLY = 4096
 #: How long who needs pages that are announced waits for them at most.
 _LATE_SECONDS = 500e-6
 
@@ -67,7 +67,7 @@ class Passing:
             self._arrive(expected, message)
             return
         early = self._early.setdefault(peer, {})
-        if len(early) >= _MOST_EARLY:
+        if len(early) >= MOST_EARLY:
             raise ProtocolError("the peer sends pages that nobody has announced")
         early[message.transfer] = message
 
