@@ -24,7 +24,16 @@ def _spread(
     hosts: str, *words: str | Path, place: str = "stay", cwd: str | Path = "/tmp", **env: str
 ) -> tuple[int, str, str]:
     return ptserver(
-        "run", "--spread", hosts, "--place", place, *words, env={"GOMAXPROCS": "3", **env}, cwd=cwd
+        "run",
+        "--spread",
+        hosts,
+        "--straight",
+        "all",
+        "--place",
+        place,
+        *words,
+        env={"GOMAXPROCS": "3", **env},
+        cwd=cwd,
     )
 
 

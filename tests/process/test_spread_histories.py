@@ -103,7 +103,16 @@ def test_the_check_tells_possible_histories_from_others(
     "place", ["stay", *(pytest.param(f"random:{seed}", marks=pytest.mark.slow) for seed in range(5))]
 )
 def test_what_three_hosts_do_at_once_has_an_order(place: str) -> None:
-    words = ("--spread", "local,local", "--place", place, build("spread_tasks", stub=True), "history")
+    words = (
+        "--spread",
+        "local,local",
+        "--straight",
+        "all",
+        "--place",
+        place,
+        build("spread_tasks", stub=True),
+        "history",
+    )
     status, out, err = ptserver("run", *words, env={"GOMAXPROCS": "4"}, timeout=250)
     assert (status, err) == (0, "")
     histories: dict[str, list[Operation]] = {name: [] for name in _MODELS}

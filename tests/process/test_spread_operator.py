@@ -70,7 +70,18 @@ def _workers(count: int, hosts: str = "local", place: str = "stay") -> Iterator[
     with (
         none_left(),
         subprocess.Popen(
-            ["ptserver", "run", "--spread", hosts, "--place", place, str(program), str(count)],
+            [
+                "ptserver",
+                "run",
+                "--spread",
+                hosts,
+                "--straight",
+                "all",
+                "--place",
+                place,
+                str(program),
+                str(count),
+            ],
             stdout=subprocess.PIPE,
             stdin=subprocess.PIPE,
             env=base_environment() | {"GOMAXPROCS": str(count + 1)},

@@ -59,7 +59,7 @@ def _same(left: Path, right: Path) -> bool:
 def test_hugo_builds_the_same_site_over_hosts(hosts: str, place: str, posts: int, tmp_path: Path) -> None:
     hugo, site = _program("hugo"), _site(tmp_path / "site", posts)
     subprocess.run([hugo, "-s", site, "-d", tmp_path / "native"], check=True, capture_output=True)
-    words = ("--spread", hosts, "--place", place, "--check-memory", "1")
+    words = ("--spread", hosts, "--straight", "all", "--place", place, "--check-memory", "1")
     status, _, err = ptserver("run", *words, hugo, "-s", site, "-d", tmp_path / "spread", timeout=600)
     assert (status, err) == (0, "")
     assert _same(tmp_path / "native", tmp_path / "spread")
@@ -99,7 +99,7 @@ def test_restic_over_three_hosts_backs_up_what_it_restores_natively(place: str, 
         ).stdout
 
     natively("init")
-    words = ("--spread", "local,local", "--place", place, "--check-memory", "1")
+    words = ("--spread", "local,local", "--straight", "all", "--place", place, "--check-memory", "1")
     status, out, err = ptserver("run", *words, restic, "backup", source, cwd=tmp_path, env=env, timeout=600)
     assert (status, err) == (0, "")
     assert "saved" in out

@@ -67,7 +67,19 @@ def test_a_package_passes_the_tests_that_it_passes_natively(package: str, hosts:
     )
     expected = dict(_matches(native.stdout))
     status, out, err = ptserver(
-        *("run", "--spread", hosts, "--place", "random:1", "--check-memory", "5", program, *words),
+        *(
+            "run",
+            "--spread",
+            hosts,
+            "--straight",
+            "all",
+            "--place",
+            "random:1",
+            "--check-memory",
+            "5",
+            program,
+            *words,
+        ),
         cwd=folder,
         env={"GOMAXPROCS": "3"},
         timeout=_SECONDS,

@@ -27,6 +27,8 @@ def _check(task: str, size: int, hosts: str, seed: int) -> None:
     status, out, err = ptserver(
         *(
             "run",
+            "--straight",
+            "all",
             "--spread",
             hosts,
             "--place",
