@@ -25,6 +25,7 @@ MODULES = {
     "remote_memory": "remote variables",
     "spread": "programs spread over hosts",
     "spread_far": "programs spread over two machines, near and apart",
+    "spread_straight": "pages of programs that are spread over hosts, straight and through the home",
     "spread_hosts": "programs spread over more hosts than there are here, by a model",
 }
 

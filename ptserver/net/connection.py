@@ -446,8 +446,7 @@ def read_frame(sock: Stream, max_frame_bytes: int, deadline: float) -> bytearray
         raise RefusedError(
             "tls", "one side speaks TLS and the other does not: give --keys DIR to both, or to none"
         )
-    size = frame_size(header, max_frame_bytes)
-    return receive_exactly(sock, size, deadline)
+    return receive_exactly(sock, frame_size(header, max_frame_bytes), deadline)
 
 
 def receive_exactly(sock: Stream, size: int, deadline: float) -> bytearray:

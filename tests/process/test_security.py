@@ -58,6 +58,8 @@ ELSEWHERE = {
     "C7": "tests/process/test_confinement.py::test_who_cannot_be_confined_is_not_served",
     "H9": "tests/process/test_lost_and_back.py::test_a_session_is_resumed_by_its_ticket_alone",
     "S5": "tests/unit/test_relays.py::test_s5_a_server_has_no_more_of_a_descriptor_than_was_handed_on",
+    "D1": "tests/unit/spread/test_peers.py::test_nobody_gets_a_connection_who_does_not_know_the_secret",
+    "D2": "tests/unit/spread/test_passing.py::test_nothing_is_placed_but_the_transfer_that_the_home_has_announced",
     "H6": "tests/process/test_confinement.py::test_nothing_that_a_session_starts_reaches_the_server",
 }
 
