@@ -17,7 +17,7 @@ from enum import Enum
 
 from ptserver.spread.futexes import COMMAND_MASK, FUTEX_WAKE, FUTEX_WAKE_BITSET
 from ptserver.spread.holding import ProcessorUse
-from ptserver.spread.host_pages import Emit, HostPages
+from ptserver.spread.host_pages import Emit, HostPages, is_in_call
 from ptserver.spread.messages import (
     AddRegion,
     Called,
@@ -248,6 +248,8 @@ class SpreadHost:
     def _stop(self, message: Stop) -> None:
         thread = self._thread(message.tid)
         if thread.doing is not _Doing.RUNNING or self.pages.is_waiting(thread.tracee.tid):
+            return
+        if is_in_call(self.instance.pid, thread.tracee.tid):  # a stop could end it with EINTR
             return
         if not message.busy or self._has_computed(thread):
             thread.wanted = True

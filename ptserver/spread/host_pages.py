@@ -183,7 +183,7 @@ class HostPages:
         self._asked.pop(page, None)
         for kernel_tid, address in self._waiting.pop(page, ()):
             self._waiting_tids.discard(kernel_tid)
-            if _is_in_call(self.instance.pid, kernel_tid) and page not in self._poisoned:
+            if is_in_call(self.instance.pid, kernel_tid) and page not in self._poisoned:
                 if self._faults.poison(page * PAGE_BYTES):
                     self._poisoned.add(page)
             else:
@@ -223,7 +223,7 @@ class HostPages:
         )
 
 
-def _is_in_call(pid: int, tid: int) -> bool:
+def is_in_call(pid: int, tid: int) -> bool:
     """Whether a thread that waits for a page does so in the midst of a call. Source: proc(5), /proc/PID/syscall."""
     try:
         with open(f"/proc/{pid}/task/{tid}/syscall", encoding="ascii") as file:
