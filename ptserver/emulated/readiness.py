@@ -19,11 +19,10 @@ READERS = frozenset("read pread64 readv preadv preadv2 recvfrom recvmsg recvmmsg
 _WRITERS = frozenset("write pwrite64 writev pwritev pwritev2 sendto sendmsg sendmmsg".split())
 EPOLLS = frozenset("epoll_wait epoll_pwait epoll_pwait2".split())
 POLLS = frozenset("poll ppoll".split())
+SELECTS = frozenset("select pselect6".split())
 #: What fails when a signal comes, whatever its handler's flags. Source: signal(7).
 NEVER_REPEATED = (
-    EPOLLS
-    | POLLS
-    | frozenset("select pselect6 semop semtimedop msgrcv msgsnd io_getevents io_pgetevents".split())
+    EPOLLS | POLLS | SELECTS | frozenset("semop semtimedop msgrcv msgsnd io_getevents io_pgetevents".split())
 )
 _FLAGS_OF_RECEIVING = {"recvmmsg": 3, "recvfrom": 3, "recvmsg": 2}
 _MSG_WAITFORONE = 0x10000
@@ -35,6 +34,10 @@ _LOCKS_AT_ONCE = {fcntl.F_SETLKW: fcntl.F_SETLK, 38: 37}  # F_OFD_SETLKW, F_OFD_
 _PIPE_BUF = 4096
 _INFO, _SIGNAL_BYTES = 2, 4  # which argument of waitid(2) that is, and its beginning: 0 if there was nothing
 _SECOND = 1_000_000_000
+#: Which arguments of `SELECTS` are sets of descriptors, and what is waited for of those.
+_SETS = {1: select.POLLIN, 2: select.POLLOUT, 3: select.POLLPRI}
+#: Whose time limit is two words, and how many nanoseconds the second counts.
+_LIMITS_OF_TWO_WORDS = {"ppoll": 1, "epoll_pwait2": 1, "pselect6": 1, "select": 1000}
 
 
 def watched_by(name: str, call: Gathered) -> tuple[tuple[int, int], int] | None:
@@ -51,10 +54,17 @@ def watched_by(name: str, call: Gathered) -> tuple[tuple[int, int], int] | None:
 
 
 def watched_by_poll(name: str, call: Gathered) -> list[tuple[int, int]]:
-    """Return what poll(2) is to watch for a call that itself waits for events, of `EPOLLS` or `POLLS`."""
+    """Return what poll(2) is to watch for a call that itself waits for events, of `EPOLLS`, `POLLS` or `SELECTS`."""
     if name in EPOLLS:
         return [(call.args[0] & 0x7FFFFFFF, select.POLLIN)]
     events: dict[int, int] = {}
+    if name in SELECTS:
+        for index, wanted in _SETS.items():
+            members = int.from_bytes(call.ins.get(index, b""), "little")
+            for fd in range(call.args[0] & 0x7FFFFFFF):
+                if members >> fd & 1:
+                    events[fd] = events.get(fd, 0) | wanted
+        return list(events.items())
     for fd, wanted, _ in struct.iter_unpack("<ihh", call.ins.get(0, b"")):
         if fd >= 0:
             events[fd] = events.get(fd, 0) | wanted & 0xFFFF
@@ -114,14 +124,26 @@ def patience_ns(fd: int, option: int) -> int | None:
     return (seconds * _SECOND + microseconds * 1000) or None
 
 
+def at_once(name: str, call: Gathered, index: int) -> Gathered:
+    """Return a *call* that waits for events without the wait: with a time limit, its argument *index*, of zero."""
+    if name in _LIMITS_OF_TWO_WORDS:
+        return _with(call._replace(ins={**call.ins, index: bytes(16)}), index, _SOME_ADDRESS)
+    return _with(call, index, 0)
+
+
+def _with(call: Gathered, index: int, value: int) -> Gathered:
+    a0, a1, a2, a3, a4, a5 = (value if i == index else arg for i, arg in enumerate(call.args))
+    return call._replace(args=(a0, a1, a2, a3, a4, a5))
+
+
 def timeout_ns(call: Gathered, index: int, name: str) -> int | None:
     """Return how long a call waits at most; None: for ever."""
-    if name in ("ppoll", "epoll_pwait2"):
+    if name in _LIMITS_OF_TWO_WORDS:
         data = call.ins.get(index)
         if data is None:
             return None
         seconds, rest = struct.unpack("<qq", data)
-        return int(seconds * _SECOND + rest)
+        return int(seconds * _SECOND + rest * _LIMITS_OF_TWO_WORDS[name])
     milliseconds = call.args[index] & 0xFFFFFFFF
     return None if milliseconds >> 31 else milliseconds * 1_000_000
 

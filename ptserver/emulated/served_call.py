@@ -11,6 +11,8 @@ from ptserver.emulated.readiness import (
     EPOLLS,
     NEVER_REPEATED,
     POLLS,
+    SELECTS,
+    at_once,
     has_waited,
     is_ready,
     mask_while_waiting,
@@ -26,7 +28,7 @@ from ptserver.stub.hypercalls import SERVER_LOST
 from stepping.emulation.machine import Machine
 from stepping.emulation.threads import BLOCKED, Result, Thread, Wait
 from stepping.syscalls import Syscall
-from stepping.syscalls.marshal import Args, BadArgumentError, Gathered, scatter
+from stepping.syscalls.marshal import BadArgumentError, Gathered, scatter
 
 if TYPE_CHECKING:
     from ptserver.emulated.host import EmulatedResources
@@ -158,6 +160,8 @@ class ServedCall:
             return self._in_background(call)
         if name in EPOLLS or name in POLLS:
             return self._when_event(call)
+        if name in SELECTS and self._resources.background.settles:
+            return self._when_selected(call)
         found = watched_by(name, call)
         if found is None:
             return self._in_background(call)
@@ -171,21 +175,9 @@ class ServedCall:
 
     def _when_event(self, call: Gathered) -> Result:
         """Make a call that waits for events with a time limit: without one as often as there may be some."""
-        name, ins = self.row.name, call.ins
-        index = next(i for i, arg in enumerate(self.row.args) if arg.name == "timeout")
-        limit_ns = timeout_ns(call, index, name)
-        if name in ("ppoll", "epoll_pwait2"):
-            at_once = call._replace(ins={**ins, index: bytes(16)}, args=_with(call.args, index, 8))
-        else:
-            at_once = call._replace(args=_with(call.args, index, 0))
-
-        def attempt() -> Result:
-            value, error, outs = self._make_now(at_once)
-            if not value and not error:
-                return BLOCKED
-            outs.pop(index, None)
-            return self._finish((value, error, outs))
-
+        name = self.row.name
+        index, limit_ns = self._time_limit(call)
+        attempt = self._attempt(call, index)
         result = attempt()
         if isinstance(result, int):
             return result
@@ -196,6 +188,42 @@ class ServedCall:
         return self.machine.scheduler.watch(
             self.thread, watched_by_poll(name, call), attempt, Wait(timeout_result=0), deadline
         )
+
+    def _when_selected(self, call: Gathered) -> Result:
+        """Make a select(2), whose time limit is by the program's clock: the kernel's would be by its own."""
+        index, limit_ns = self._time_limit(call)
+        attempt = self._attempt(call, index)
+        result = attempt()
+        if isinstance(result, int):
+            return result
+        if (failure := self._take_mask(call)) is not None:
+            return failure
+        wait, scheduler = Wait(), self.machine.scheduler
+        if limit_ns is not None:
+            last = at_once(self.row.name, call, index)  # which empties the sets
+            deadline = self.machine.clock.now() + limit_ns
+            scheduler.call_at(
+                deadline, lambda: self._resume(wait, lambda: self._finish(self._make_now(last)))
+            )
+        return scheduler.watch(self.thread, watched_by_poll(self.row.name, call), attempt, wait)
+
+    def _time_limit(self, call: Gathered) -> tuple[int, int | None]:
+        """Return which argument the time limit of a call is that waits for events, and the limit; None: for ever."""
+        index = next(i for i, arg in enumerate(self.row.args) if arg.name == "timeout")
+        return index, timeout_ns(call, index, self.row.name)
+
+    def _attempt(self, call: Gathered, index: int) -> Callable[[], Result]:
+        """Return what asks for the events that *call* waits for, and returns `BLOCKED` if there are none."""
+        asking = at_once(self.row.name, call, index)
+
+        def attempt() -> Result:
+            value, error, outs = self._make_now(asking)
+            if not value and not error:
+                return BLOCKED
+            outs.pop(index, None)
+            return self._finish((value, error, outs))
+
+        return attempt
 
     def _take_mask(self, call: Gathered) -> int | None:
         """Let the thread block what it wants blocked while the call waits; return what it returns if it does not."""
@@ -220,8 +248,3 @@ class ServedCall:
             lambda wait, done: self._resume(wait, lambda: self._finish(done)),
             restarts=name not in NEVER_REPEATED,
         )
-
-
-def _with(args: Args, index: int, value: int) -> Args:
-    a0, a1, a2, a3, a4, a5 = (value if i == index else arg for i, arg in enumerate(args))
-    return a0, a1, a2, a3, a4, a5
