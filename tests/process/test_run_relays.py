@@ -133,7 +133,8 @@ def test_what_cannot_be_relayed_is_closed_and_told_and_what_takes_no_more_a_clos
     assert "finds descriptors 5 of this machine closed" in err
 
 
-@pytest.mark.parametrize("lost", ["server", pytest.param("host", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("lost", ["server", "host"])
 def test_who_is_lost_ends_what_was_executed(tmp_path: Path, lost: str) -> None:
     os.mkfifo(tmp_path / "fifo")
     script = f"exec 5<>{tmp_path}/fifo; /bin/sh -c 'echo ready; read a <&5'; echo read"
