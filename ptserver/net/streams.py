@@ -47,15 +47,16 @@ class OutgoingStream:
     """Reads *fd* and sends it as stream number *stream*.
 
     owned: whether the descriptor is closed when the stream ends; forget: if set, it is told so just before, as the
-    number may soon be another's. Then `fd` is -1.
+    number may soon be another's. Then `fd` is -1. failure: the errno by which it ended, 0 for a plain end.
     """
 
-    __slots__ = ("_credit_bytes", "_owned", "_send", "ended", "fd", "forget", "stream")
+    __slots__ = ("_credit_bytes", "_owned", "_send", "ended", "failure", "fd", "forget", "stream")
 
     def __init__(self, stream: StreamNumber, fd: int, send: Send, *, owned: bool) -> None:
         self.stream: StreamNumber = stream
         self.fd = fd
         self.ended = False
+        self.failure = 0
         self._send = send
         self._owned = owned
         self.forget: Forget | None = None
@@ -81,7 +82,7 @@ class OutgoingStream:
         except OSError as error:
             if error.errno not in _GONE:
                 raise
-            data = b""
+            data, self.failure = b"", error.errno
         if data:
             self._credit_bytes -= len(data)
             self._send(StreamData(self.stream, data))

@@ -53,7 +53,7 @@ class Feed:
         self._room = 0  # for what may still come
         self._given = 0  # to the program
         self._taken = 0  # by it, as was told
-        self._ending = self._ended = self._asks_again = False
+        self._ending = self._ended = self._asks_again = self._was_reset = False
 
     @property
     def has_ended(self) -> bool:
@@ -88,10 +88,14 @@ class Feed:
         self._ending = True
         self.advance()
 
-    def look(self) -> None:
-        """Tell what was read until now, and whether nobody reads any more."""
+    def look(self, *, was_reset: bool = False) -> None:
+        """Tell what was read until now, and whether nobody reads any more.
+
+        was_reset: whether a socket was found closed with something unread in it, which its kernel tells but once.
+        """
         if self.fd < 0:
             return
+        self._was_reset = self._was_reset or was_reset
         if self._polled() & _GONE:
             self.stop()
         else:
@@ -179,6 +183,11 @@ class Feed:
 
     def _unread(self) -> int:
         """Return how many bytes of what was given nobody has read; of a piece in a socket all, or none."""
-        request = termios.TIOCOUTQ if self.is_socket else termios.FIONREAD
-        (unread,) = _INT.unpack(fcntl.ioctl(self.fd, request, bytes(_INT.size)))
-        return self._given - self._taken if self.is_socket and unread else int(unread)
+        if not self.is_socket:
+            (unread,) = _INT.unpack(fcntl.ioctl(self.fd, termios.FIONREAD, bytes(_INT.size)))
+            return int(unread)
+        with socket.socket(fileno=os.dup(self.fd)) as end:
+            if end.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ECONNRESET:
+                self._was_reset = True
+        (waiting,) = _INT.unpack(fcntl.ioctl(self.fd, termios.TIOCOUTQ, bytes(_INT.size)))
+        return self._given - self._taken if waiting or self._was_reset else 0

@@ -54,6 +54,7 @@ class SessionRelays:
         self._waiting: list[_Waiting] = []
         self._feeds: dict[int, Feed] = {}
         self._outgoing: dict[int, OutgoingStream] = {}
+        self._inputs: dict[int, int] = {}  # by the output of the same relay, 0 if it has none
         self._edges: select.epoll | None = None  # of sockets
 
     def __len__(self) -> int:
@@ -74,7 +75,8 @@ class SessionRelays:
         if message.input:
             self._feeds[message.input] = Feed(message, self._send, self._forget, self._loop.later)
         if message.output:
-            send = functools.partial(self._send_after, self._feeds.get(message.input))
+            self._inputs[message.output] = message.input
+            send = functools.partial(self._send_after, message.output)
             outgoing = OutgoingStream(message.output, -1, send, owned=True)
             outgoing.forget = self._loop.unwatch
             self._outgoing[message.output] = outgoing
@@ -131,11 +133,11 @@ class SessionRelays:
 
     def look(self) -> None:
         """Send what was written until now, and tell what was read."""
+        for feed in list(self._feeds.values()):
+            feed.look()
         for outgoing in self._outgoing.values():
             if outgoing.fd >= 0:
                 outgoing.drain()
-        for feed in list(self._feeds.values()):
-            feed.look()
         self._clear_away()
 
     def watch(self, *, congested: bool) -> None:
@@ -143,7 +145,7 @@ class SessionRelays:
         for outgoing in self._outgoing.values():
             if outgoing.fd >= 0:
                 wanted = outgoing.wants_read and not congested
-                handler = functools.partial(self._handle, outgoing.on_readable)
+                handler = functools.partial(self._handle, functools.partial(self._read, outgoing))
                 self._loop.watch(outgoing.fd, handler, select.POLLIN if wanted else 0)
         for feed in self._feeds.values():
             if feed.fd >= 0 and not feed.is_socket:
@@ -172,23 +174,31 @@ class SessionRelays:
             return
         if outgoing is not None:
             outgoing.fd = self._descriptors.copy(fd)
-        feed.open(fd)
         if feed.is_socket:
             self._watch_edges(fd)
+        feed.open(fd)
         feed.start()
 
-    def _send_after(self, feed: Feed | None, message: Message) -> None:
-        """Send *message* of an output; its end after that of *feed*, by the same socket, if that is closed, too."""
+    def _send_after(self, output: StreamNumber, message: Message) -> None:
+        """Send *message* of an output; its end after that of its input, if the socket of both is closed."""
+        feed = self._feeds.get(self._inputs[output])
         if feed is not None and type(message) is StreamEnd:
-            feed.look()
+            feed.look(was_reset=self._outgoing[output].failure == errno.ECONNRESET)
         self._send(message)
+
+    def _read(self, outgoing: OutgoingStream) -> None:
+        """Send what a program has written, after telling what it has read: that was before, most often."""
+        feed = self._feeds.get(self._inputs[outgoing.stream])
+        if feed is not None:
+            feed.look()
+        outgoing.on_readable()
 
     def _watch_edges(self, fd: int) -> None:
         if self._edges is None:
             with self._descriptors.unlimited():
                 edges = select.epoll()
-            self._edges = select.epoll.fromfd(self._descriptors.keep(os.dup(edges.fileno())))
-            edges.close()
+            with edges:
+                self._edges = select.epoll.fromfd(self._descriptors.copy(edges.fileno()))
             self._loop.watch(self._edges.fileno(), self._on_edges)
         self._edges.register(fd, select.EPOLLOUT | select.EPOLLET)
 
@@ -217,7 +227,8 @@ class SessionRelays:
             self._feeds[message.input].stop()
             del self._feeds[message.input]
         if message.output in self._outgoing:
-            self._stop(self._outgoing.pop(message.output))
+            self._stop(self._outgoing[message.output])
+            self._clear_away()
 
     def _stop(self, outgoing: OutgoingStream) -> None:
         """Read nothing of a program any more."""
@@ -233,6 +244,6 @@ class SessionRelays:
 
     def _clear_away(self) -> None:
         for stream in [stream for stream, outgoing in self._outgoing.items() if outgoing.ended]:
-            del self._outgoing[stream]
+            del self._outgoing[stream], self._inputs[stream]
         for stream in [stream for stream, feed in self._feeds.items() if feed.has_ended]:
             del self._feeds[stream]

@@ -237,6 +237,23 @@ def test_a_slow_reader_holds_the_program_up_and_gets_all_in_order(both: Both) ->
         assert got == sent
 
 
+@pytest.mark.parametrize("first", ["look", "settle"])
+@pytest.mark.parametrize("reads", [False, True])
+def test_a_file_open_for_both_is_written_where_it_was_read_to(
+    both: Both, tmp_path: Path, reads: bool, first: str
+) -> None:
+    (tmp_path / "both").write_bytes(b"old content")
+    with opened(tmp_path / "both", os.O_RDWR) as file:
+        both.execute({FIRST: file})
+        if reads:
+            assert os.read(FIRST, 100) == b"old content"
+        os.write(FIRST, b"new")
+        os.close(FIRST)
+        getattr(both, first)()
+        assert (tmp_path / "both").read_bytes() == (b"old contentnew" if reads else b"new content")
+        assert os.lseek(file, 0, os.SEEK_CUR) == (14 if reads else 3)
+
+
 def test_the_program_hears_that_nobody_reads(both: Both) -> None:
     reading, writing = os.pipe()
     both.execute({FIRST: writing})
