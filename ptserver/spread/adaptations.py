@@ -16,8 +16,8 @@ its pattern; where that is not found, the program runs correctly without the cha
     collections  the first garbage collection is at 64 MiB of heap (and $GOGC) instead of 4.
     stacks       a goroutine's stack has 4 KiB at least instead of 2, a page of its own.
 
-To give the runtime's records pages of their own (by larger types) has been tried. It did not pay: for m, p and mcache
-nothing changed, and with a page for each g a program of 3,000 goroutines was slower, though what it took varied.
+To give the runtime's records pages of their own (by larger types) has been tried and is not done: docs/spread.md has
+what was counted.
 
 Source: Go 1.21 to 1.27: runtime/proc.go (sysmon, ready, goschedImpl, newproc1, gfget), runtime/mgcpacer.go
 (gcControllerState.init), runtime/stack.go (gcComputeStartingStackSize, shrinkstack).
@@ -31,6 +31,7 @@ from typing import NamedTuple
 from goabi.binary import GoBinary
 from goabi.errors import GoAbiError, MemoryFaultError
 from ptserver.errors import PtServerError
+from ptserver.inspection.process_memory import read_load_bias
 from ptserver.spread.messages import Patch
 from stepping.maps import PAGE_BYTES
 from stepping.x86_instructions import (
@@ -229,10 +230,13 @@ def parse_names(text: str) -> tuple[str, ...]:
     return names
 
 
-def find_adaptations(path: str, names: tuple[str, ...], round_trip_ns: int = 0) -> Adaptations:
+def find_adaptations(
+    path: str, names: tuple[str, ...], round_trip_ns: int = 0, pid: int | None = None
+) -> Adaptations:
     """Return what to change in the program *path* for the adaptations *names*.
 
-    round_trip_ns: how long it takes to the farthest host and back.
+    round_trip_ns: how long it takes to the farthest host and back. pid: of a process of the program, for the
+    addresses that things have there; without one they are those in the file.
     """
     pace = Pace.of(round_trip_ns)
     patches: list[Patch] = []
@@ -240,11 +244,16 @@ def find_adaptations(path: str, names: tuple[str, ...], round_trip_ns: int = 0) 
     try:
         with GoBinary.open(path, prefer_table=True) as binary:
             functions = _Functions(binary)
+            bias = read_load_bias(binary, pid) if pid is not None else 0
             for name in names:
                 find, places = ADAPTATIONS[name]
                 found = find(functions, pace)
                 if len(found) in places:
-                    patches += (patch for patch in found if patch.old != patch.new)
+                    patches += (
+                        Patch(patch.address + bias, patch.old, patch.new)
+                        for patch in found
+                        if patch.old != patch.new
+                    )
                 else:
                     missing.append(name)
     except (GoAbiError, OSError):

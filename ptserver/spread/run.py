@@ -101,7 +101,12 @@ def run_spread(options: SpreadOptions) -> int:
             options.keepalive_seconds,
             options.check_seconds,
             unused,
-            find_adaptations(options.path, options.adapt, max(agents[each].round_trip_ns for each in agents)),
+            find_adaptations(
+                options.path,
+                options.adapt,
+                max(agents[each].round_trip_ns for each in agents),
+                instance.pid,
+            ),
             stack.enter_context(FaultLog(options.fault_log)) if options.fault_log else None,
             hearing,
             options.straight,
