@@ -1,6 +1,6 @@
 // Times itself with a variable that may be remote; prints nanoseconds.
 //
-//	remote atomic N    what an atomic addition to it takes, of N
+//	remote atomic N    what an atomic addition to it takes, of N: the median, and on average
 //	remote load N      the same of a plain read
 //	remote store N     and of a plain write
 //	remote work N K    computing, allocating and system calls, N times some ten milliseconds of it, with one addition
@@ -11,6 +11,7 @@ import (
 	"crypto/sha256"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -28,17 +29,11 @@ func main() {
 	start := time.Now()
 	switch os.Args[1] {
 	case "atomic":
-		for range count {
-			atomic.AddInt64(&counter, 1)
-		}
+		each(count, func(int) { atomic.AddInt64(&counter, 1) })
 	case "load":
-		for range count {
-			sink += atomic.LoadInt64(&counter)
-		}
+		each(count, func(int) { sink += atomic.LoadInt64(&counter) })
 	case "store":
-		for i := range count {
-			counter = int64(i)
-		}
+		each(count, func(i int) { counter = int64(i) })
 	case "work":
 		between, _ := strconv.Atoi(os.Args[3])
 		for i := range count {
@@ -50,9 +45,21 @@ func main() {
 			}
 		}
 		fmt.Println(time.Since(start).Nanoseconds())
-		return
 	}
-	fmt.Println(time.Since(start).Nanoseconds() / int64(count))
+}
+
+// each prints what access takes.
+func each(count int, access func(int)) {
+	took := make([]int64, count)
+	var all int64
+	for i := range took {
+		start := time.Now()
+		access(i)
+		took[i] = time.Since(start).Nanoseconds()
+		all += took[i]
+	}
+	slices.Sort(took)
+	fmt.Println(took[count/2], all/int64(count))
 }
 
 func work() {
