@@ -5,7 +5,8 @@
 
 While a worker writes, calls are held back that could tell the difference, in their order: those of the thread that
 wrote, those on the same file or stream, and those that share descriptors or reach other processes. Calls that only
-receive are not, nor are those of other threads: they might be what empties the stream.
+receive are not, nor are those of other threads: they might be what empties the stream. Nor is close, which natively
+waits for nobody who reads: the worker has a descriptor of its own.
 
 A write that fails is remembered under its descriptor. What is written behind after it is dropped, as the program does
 not know yet; its next call on the descriptor that can tell of it returns the error.
@@ -48,6 +49,7 @@ _REACHES_OTHERS = (
         " rt_sigqueueinfo pidfd_getfd sync syncfs unshare".split()
     )
 )
+_F_GETFD, _F_SETFL = 1, 4  # with those between them, what fcntl does to one descriptor alone
 _WRITE, _PWRITEV2 = SYSCALLS["write"], SYSCALLS["pwritev2"]
 _PPOLL, _POLLFD = SYSCALLS["ppoll"], struct.Struct("=ihh")
 _SOME_ADDRESS = 1 << 12
@@ -64,6 +66,7 @@ class WriteBehind:
     """Makes what is written behind, on *workers* if need be.
 
     made: called with each write that has failed; take: called with a call that was held back, once it is its turn.
+    copy: returns a descriptor of the session's own for what one of the program's is open on.
     """
 
     def __init__(
@@ -72,13 +75,17 @@ class WriteBehind:
         workers: Workers[int],
         made: Callable[[Row, Args, Executed], None],
         take: Callable[[Syscall], None],
+        copy: Callable[[int], int],
     ) -> None:
         self._states = states
         self._workers = workers
         self._made = made
         self._take = take
+        self._copy = copy
         self._failed: dict[int, int] = {}  # errno by descriptor
         self._working: tuple[Syscall, DescriptorKind] | None = None
+        self._working_fd = -1  # the worker's
+        self._is_closed = False  # whether the program has closed the descriptor to which it writes
         self._held: list[Syscall] = []
         self._held_bytes = 0
 
@@ -96,6 +103,8 @@ class WriteBehind:
         """Forget the failures of descriptors that are closed."""
         for fd in [fd for fd in self._failed if first <= fd <= last]:
             del self._failed[fd]
+        if self._working is not None and first <= self._working[0].args[0] & 0xFFFFFFFF <= last:
+            self._is_closed = True
 
     def write(self, message: Syscall) -> None:
         """Make a posted write, now or in its turn. Raises: ProtocolError."""
@@ -109,10 +118,18 @@ class WriteBehind:
         executed = self._attempt(fd, kind, data, message)
         value, failure, _ = executed
         if failure in _TRIED_IN_VAIN or (not failure and value < len(data)):
-            self._working = message, kind or "pipe"
-            self._workers.start(message.id, lambda: _finish(fd, data[value:]))
+            self._begin(message, kind or "pipe", data[value:])
         elif failure:
             self._fail(message, kind or "pipe", executed)
+
+    def _begin(self, message: Syscall, kind: DescriptorKind, rest: bytes) -> None:
+        try:
+            fd = self._copy(message.args[0] & 0xFFFFFFFF)
+        except OSError as error:  # there are no more numbers
+            self._fail(message, kind, (0, error.errno or errno.EMFILE, {}))
+            return
+        self._working, self._working_fd, self._is_closed = (message, kind), fd, False
+        self._workers.start(message.id, lambda: _finish(fd, rest))
 
     @staticmethod
     def _attempt(fd: int, kind: DescriptorKind | None, data: bytes, message: Syscall) -> Executed:
@@ -143,7 +160,8 @@ class WriteBehind:
             return False
         message, kind = self._working
         self._working = None
-        if executed[1]:
+        os.close(self._working_fd)
+        if executed[1] and not self._is_closed:
             self._fail(message, kind, executed)
         held, self._held, self._held_bytes = self._held, [], 0
         for later in held:
@@ -157,7 +175,8 @@ class WriteBehind:
         """
         if self._working is None:
             return False
-        for before in (self._working[0], *self._held):
+        befores = self._held if message.name == "close" else (self._working[0], *self._held)
+        for before in befores:
             if before.posted and _must_follow(message, before):
                 self._held.append(message)
                 self._held_bytes += len(_data(message))
@@ -185,10 +204,12 @@ def _must_follow(message: Syscall, before: Syscall) -> bool:
     name = message.name
     if message.posted and name not in WRITES:
         return False  # it is about a descriptor that nobody writes to, and lets numbers become free
-    if name in _REACHES_OTHERS or message.tid == before.tid:
-        return True
     if name in _RECEIVES:
         return False
+    if name == "fcntl" and _F_GETFD <= message.args[1] & 0xFFFFFFFF <= _F_SETFL:
+        return _file(message.args[0]) == _file(before.args[0])
+    if name in _REACHES_OTHERS or message.tid == before.tid:
+        return True
     if name in WRITES or message.args[0] == before.args[0]:
         return _file(message.args[0]) == _file(before.args[0])
     return False

@@ -146,7 +146,7 @@ class Calls:
         self._lasting = lasting
         self.foresight = Foresight(self._send, keep, self._later, first_own, lasting)
         self._states = DescriptorStates(self._send, self.foresight.is_plain, first_own)
-        self._behind = WriteBehind(self._states, self._workers, self._made, self.take_call)
+        self._behind = WriteBehind(self._states, self._workers, self._made, self.take_call, self._copy)
         self.direct = DirectSockets(self._loop, self._send, self._copy, self._states, self._behind)
 
     @property

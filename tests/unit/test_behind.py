@@ -30,7 +30,7 @@ class Session:
         self._ids = itertools.count(1)
         self.workers: Workers[int] = Workers(lambda fd: fd)
         self.states = DescriptorStates(self.sent.append, lambda fd, device: True, FIRST_OWN)
-        self.behind = WriteBehind(self.states, self.workers, self._made, self._take)
+        self.behind = WriteBehind(self.states, self.workers, self._made, self._take, os.dup)
 
     def _made(self, row: object, args: object, executed: Executed) -> None:
         self.made.append((getattr(row, "name", ""), executed[1]))
@@ -143,6 +143,43 @@ def test_the_rest_waits_and_what_could_tell_waits_behind_it(session: Session, pi
         session.wait()
     assert session.taken == held
     os.close(other_end)
+
+
+def test_what_might_empty_a_stream_and_its_close_wait_for_no_write(
+    session: Session, pipe: tuple[int, int]
+) -> None:
+    reader, writer = pipe
+    os.write(writer, b"f" * (16 * 4096))
+    session.write(writer, b"last")
+    free = [
+        session.call("read", reader, THREAD),
+        session.call("epoll_pwait", 3, THREAD),
+        session.call("close", writer, THREAD),
+        Syscall(1 << 20, THIRD, PID, "fcntl", (reader + 100, 3, 0, 0, 0, 0)),
+    ]
+    for call in free:
+        assert not session.behind.holds(call), call.name
+    os.close(writer)
+    session.behind.forget(writer, writer)
+    got = b""
+    while chunk := os.read(reader, 1 << 20):
+        got += chunk
+        if session.behind.is_busy:
+            session.wait()
+    assert got.endswith(b"last")
+    assert session.behind.is_quiet
+
+
+def test_a_failure_of_what_is_closed_is_not_the_next_descriptors(
+    session: Session, pipe: tuple[int, int]
+) -> None:
+    reader, writer = pipe
+    os.write(writer, b"f" * (16 * 4096))
+    session.write(writer, b"lost")
+    session.behind.forget(writer, writer)
+    os.close(reader)
+    session.wait()
+    assert session.behind.failure_for(session.call("close", writer)) == 0
 
 
 def test_a_call_that_is_held_can_be_cancelled(session: Session, pipe: tuple[int, int]) -> None:
