@@ -297,11 +297,11 @@ def test_a_watcher_that_reads_nothing_keeps_nobody_waiting(served: Served) -> No
         slow = served.watcher()
         (facts,) = [each for each in slow.sessions if each.id not in before]
         slow.begin(Watch(1, "trace", facts.id, ("pread64",)))
-        process.stdin.write("1000 2\n")
-        process.stdin.flush()
-        process.stdout.readline()  # the program has its answers
         seen = 0
-        while seen < 2000:
+        while seen < 2000:  # what is made before the session knows of the watcher is not told
+            process.stdin.write("1000 2\n")
+            process.stdin.flush()
+            process.stdout.readline()  # the program has its answers
             for one in told(slow):
                 assert isinstance(one, WatchedCalls)
                 seen += len(one.calls) + one.lost
