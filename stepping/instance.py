@@ -84,6 +84,7 @@ class Instance:
         self._memfd = os.memfd_create("instance", os.MFD_CLOEXEC)
         os.ftruncate(self._memfd, _ADDRESS_SPACE_BYTES)
         gadget.install(self.main, self.memory)
+        _call(self.main, "personality", _libc.personality(_PERSONALITY_QUERY))  # for what it executes
         forget_vdso(self.memory, self.main.read_registers().sp)
         self.faults = self._make_userfault()
         self._path = os.readlink(f"/proc/{self.pid}/exe")
@@ -221,7 +222,7 @@ class Instance:
 
     def _make_userfault(self) -> UserFault:
         fd = _call(self.main, "userfaultfd", _O_NONBLOCK_CLOEXEC)
-        ours = _take_descriptor(self.pid, fd)
+        ours = take_descriptor(self.pid, fd)
         _call(self.main, "close", fd)
         return UserFault(ours)
 
@@ -293,7 +294,12 @@ def _addresses_fixed() -> Iterator[None]:
         _libc.personality(before)
 
 
-def _take_descriptor(pid: int, fd: int) -> int:
+def take_descriptor(pid: int, fd: int) -> int:
+    """Return a duplicate of process *pid*'s descriptor *fd*.
+
+    Raises:
+        SteppingError: the process is gone, or the kernel refuses.
+    """
     pidfd = os.pidfd_open(pid)
     try:
         ours = _libc.syscall(_NR_PIDFD_GETFD, pidfd, fd, 0)

@@ -14,6 +14,7 @@ import array
 import errno
 import fcntl
 import os
+import select
 import struct
 from typing import NamedTuple
 
@@ -71,6 +72,12 @@ class Listener:
     def fileno(self) -> int:
         """Return the descriptor to poll: readable when a call waits, hung up when no thread is left."""
         return self._fd
+
+    def is_used(self) -> bool:
+        """Whether a thread is left that could make a call."""
+        poll = select.poll()
+        poll.register(self._fd, select.POLLIN)
+        return not any(event & select.POLLHUP for _, event in poll.poll(0))
 
     def receive(self) -> Notification | None:
         """Return the next call; blocks if none waits. None if its thread was interrupted meanwhile."""

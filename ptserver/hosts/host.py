@@ -17,7 +17,6 @@ import contextlib
 import errno
 import itertools
 import os
-import select
 import signal
 from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Literal
@@ -173,9 +172,7 @@ class Host:
 
     def has_processes(self) -> bool:
         """Whether a process of the program is left that could make a call."""
-        poll = select.poll()
-        poll.register(self._listener.fileno(), select.POLLIN)
-        return not any(event & select.POLLHUP for _, event in poll.poll(0))
+        return self._listener.is_used()
 
     def close(self) -> None:
         """Kill the program if it still runs, and give up every descriptor."""

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
+from ptserver.spread.children import Children
 from ptserver.spread.futexes import COMMAND_MASK, FUTEX_WAKE, FUTEX_WAKE_BITSET
 from ptserver.spread.holding import ProcessorUse
 from ptserver.spread.host_pages import Emit, HostPages, is_in_call
@@ -101,6 +102,7 @@ class SpreadHost:
     """Host number *number*, which keeps *instance*; tells the home by *emit*, calls functions *later*.
 
     pass_on: sends a page straight to another host, if there is a connection. takers: what to do for further messages.
+    children: takes what becomes of the program's, at host 0.
     """
 
     def __init__(
@@ -111,17 +113,18 @@ class SpreadHost:
         later: Later,
         pass_on: PassOn = lambda to, page: False,
         takers: Mapping[type, Callable[..., None]] | None = None,
+        children: Children | None = None,
     ) -> None:
         self.number = number
         self.instance = instance
         self._emit = emit
         self._later = later
+        self._children = children
         self._use = ProcessorUse()
         self._stopped = ptrace_api.StoppedThreads(AMD64.codec.size)
         self.pages = HostPages(instance, emit, self._name, self._segfault, later, self._use, pass_on)
         self._by_kernel_tid: dict[int, _Thread] = {}
         self._by_tid: dict[int, _Thread] = {}
-        self._children: dict[int, Tracee] = {}
         self._idle: list[_Thread] = []
         self._births: dict[
             int, int
@@ -333,8 +336,8 @@ class SpreadHost:
                 self._take_stop(kernel_tid, raw)
 
     def _take_stop(self, kernel_tid: int, raw: int) -> None:
-        if kernel_tid in self._children:
-            self._child_reports(kernel_tid, raw)
+        if self._children is not None and self._children.has(kernel_tid):
+            self._children.take(kernel_tid, kernel_tid, raw, self._continue_elsewhere)
             return
         thread = self._by_kernel_tid.get(kernel_tid)
         if thread is None:
@@ -344,9 +347,8 @@ class SpreadHost:
             if self.number or raw & 0x7F != 0x7F:
                 return  # an agent that this process started, or a thread that died before it was known
             pid = read_pid(kernel_tid)
-            if pid != self.instance.pid:
-                self._children[kernel_tid] = Tracee(kernel_tid, pid)
-                self._child_reports(kernel_tid, raw)
+            if pid != self.instance.pid and self._children is not None:
+                self._children.take(kernel_tid, pid, raw, self._continue_elsewhere)
                 return
             thread = self._adopt(Tracee(kernel_tid, self.instance.pid), kernel_tid, _Doing.RUNNING)
             self._emit(ThreadBorn(kernel_tid))
@@ -359,26 +361,12 @@ class SpreadHost:
             self._called(thread)
         elif status.kind is WaitKind.SIGNAL_DELIVERY:
             self._signalled(thread, status)
-        elif status.event is Event.STOP and thread.tracee.read_registers().pc == AFTER_SYSCALL:
-            self._continue_elsewhere(thread.tracee)
+        elif status.event is Event.STOP and self._continue_elsewhere(thread.tracee):
             thread.tracee.resume()
         elif status.event is Event.STOP and thread.wanted and self._computes(thread):
             self._preempted(thread, 0)
         else:
             thread.tracee.resume()
-
-    def _child_reports(self, kernel_tid: int, raw: int) -> None:
-        """Let a child of the program, or a thread of one, go on: it is nobody's business, but has inherited the
-        filter.
-        """
-        tracee = self._children[kernel_tid]
-        status = tracee.note(raw)
-        if not status.is_stop:
-            del self._children[kernel_tid]
-            return
-        if status.event is Event.STOP and tracee.read_registers().pc == AFTER_SYSCALL:
-            self._continue_elsewhere(tracee)
-        tracee.resume()
 
     def _main_reports(self, raw: int) -> None:
         """Take the end of a blank instance; nothing else can happen to its first thread."""
@@ -484,13 +472,19 @@ class SpreadHost:
     def _has_computed(self, thread: _Thread) -> bool:
         return self._use.nanoseconds(thread.tracee.tid) - thread.used >= _BUSY_NS
 
-    def _continue_elsewhere(self, tracee: Tracee) -> None:
-        """Have a thread or child that a thread elsewhere has created begin where that one was."""
+    def _continue_elsewhere(self, tracee: Tracee) -> bool:
+        """Have a thread or child that a thread elsewhere has created begin where that one was.
+
+        Returns whether it is one.
+        """
         registers = tracee.read_registers()
+        if registers.pc != AFTER_SYSCALL:
+            return False
         pc = self._births.pop(registers.sp, None)
         if pc is not None:
             registers.pc = pc
             tracee.write_registers(registers)
+        return True
 
 
 def _fault_info(address: int) -> bytes:

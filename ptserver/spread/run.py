@@ -110,14 +110,20 @@ def run_spread(options: SpreadOptions) -> int:
             stack.enter_context(FaultLog(options.fault_log)) if options.fault_log else None,
             hearing,
             options.straight,
+            _traced(),
         )
+        stack.callback(session.children.serve_the_rest)
         registry, name = stack.enter_context(registered(options.path))
         control = Control(session, registry.listen(name), options.path)
         stack.callback(control.close)
         return session.run()
 
 
+def _traced() -> list[Sysno]:
+    return [SYSCALLS[name].numbers["amd64"] for name in (*_CALLS, _NOTED)]
+
+
 def _filter() -> bytes:
-    numbers = [SYSCALLS[name].numbers["amd64"] for name in (*_CALLS, _NOTED)]
+    numbers = _traced()
     numbers += map(Sysno, range(FIRST_HYPERCALL, LAST_HYPERCALL + 1))
     return instance_filter([Rule(number, Verdict.TRACE) for number in numbers], "amd64")

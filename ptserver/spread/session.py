@@ -6,7 +6,7 @@ What the home and host 0 say to each other waits in a list, so that each finishe
 import contextlib
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import msgspec
 
@@ -18,6 +18,7 @@ from ptserver.net.urgency import be_urgent
 from ptserver.spread.adaptations import ADAPTATIONS, Adaptations
 from ptserver.spread.address_space import ANYWHERE, AddressSpace
 from ptserver.spread.agents import Agent, Agents, HostAddress
+from ptserver.spread.children import Children
 from ptserver.spread.fault_log import FaultLog
 from ptserver.spread.hearing import Hearing
 from ptserver.spread.home import Home
@@ -28,6 +29,7 @@ from ptserver.spread.placement import Placement
 from ptserver.spread.processors import ProcessorError, check
 from ptserver.spread.requests import HostFailedError
 from stepping.instance import Instance
+from stepping.syscalls import Sysno
 
 #: How long hosts may take to tell the last of what became of goroutines.
 _LAST_EVENTS_SECONDS = 1.0
@@ -47,6 +49,7 @@ class SpreadSession:
     unused: what the program does not use of this machine's processor, so that further hosts may lack it.
     adaptations: what is changed in the program at all hosts; `unadapted`: those for which its code is unknown.
     hearing: who hears of its goroutines, if anybody does. straight: between which hosts pages go straight.
+    traced: the calls for which the filter of *instance* wants a tracer. children: those of the program.
     """
 
     def __init__(
@@ -62,6 +65,7 @@ class SpreadSession:
         fault_log: FaultLog | None = None,
         hearing: Hearing | None = None,
         straight: Straight = Straight.FAR,
+        traced: Sequence[Sysno] = (),
     ) -> None:
         self._fault_log = fault_log
         self._hearing = hearing
@@ -92,7 +96,8 @@ class SpreadSession:
         self.home.pages.place(0, instance.present)
         if hearing is not None:
             hearing.begin(self.home, instance, self._take_own, self.loop, placement, keepalive_seconds)
-        self._host = SpreadHost(0, instance, self._take_own, self.loop.later)
+        self.children = Children(self.loop, traced)
+        self._host = SpreadHost(0, instance, self._take_own, self.loop.later, children=self.children)
         self.loop.watch(signals.fileno(), self._on_signal)
         self.loop.watch(instance.faults.fileno(), self._host.pages.take_faults)
         for number in numbers:

@@ -66,6 +66,23 @@ def test_two_hosts_are_one_process(task: str) -> None:
     assert (status, out, err) == (0, _TASKS[task], "")
 
 
+def test_children_outlive_the_program() -> None:
+    """They read what comes after its end, and who waits for the end of their output waits for nobody else."""
+    with (
+        none_left(10),
+        subprocess.Popen(
+            ["ptserver", "run", "--spread", "local", build("spread_tasks", stub=True), "outlived"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=base_environment(),
+            text=True,
+        ) as child,
+    ):
+        assert child.wait(30) == 0
+        out, _ = child.communicate("one\ntwo\n", timeout=30)
+    assert sorted(out.splitlines()) == ["got one", "got two"]
+
+
 @pytest.mark.parametrize(
     ("task", "output"),
     [
