@@ -50,6 +50,7 @@ from ptserver.spread.messages import (
     Strayed,
     ThreadBorn,
     ThreadGone,
+    Watched,
     Woke,
     Words,
 )
@@ -115,13 +116,14 @@ class Home:
         self._companions = Companions()
         self._actions: dict[int, bytes] = {}
         self._waits = 0
-        self.turns = Turns(self.pages, time.monotonic, later)
+        self.turns = Turns(self.pages, send, time.monotonic, later)
         self._wakes = Wakes(self.threads, self.futexes, self._companions, self.pages, later)
         self._takers: dict[type, Callable[..., None]] = {
             Fault: self._fault,
             PageData: self._page_data,
             Arrived: self._arrived,
             Dropped: self._dropped,
+            Watched: self.turns.take_watched,
             Linked: self.links.take_linked,
             Unlinked: self.links.take_unlinked,
             Words: self.requests.take_words,

@@ -24,6 +24,8 @@ from ptserver.spread.messages import (
     SpreadMessage,
     TakeInventory,
     TryAgain,
+    Watch,
+    Watched,
     Words,
     ZeroPages,
 )
@@ -36,6 +38,8 @@ from stepping.maps import PAGE_BYTES
 Emit = Callable[[SpreadMessage], None]
 
 _ZERO_PAGE = bytes(PAGE_BYTES)
+#: How long a page is watched for a write: who works with it writes it more often.
+_WATCH_SECONDS = 300e-6
 
 
 class HostPages:
@@ -66,7 +70,9 @@ class HostPages:
         self._waiting: dict[int, list[tuple[int, int]]] = {}  # by page: kernel threads and addresses
         self._waiting_tids: set[int] = set()
         self._asked: dict[int, bool] = {}  # by page: whether it was asked for to write
-        self._clean: set[int] = set()  # pages that may be written, when that has been noted
+        self._quiet: dict[
+            int, bool
+        ] = {}  # pages that may be written, when that has been noted; whether they were, before that
         self._poisoned: set[int] = set()  # pages whose touch fails
         self.passing = Passing(emit, self._place, pass_on, later)
         self.takers: dict[type, Callable[..., None]] = {
@@ -79,6 +85,7 @@ class HostPages:
             TryAgain: self._try_again,
             Deny: self._deny,
             DropPage: partial(self._give, self._drop_page),
+            Watch: self._watch,
             ReadWords: self._read_words,
             Discard: self._discard,
             TakeInventory: self._take_inventory,
@@ -100,14 +107,13 @@ class HostPages:
         """Report the faults that wait."""
         for address, write, tid in self._faults.read():
             page = address // PAGE_BYTES
-            if write and page in self._clean:
-                self._clean.discard(page)
+            if write and self._quiet.pop(page, None) is not None:
                 self._faults.unprotect(page * PAGE_BYTES)
                 continue
             self._waiting.setdefault(page, []).append((tid, address))
             self._waiting_tids.add(tid)
             asked = self._asked.get(page)
-            if asked is None or (write and not asked):
+            if write is not asked:  # who reads may get it before who writes
                 self._asked[page] = write
                 self._emit(Fault(page, write, address, self._name(tid)))
 
@@ -129,8 +135,7 @@ class HostPages:
     def _take_page(self, page: int, keep: bool) -> PageData:
         """Return what the page has, which changes here no more; unless it is to be kept, it is not here any more."""
         address = page * PAGE_BYTES
-        dirty = page not in self._clean
-        self._clean.discard(page)
+        dirty = self._quiet.pop(page, True)
         self._faults.protect(address)
         data = self.instance.read(address, PAGE_BYTES)
         if not keep:
@@ -145,7 +150,7 @@ class HostPages:
         self._granted(page)
         self._holdings.came(page)
         if clean:
-            self._clean.add(page)
+            self._quiet[page] = False
         self._put(page, data, protected=not writable)
 
     def _zero_pages(self, message: ZeroPages) -> None:
@@ -197,16 +202,24 @@ class HostPages:
             self.instance.drop(page * PAGE_BYTES)
 
     def _drop_page(self, message: DropPage) -> None:
-        self._clean.discard(message.page)
+        self._quiet.pop(message.page, None)
         self.instance.drop(message.page * PAGE_BYTES)
         self._emit(Dropped(message.page))
+
+    def _watch(self, message: Watch) -> None:
+        page = message.page
+        if page not in self._quiet:
+            self._quiet[page] = True
+            self._faults.protect(page * PAGE_BYTES)
+        self._later(_WATCH_SECONDS, lambda: self._emit(Watched(message.turn, page not in self._quiet)))
 
     def _read_words(self, message: ReadWords) -> None:
         self._emit(Words(message.request, self.instance.read(message.address, message.size)))
 
     def _discard(self, message: Discard) -> None:
         pages = range(message.start // PAGE_BYTES, message.end // PAGE_BYTES)
-        self._clean = {page for page in self._clean if page not in pages}
+        for page in [page for page in self._quiet if page in pages]:
+            del self._quiet[page]
         self._cure(pages)
         self.instance.drop(message.start, message.end - message.start)
         self._emit(Done(message.request))

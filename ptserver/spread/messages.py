@@ -116,6 +116,13 @@ class PageData(SpreadMessage, frozen=True):
     dirty: bool
 
 
+class Watched(SpreadMessage, frozen=True):
+    """The answer to `Watch`. written: whether the page is still written here."""
+
+    turn: int
+    written: bool
+
+
 class Dropped(SpreadMessage, frozen=True):
     """The page is not here any more: the answer to `DropPage`."""
 
@@ -303,6 +310,13 @@ class DropPage(SpreadMessage, frozen=True):
     page: PageNumber
 
 
+class Watch(SpreadMessage, frozen=True):
+    """See whether a page that may be written here is, for a moment: answer `Watched`."""
+
+    turn: int
+    page: PageNumber
+
+
 class ReadWords(SpreadMessage, frozen=True):
     """Say what memory holds within one page that is here: answer `Words`."""
 
@@ -423,6 +437,7 @@ _OneToHome = (
     | PageData
     | Arrived
     | Dropped
+    | Watched
     | Linked
     | Unlinked
     | Words
@@ -457,6 +472,7 @@ _OneToHost = (
     | TryAgain
     | Deny
     | DropPage
+    | Watch
     | ReadWords
     | TakeInventory
     | Discard

@@ -14,12 +14,13 @@ Between two hosts that have a connection the content goes *straight*: its source
 other to expect it as soon as no third one has the page, and that is granted which the other says has arrived. Until
 then the page is the source's, which keeps the content; what does not arrive comes from there through the home.
 
-Migratory pages. A page that one host after the other reads and then writes (a lock, a counter) costs two transfers
-each time. When that has been seen, a reader gets it to itself at once. Now and then it gets it marked clean, so that
-its first write is noted; if it is asked to give such a page up before it has written it, the page is treated as an
-ordinary one again.
+Migratory pages. A page that one host after the other reads and soon afterwards writes (a lock, a counter) costs two
+transfers each time. When that has been seen, a reader gets it to itself at once. Now and then it gets it marked
+clean, so that its first write is noted; if it is asked to give such a page up before it has written it, the page is
+treated as an ordinary one again, for longer each time.
 """
 
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
@@ -39,6 +40,10 @@ from ptserver.spread.passing_messages import ExpectPage, PassAgain, PassPage, Se
 FIRST_TOUCH_PAGES, NEXT_TOUCH_PAGES = 16, 128
 #: A migratory page is marked clean one time in so many, more often at first: to note a write costs half a transfer.
 _CLEAN_TURNS = 64
+#: How soon after it has read a page a host writes one that is migratory.
+_SOON_SECONDS = 0.002
+#: How often that is not believed of a page of which it was wrong: twice as often each time, until so often.
+_MOST_DOUBTS = 256
 #: How many pages that have arrived straight a source keeps the content of until it is told.
 _MOST_UNSETTLED = 32
 
@@ -69,6 +74,21 @@ class _Transfer:
     then: Callable[[], None] | None = None
 
 
+@dataclass(slots=True)
+class _Habit:
+    """How a page is used. reader, at: who got it last to read it, and when; -1 once that is of no matter.
+
+    moves: how often it has moved as a migratory page, -1 if it is none. doubts: how often it is still not to be taken
+    for one; wrongs: how many there are the next time.
+    """
+
+    reader: int
+    at: float
+    moves: int = -1
+    doubts: int = 0
+    wrongs: int = 1
+
+
 class PageDirectory:
     """The directory; sends what must be done by *send(host, message)*. Counts of what happened are in `counts`."""
 
@@ -83,8 +103,7 @@ class PageDirectory:
         self._holders: dict[int, int] = {}
         self._writer: dict[int, int] = {}
         self._busy: dict[int, _Transfer] = {}
-        self._reader_before: dict[int, int] = {}
-        self._migratory: dict[int, int] = {}  # with how often they have moved so
+        self._habits: dict[int, _Habit] = {}
         self._touched: dict[
             int, int
         ] = {}  # by number of NEXT_TOUCH_PAGES: the host that touched one of them first
@@ -104,6 +123,15 @@ class PageDirectory:
         """Return a host that has the page, host 0 if it does; None if it is all zeros."""
         holders = self._holders.get(page)
         return None if holders is None else (holders & -holders).bit_length() - 1
+
+    def writer(self, page: int) -> int | None:
+        """Return the host that may write the page, unless it changes hands."""
+        return self._writer.get(page)
+
+    def is_migratory(self, page: int) -> bool:
+        """Whether who reads the page gets it to itself, since it will write it next."""
+        habit = self._habits.get(page)
+        return habit is not None and habit.moves >= 0
 
     def is_busy(self, pages: range) -> bool:
         """Whether one of *pages* changes hands."""
@@ -171,7 +199,7 @@ class PageDirectory:
         transfer = self._busy[page]
         transfer.data = data
         if not dirty:
-            self._migratory.pop(page, None)
+            self._is_not_migratory(page)
         if not transfer.drops:
             self._finish(page, transfer)
 
@@ -180,7 +208,7 @@ class PageDirectory:
         transfer = self._busy[page]
         assert transfer.number == number
         if not dirty:
-            self._migratory.pop(page, None)
+            self._is_not_migratory(page)
         unsettled = self._unsettled.setdefault(transfer.source, [])
         unsettled.append(number)
         if len(unsettled) >= _MOST_UNSETTLED:
@@ -220,8 +248,7 @@ class PageDirectory:
         for page in gone:
             hosts |= known.pop(page)
             self._writer.pop(page, None)
-            self._migratory.pop(page, None)
-            self._reader_before.pop(page, None)
+            self._habits.pop(page, None)
         for _, denied in self.take_denied(pages):
             hosts |= denied
         return hosts
@@ -275,8 +302,12 @@ class PageDirectory:
         return page not in self._holders and self._may_touch(page)
 
     def _upgrade(self, host: int, page: int, holders: int) -> None:
-        if self._reader_before.pop(page, None) == host:
-            self._migratory[page] = 0
+        habit = self._habits.get(page)
+        if habit is not None and habit.reader == host:
+            habit.reader = -1
+            if time.monotonic() - habit.at < _SOON_SECONDS:
+                habit.moves = -1 if habit.doubts else max(habit.moves, 0)
+                habit.doubts -= bool(habit.doubts)
         others = holders & ~(1 << host)
         if others:
             transfer = _Transfer(host, True, True, others.bit_count())
@@ -289,7 +320,7 @@ class PageDirectory:
         source = self._writer.pop(page, None)
         if source is None:
             source = (holders & -holders).bit_length() - 1
-        alone = write or page in self._migratory
+        alone = write or self.is_migratory(page)
         transfer = _Transfer(host, write, False, 0, alone, source)
         self._busy[page] = transfer
         if alone:
@@ -331,7 +362,7 @@ class PageDirectory:
                 self._writer[page] = host
             else:
                 self._holders[page] |= 1 << host
-                self._reader_before[page] = host
+                self._note_reader(page, host)
             self.counts["write" if write else "read"] += 1
             if transfer.data is None:  # it has arrived
                 self.counts["straight"] += 1
@@ -345,12 +376,27 @@ class PageDirectory:
         for next_host, wants_write in transfer.queue or ():
             self.request(next_host, page, write=wants_write)
 
+    def _note_reader(self, page: int, host: int) -> None:
+        habit = self._habits.get(page)
+        if habit is None:
+            self._habits[page] = _Habit(host, time.monotonic())
+        else:
+            habit.reader, habit.at = host, time.monotonic()
+
+    def _is_not_migratory(self, page: int) -> None:
+        habit = self._habits.get(page)
+        if habit is not None and habit.moves >= 0:
+            habit.moves, habit.doubts = -1, habit.wrongs
+            habit.wrongs = min(2 * habit.wrongs, _MOST_DOUBTS)
+
     def _is_turn(self, page: int) -> bool:
         """Whether a migratory page that goes to a reader is to be marked clean this time."""
-        turns = self._migratory.get(page)
-        if turns is not None:
-            self._migratory[page] = turns + 1
-        return turns is None or turns & (turns - 1) == 0 or turns % _CLEAN_TURNS == 0
+        habit = self._habits.get(page)
+        if habit is None or habit.moves < 0:
+            return True
+        moves = habit.moves
+        habit.moves += 1
+        return moves & (moves - 1) == 0 or moves % _CLEAN_TURNS == 0
 
     def _grant_write(self, host: int, page: int) -> None:
         self._holders[page] = 1 << host
