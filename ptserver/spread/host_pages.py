@@ -38,7 +38,7 @@ from stepping.maps import PAGE_BYTES
 Emit = Callable[[SpreadMessage], None]
 
 _ZERO_PAGE = bytes(PAGE_BYTES)
-#: How long a page is watched for a write: who works with it writes it more often.
+#: How long pages are watched for a write: who works with them writes more often.
 _WATCH_SECONDS = 300e-6
 
 
@@ -73,6 +73,7 @@ class HostPages:
         self._quiet: dict[
             int, bool
         ] = {}  # pages that may be written, when that has been noted; whether they were, before that
+        self._watched: Watch | None = None
         self._poisoned: set[int] = set()  # pages whose touch fails
         self.passing = Passing(emit, self._place, pass_on, later)
         self.takers: dict[type, Callable[..., None]] = {
@@ -109,6 +110,8 @@ class HostPages:
             page = address // PAGE_BYTES
             if write and self._quiet.pop(page, None) is not None:
                 self._faults.unprotect(page * PAGE_BYTES)
+                if self._watched is not None and page in self._watched.pages:
+                    self._end_watch(self._watched, written=True)
                 continue
             self._waiting.setdefault(page, []).append((tid, address))
             self._waiting_tids.add(tid)
@@ -207,11 +210,22 @@ class HostPages:
         self._emit(Dropped(message.page))
 
     def _watch(self, message: Watch) -> None:
-        page = message.page
-        if page not in self._quiet:
-            self._quiet[page] = True
-            self._faults.protect(page * PAGE_BYTES)
-        self._later(_WATCH_SECONDS, lambda: self._emit(Watched(message.turn, page not in self._quiet)))
+        watch = self._watched = message
+        for page in message.pages:
+            if page not in self._quiet:
+                self._quiet[page] = True
+                self._faults.protect(page * PAGE_BYTES)
+        self._later(_WATCH_SECONDS, lambda: self._end_watch(watch, written=False))
+
+    def _end_watch(self, watch: Watch, *, written: bool) -> None:
+        if self._watched is not watch:
+            return
+        self._watched = None
+        for page in watch.pages if written else ():
+            if self._quiet.get(page):
+                del self._quiet[page]
+                self._faults.unprotect(page * PAGE_BYTES)
+        self._emit(Watched(watch.turn, written))
 
     def _read_words(self, message: ReadWords) -> None:
         self._emit(Words(message.request, self.instance.read(message.address, message.size)))

@@ -117,7 +117,7 @@ class PageData(SpreadMessage, frozen=True):
 
 
 class Watched(SpreadMessage, frozen=True):
-    """The answer to `Watch`. written: whether the page is still written here."""
+    """The answer to `Watch`. written: whether one of the pages is still written here."""
 
     turn: int
     written: bool
@@ -311,10 +311,10 @@ class DropPage(SpreadMessage, frozen=True):
 
 
 class Watch(SpreadMessage, frozen=True):
-    """See whether a page that may be written here is, for a moment: answer `Watched`."""
+    """See whether any of *pages*, which may be written here, is, for a moment: answer `Watched`."""
 
     turn: int
-    page: PageNumber
+    pages: tuple[PageNumber, ...]
 
 
 class ReadWords(SpreadMessage, frozen=True):

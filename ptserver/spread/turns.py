@@ -6,8 +6,7 @@ for. So a page that hosts take from each other again and again, to write it, is 
 host has its *turn*, and gets all of them that it wanted in the turns before; what others want of them waits.
 
 A turn lasts for as long as it is made use of. While another host waits, who has the turn is asked from time to time
-whether what is waited for is still written (`Watch`); if not, or if it has been for long enough, the next has its
-turn. A turn is over as well when the thread falls asleep for which it is: goroutines that talk pass the pages on in
+whether it still writes hot pages (`Watch`); if not, or if it has for long enough, the next has its turn. A turn is over as well when the thread falls asleep for which it is: goroutines that talk pass the pages on in
 time.
 What is not hot is handed out as it is asked for, and so is what is only read: all hosts can have that.
 """
@@ -116,7 +115,7 @@ class Turns:
             self._next()
 
     def take_watched(self, host: int, message: Watched) -> None:
-        """Take the word of a host whether it still writes what another waits for."""
+        """Take the word of a host whether it still writes hot pages."""
         if message.turn != self._turn:
             return
         if message.written:
@@ -170,7 +169,9 @@ class Turns:
         elif self._pages.writer(page) != self._host:
             self._next()
         else:
-            self._send(self._host, Watch(self._turn, page))
+            mine = self._hosts[self._host].wanted
+            pages = [each for each in mine if self._pages.writer(each) == self._host][-_MOST_ALONG:]
+            self._send(self._host, Watch(self._turn, (page, *pages)))
 
     def _next(self) -> None:
         """Give the turn to who has waited longest, and what it wants with it."""
