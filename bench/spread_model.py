@@ -16,15 +16,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ptserver.spread.companions import Companions
-from ptserver.spread.messages import (
-    AllowWrite,
-    DropPage,
-    PutPage,
-    SendPage,
-    SpreadMessage,
-    TryAgain,
-    ZeroPages,
-)
+from ptserver.spread.messages import AllowWrite, DropPage, SpreadMessage, TryAgain, ZeroPages
+from ptserver.spread.outgoing import Outgoing
+from ptserver.spread.page_messages import Access, PutPages, SendPages
 from ptserver.spread.pages import PageDirectory
 
 
@@ -143,7 +137,8 @@ class Model:
             _Thread(number, self._hosts[host], touches) for number, (host, touches) in enumerate(program)
         ]
         self._slower = max(1.0, hosts / costs.processors) if costs.processors else 1.0
-        self._pages = PageDirectory(self._to_host, lambda page: True)
+        self._outgoing = Outgoing(self._to_host)
+        self._pages = PageDirectory(self._outgoing, lambda page: True)
         self._companions = Companions()
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
@@ -192,13 +187,21 @@ class Model:
         ):
             self._pages.fetch_ahead(host, page, write=write)
 
+    def _take_data(self, pages: tuple[int, ...]) -> None:
+        for page in pages:
+            self._pages.take_data(page, b"", dirty=True)
+
     def _to_home(self, host: _Host, do: Callable[[], None]) -> None:
         """Have the agent of *host* say something, and the home do what follows, each when it comes to it."""
         host.free = max(host.free, self._now) + self._costs.agent
 
         def arrive() -> None:
             self._home_free = max(self._home_free, self._now) + self._costs.home
-            self._at(self._home_free, do)
+            self._at(self._home_free, decide)
+
+        def decide() -> None:
+            do()
+            self._outgoing.flush()
 
         self._at(host.free + self._way(host), arrive)
 
@@ -213,17 +216,19 @@ class Model:
 
     def _take(self, host: _Host, message: SpreadMessage) -> None:
         match message:
-            case SendPage(page=page, keep=keep):
-                if keep:
-                    host.writable[page] = False
-                else:
-                    del host.writable[page]
-                self._to_home(host, lambda: self._pages.take_data(page, b"", dirty=True))
+            case SendPages(pages=pages, keep=keep):
+                for page, kept in zip(pages, keep, strict=True):
+                    if kept:
+                        host.writable[page] = False
+                    else:
+                        del host.writable[page]
+                self._to_home(host, lambda: self._take_data(pages))
             case DropPage(page=page):
                 del host.writable[page]
                 self._to_home(host, lambda: self._pages.take_dropped(page))
-            case PutPage(page=page, writable=writable, clean=clean):
-                self._give(host, page, writable or clean)
+            case PutPages(pages=pages, access=access):
+                for page, may in zip(pages, access, strict=True):
+                    self._give(host, page, may != Access.READ)
             case ZeroPages(page=first, count=count):
                 for page in range(first, first + count):
                     self._give(host, page, True)

@@ -44,7 +44,7 @@ _TWO, _THREE = struct.Struct("=QQ"), struct.Struct("=QQQ")
 _FOUR, _FIVE = struct.Struct("=QQQQ"), struct.Struct("=QQQQq")
 _READ_EVENTS = 32
 #: How much is copied at a time.
-_COPY_BYTES = 16 * PAGE_BYTES
+_COPY_BYTES = 64 * PAGE_BYTES
 
 
 class Fault(NamedTuple):

@@ -13,7 +13,8 @@ import json
 import time
 from types import TracebackType
 
-from ptserver.spread.messages import AllowWrite, Fault, PutPage, SpreadMessage, TryAgain, ZeroPages
+from ptserver.spread.messages import AllowWrite, Fault, SpreadMessage, TryAgain, ZeroPages
+from ptserver.spread.page_messages import PutPages
 from ptserver.spread.passing_messages import Arrived
 
 
@@ -40,7 +41,10 @@ class FaultLog:
 
     def sent(self, host: int, message: SpreadMessage) -> None:
         """Note what the home sends to a host, if that ends a wait."""
-        if isinstance(message, PutPage | AllowWrite | TryAgain | ZeroPages):
+        if isinstance(message, PutPages):
+            for page in message.pages:
+                self._write(host=host, page=page, count=1)
+        elif isinstance(message, AllowWrite | TryAgain | ZeroPages):
             self._write(
                 host=host, page=message.page, count=message.count if isinstance(message, ZeroPages) else 1
             )

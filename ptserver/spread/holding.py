@@ -15,6 +15,7 @@ two microseconds to read.
 
 import os
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 #: How long a page is kept at most.
@@ -75,13 +76,12 @@ class Holdings:
         self._fresh: dict[int, float] = {}  # by page that came lately: until when to keep it
         self._last_came = 0.0
 
-    def came(self, page: int) -> None:
-        """Keep *page*, which comes now, for `FRESH_SECONDS`."""
-        now = time.monotonic()
+    def came(self, pages: Iterable[int], now: float) -> None:
+        """Keep *pages*, which come now, for `FRESH_SECONDS`. now: of the monotonic clock, in seconds."""
         if now - self._last_came > FRESH_SECONDS:
             self._fresh.clear()
         self._last_came = now
-        self._fresh[page] = now + FRESH_SECONDS
+        self._fresh.update(dict.fromkeys(pages, now + FRESH_SECONDS))
 
     def begin(self, page: int, tids: list[int]) -> None:
         """Keep *page*, for which *tids* wait; they are woken right afterwards."""
@@ -91,16 +91,21 @@ class Holdings:
         waiting = [(tid, self._use.turns(tid)) for tid in tids]
         self._pages[page] = _Holding(waiting, time.monotonic() + LONGEST_SECONDS)
 
-    def wait(self, page: int) -> float:
-        """Return after how many seconds to ask again whether *page* may go; 0 if it may, and then it does."""
-        fresh = self._fresh.pop(page, None)
-        if fresh is not None and (seconds := fresh - time.monotonic()) > 0:
-            return seconds
+    def wait(self, page: int, now: float) -> float:
+        """Return after how many seconds to ask again whether *page* may go; 0 if it may, and then it does.
+
+        now: as for `came`.
+        """
+        fresh = self._fresh.get(page)
+        if fresh is not None:
+            if fresh > now:
+                return fresh - now
+            del self._fresh[page]
         holding = self._pages.get(page)
         if holding is None:
             return 0.0
         unused = all(turns == self._use.turns(tid) != -1 for tid, turns in holding.waiting)
-        if unused and time.monotonic() < holding.until:
+        if unused and now < holding.until:
             seconds = holding.next_look
             holding.next_look = min(2 * seconds, LAST_LOOK_SECONDS)
             return seconds

@@ -39,7 +39,6 @@ from ptserver.spread.messages import (
     Fault,
     Happened,
     Inventory,
-    PageData,
     Preempted,
     ProgramExited,
     Protect,
@@ -54,6 +53,8 @@ from ptserver.spread.messages import (
     Woke,
     Words,
 )
+from ptserver.spread.outgoing import Outgoing
+from ptserver.spread.page_messages import PagesData
 from ptserver.spread.pages import PageDirectory
 from ptserver.spread.passing_messages import Arrived, Linked, Unlinked
 from ptserver.spread.placement import HostLoad, Placement
@@ -98,9 +99,12 @@ class Home:
         straight: Straight = Straight.FAR,
     ) -> None:
         self.members = Members(hosts)
+        self._outgoing = Outgoing(send)
+        self.flush = self._outgoing.flush
+        send = self._outgoing.say
         self.space = space
         self.links = Links(send, lambda source, host: self.pages.pass_again(source, host), straight)
-        self.pages = PageDirectory(send, space.may_touch, self.links.are_linked)
+        self.pages = PageDirectory(self._outgoing, space.may_touch, self.links.are_linked)
         self.threads = Threads(send, self.members.leaves)
         self.status: int | None = None
         self._send = send
@@ -120,7 +124,7 @@ class Home:
         self._wakes = Wakes(self.threads, self.futexes, self._companions, self.pages, later)
         self._takers: dict[type, Callable[..., None]] = {
             Fault: self._fault,
-            PageData: self._page_data,
+            PagesData: self._pages_data,
             Arrived: self._arrived,
             Dropped: self._dropped,
             Watched: self.turns.take_watched,
@@ -253,8 +257,12 @@ class Home:
             if not self.turns.keeps(host, other):
                 self.pages.fetch_ahead(host, other, write=writes)
 
-    def _page_data(self, _host: int, message: PageData) -> None:
-        self.pages.take_data(message.page, message.data, dirty=message.dirty)
+    def _pages_data(self, _host: int, message: PagesData) -> None:
+        take, data, start = self.pages.take_data, message.data, 0
+        for page, dirty in zip(message.pages, message.dirty, strict=True):
+            end = start + PAGE_BYTES
+            take(page, data[start:end], dirty=bool(dirty))
+            start = end
 
     def _arrived(self, _host: int, message: Arrived) -> None:
         self.pages.take_arrived(message.page, message.transfer, dirty=message.dirty)

@@ -3,8 +3,10 @@ says.
 """
 
 import contextlib
+import math
+import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 from ptserver.spread.holding import Holdings, ProcessorUse
@@ -17,10 +19,7 @@ from ptserver.spread.messages import (
     Dropped,
     Fault,
     Inventory,
-    PageData,
-    PutPage,
     ReadWords,
-    SendPage,
     SpreadMessage,
     TakeInventory,
     TryAgain,
@@ -29,6 +28,7 @@ from ptserver.spread.messages import (
     Words,
     ZeroPages,
 )
+from ptserver.spread.page_messages import Access, PagesData, PutPages, SendPages
 from ptserver.spread.passing import Passing, PassOn
 from ptserver.spread.passing_messages import PassPage
 from ptserver.spread.requests import Later
@@ -78,9 +78,9 @@ class HostPages:
         self.passing = Passing(emit, self._place, pass_on, later)
         self.takers: dict[type, Callable[..., None]] = {
             **self.passing.takers,
-            SendPage: partial(self._give, self._send_page),
+            SendPages: lambda message: self._send_pages(message.pages, message.keep),
             PassPage: partial(self._give, self._pass_page),
-            PutPage: self._put_page,
+            PutPages: self._put_pages,
             ZeroPages: self._zero_pages,
             AllowWrite: self._allow_write,
             TryAgain: self._try_again,
@@ -120,41 +120,77 @@ class HostPages:
                 self._asked[page] = write
                 self._emit(Fault(page, write, address, self._name(tid)))
 
-    def _give(self, do: Callable[..., None], message: SendPage | PassPage | DropPage) -> None:
-        """Do what gives a page away, when it may go. The home sends nothing else about the page until it is gone."""
-        seconds = self._holdings.wait(message.page)
+    def _send_pages(self, pages: Sequence[int], keep: bytes | bytearray) -> None:
+        """Give those of *pages* that may go; the others later.
+
+        The home says nothing else about a page until it is gone.
+        """
+        now, wait = time.monotonic(), self._holdings.wait
+        late: list[int] = []
+        late_keep = bytearray()
+        seconds = math.inf
+        for page, kept in zip(pages, keep, strict=True):
+            delay = wait(page, now)
+            if delay:
+                late.append(page)
+                late_keep.append(kept)
+                seconds = min(seconds, delay)
+        if late:
+            self._later(seconds, lambda: self._send_pages(late, late_keep))
+            if len(late) == len(pages):
+                return
+            left = set(late)
+            keep = bytes(kept for page, kept in zip(pages, keep, strict=True) if page not in left)
+            pages = [page for page in pages if page not in left]
+        with contextlib.suppress(ProcessLookupError):  # it may be later, and the process has ended
+            self._emit(self._take_pages(pages, keep))
+
+    def _give(self, do: Callable[..., None], message: PassPage | DropPage) -> None:
+        """Do what gives a page away, when it may go."""
+        seconds = self._holdings.wait(message.page, time.monotonic())
         if seconds:
             self._later(seconds, lambda: self._give(do, message))
             return
-        with contextlib.suppress(ProcessLookupError):  # it may be later, and the process has ended
+        with contextlib.suppress(ProcessLookupError):
             do(message)
 
-    def _send_page(self, message: SendPage) -> None:
-        self._emit(self._take_page(message.page, message.keep))
-
     def _pass_page(self, message: PassPage) -> None:
-        self.passing.give(message.to, message.transfer, self._take_page(message.page, message.keep))
+        given = self._take_pages((message.page,), b"\1" if message.keep else b"\0")
+        self.passing.give(message.to, message.transfer, given)
 
-    def _take_page(self, page: int, keep: bool) -> PageData:
-        """Return what the page has, which changes here no more; unless it is to be kept, it is not here any more."""
-        address = page * PAGE_BYTES
-        dirty = self._quiet.pop(page, True)
-        self._faults.protect(address)
-        data = self.instance.read(address, PAGE_BYTES)
-        if not keep:
-            self.instance.drop(address)
-        return PageData(page, data, dirty)
+    def _take_pages(self, pages: Sequence[int], keep: bytes | bytearray) -> PagesData:
+        """Return what pages have, which change here no more; those that are not to be kept are not here any more."""
+        quiet = self._quiet
+        dirty = bytes(quiet.pop(page, True) for page in pages)
+        data = []
+        for page, count, kept in _runs(pages, keep):
+            address, size = page * PAGE_BYTES, count * PAGE_BYTES
+            self._faults.protect(address, size)
+            data.append(self.instance.read(address, size))
+            if not kept:
+                self.instance.drop(address, size)
+        return PagesData(tuple(pages), dirty, data[0] if len(data) == 1 else b"".join(data))
 
-    def _put_page(self, message: PutPage) -> None:
-        self._place(message.page, message.data, message.writable, message.clean)
-        self.passing.came_otherwise(message.page)
+    def _put_pages(self, message: PutPages) -> None:
+        pages, data, start = message.pages, message.data, 0
+        self._come(pages, message.access)
+        for page, count, access in _runs(pages, message.access):
+            end = start + count * PAGE_BYTES
+            self._put(page, data[start:end], protected=access != Access.WRITE)
+            start = end
+        self.passing.came_otherwise(pages)
 
-    def _place(self, page: int, data: bytes, writable: bool, clean: bool) -> None:
-        self._granted(page)
-        self._holdings.came(page)
-        if clean:
-            self._quiet[page] = False
-        self._put(page, data, protected=not writable)
+    def _place(self, page: int, data: bytes, access: Access) -> None:
+        self._come((page,), bytes((access,)))
+        self._put(page, data, protected=access is not Access.WRITE)
+
+    def _come(self, pages: Sequence[int], access: bytes) -> None:
+        for page in pages:
+            self._granted(page)
+        self._holdings.came(pages, time.monotonic())
+        if Access.CLEAN in access:
+            clean = [page for page, may in zip(pages, access, strict=True) if may == Access.CLEAN]
+            self._quiet.update(dict.fromkeys(clean, False))
 
     def _zero_pages(self, message: ZeroPages) -> None:
         pages = range(message.page, message.page + message.count)
@@ -248,6 +284,18 @@ class HostPages:
                 )
             )
         )
+
+
+def _runs(pages: Sequence[int], numbers: bytes | bytearray) -> Iterator[tuple[int, int, int]]:
+    """Yield (first page, how many, number) of those that follow each other and have the same of *numbers*."""
+    first, count, number = pages[0], 0, numbers[0]
+    for page, each in zip(pages, numbers, strict=True):
+        if page == first + count and each == number:
+            count += 1
+        else:
+            yield first, count, number
+            first, count, number = page, 1, each
+    yield first, count, number
 
 
 def is_in_call(pid: int, tid: int) -> bool:

@@ -16,6 +16,7 @@ from ptserver.spread.message_base import RequestId as RequestId
 from ptserver.spread.message_base import Several as Several
 from ptserver.spread.message_base import SpreadMessage as SpreadMessage
 from ptserver.spread.message_base import ThreadId as ThreadId
+from ptserver.spread.page_messages import PagesData, PutPages, SendPages
 from ptserver.spread.passing_messages import (
     Arrived,
     ExpectPage,
@@ -106,14 +107,6 @@ class Fault(SpreadMessage, frozen=True):
     write: bool
     access: U64
     tid: ThreadId = 0
-
-
-class PageData(SpreadMessage, frozen=True):
-    """The answer to `SendPage`. dirty: it was written here since it came."""
-
-    page: PageNumber
-    data: bytes
-    dirty: bool
 
 
 class Watched(SpreadMessage, frozen=True):
@@ -259,24 +252,6 @@ class Happened(SpreadMessage, frozen=True):
 
 
 # Home to host.
-
-
-class SendPage(SpreadMessage, frozen=True):
-    """Give a page: answer `PageData`. keep: it stays here, protected; otherwise it is dropped."""
-
-    page: PageNumber
-    keep: bool
-
-
-class PutPage(SpreadMessage, frozen=True):
-    """Here is a page. writable: it may be written without asking. clean: writable, but the first write is to be
-    noted.
-    """
-
-    page: PageNumber
-    data: bytes
-    writable: bool
-    clean: bool = False
 
 
 class ZeroPages(SpreadMessage, frozen=True):
@@ -434,7 +409,7 @@ _OneToHome = (
     | ClockIs
     | Alive
     | Fault
-    | PageData
+    | PagesData
     | Arrived
     | Dropped
     | Watched
@@ -459,8 +434,8 @@ _OneToHost = (
     Begin
     | TellClock
     | Alive
-    | SendPage
-    | PutPage
+    | SendPages
+    | PutPages
     | Link
     | Unlink
     | PassPage

@@ -24,16 +24,9 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from ptserver.spread.messages import (
-    AllowWrite,
-    Deny,
-    DropPage,
-    PutPage,
-    SendPage,
-    SpreadMessage,
-    TryAgain,
-    ZeroPages,
-)
+from ptserver.spread.messages import AllowWrite, Deny, DropPage, SpreadMessage, TryAgain, ZeroPages
+from ptserver.spread.outgoing import Outgoing
+from ptserver.spread.page_messages import Access
 from ptserver.spread.passing_messages import ExpectPage, PassAgain, PassPage, Settled
 
 #: So many untouched pages are given at the first touch of one, aligned; and at the next of the same host near it.
@@ -90,12 +83,13 @@ class _Habit:
 
 
 class PageDirectory:
-    """The directory; sends what must be done by *send(host, message)*. Counts of what happened are in `counts`."""
+    """The directory; *outgoing* takes what hosts must do. Counts of what happened are in `counts`."""
 
     def __init__(
-        self, send: Send, may_touch: MayTouch, is_straight: IsStraight = lambda source, host: False
+        self, outgoing: Outgoing, may_touch: MayTouch, is_straight: IsStraight = lambda source, host: False
     ) -> None:
-        self._send = send
+        self._outgoing = outgoing
+        self._send = outgoing.say
         self._may_touch = may_touch
         self._is_straight = is_straight
         self._last_number = 0
@@ -328,7 +322,7 @@ class PageDirectory:
             transfer.drops = others.bit_count()
             self._drop(page, others)
         if not self._is_straight(source, host):
-            self._send(source, SendPage(page, keep=not alone))
+            self._outgoing.ask(source, page, keep=not alone)
             return
         self._last_number += 1
         transfer.number = self._last_number
@@ -369,8 +363,8 @@ class PageDirectory:
             else:
                 self.counts["relayed"] += bool(host and transfer.source)
                 clean = transfer.alone and not write and self._is_turn(page)
-                writable = transfer.alone and not clean
-                self._send(host, PutPage(page, transfer.data, writable=writable, clean=clean))
+                access = Access.CLEAN if clean else Access.WRITE if transfer.alone else Access.READ
+                self._outgoing.put(host, page, transfer.data, access)
         if transfer.then is not None:
             transfer.then()
         for next_host, wants_write in transfer.queue or ():

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 
 from ptserver.errors import ProtocolError
 from ptserver.spread.message_base import SpreadMessage
-from ptserver.spread.messages import PageData
+from ptserver.spread.page_messages import Access, PagesData
 from ptserver.spread.passing_messages import Arrived, ExpectPage, PassAgain, PassedPage, Settled
 from ptserver.spread.requests import Later
 
@@ -26,12 +26,12 @@ _LATE_SECONDS = 500e-6
 
 
 class Passing:
-    """*place(page, data, writable, clean)* puts a page into memory; *emit* tells the home."""
+    """*place(page, data, access)* puts a page into memory; *emit* tells the home."""
 
     def __init__(
         self,
         emit: Callable[[SpreadMessage], None],
-        place: Callable[[int, bytes, bool, bool], None],
+        place: Callable[[int, bytes, Access], None],
         pass_on: PassOn,
         later: Later,
     ) -> None:
@@ -39,7 +39,7 @@ class Passing:
         self._place = place
         self._pass_on = pass_on
         self._later = later
-        self._kept: dict[int, PageData] = {}  # by transfer
+        self._kept: dict[int, PagesData] = {}  # by transfer
         self._expected: dict[int, ExpectPage] = {}  # by page
         self._early: dict[int, dict[int, PassedPage]] = {}  # by peer and transfer
         self._waiting: list[_Waiting] = []
@@ -49,12 +49,13 @@ class Passing:
             Settled: self._settled,
         }
 
-    def give(self, to: int, transfer: int, data: PageData) -> None:
+    def give(self, to: int, transfer: int, given: PagesData) -> None:
         """Send a page that is not in memory any more, or may not be written, to host *to*."""
-        if self._pass_on(to, PassedPage(data.page, transfer, data.data, data.dirty)):
-            self._kept[transfer] = data
+        (page,), (dirty,) = given.pages, given.dirty
+        if self._pass_on(to, PassedPage(page, transfer, given.data, bool(dirty))):
+            self._kept[transfer] = given
         else:
-            self._emit(data)
+            self._emit(given)
 
     def take(self, peer: int, message: PassedPage) -> None:
         """Take what a peer has sent.
@@ -75,10 +76,12 @@ class Passing:
         """Forget what a peer has sent that is not announced."""
         self._early.pop(peer, None)
 
-    def came_otherwise(self, page: int) -> None:
-        """Expect a page no more, which has come through the home."""
-        if self._expected.pop(page, None) is not None:
-            self._go_on(page)
+    def came_otherwise(self, pages: Iterable[int]) -> None:
+        """Expect pages no more, which have come through the home."""
+        if self._expected:
+            for page in pages:
+                if self._expected.pop(page, None) is not None:
+                    self._go_on(page)
 
     def when_here(self, pages: Iterable[int], then: Callable[[], None]) -> None:
         """Call *then* when all of *pages* that are expected have come, or after a while."""
@@ -99,8 +102,11 @@ class Passing:
     def _arrive(self, expected: ExpectPage, message: PassedPage) -> None:
         page = message.page
         del self._expected[page]
-        clean = expected.clean or (expected.clean_if_unwritten and not message.dirty)
-        self._place(page, message.data, expected.writable and not clean, clean)
+        if expected.clean or (expected.clean_if_unwritten and not message.dirty):
+            access = Access.CLEAN
+        else:
+            access = Access.WRITE if expected.writable else Access.READ
+        self._place(page, message.data, access)
         self._emit(Arrived(page, expected.transfer, message.dirty))
         self._go_on(page)
 

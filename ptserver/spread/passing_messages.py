@@ -58,7 +58,7 @@ class Unlink(SpreadMessage, frozen=True):
 
 
 class PassPage(SpreadMessage, frozen=True):
-    """Give a page to host *to*, as `SendPage`: send it `PassedPage`, or the home `PageData` without a connection."""
+    """Give host *to* a page, as `SendPages`: send it `PassedPage`, or the home `PagesData` if they are not linked."""
 
     page: PageNumber
     keep: bool
@@ -67,7 +67,7 @@ class PassPage(SpreadMessage, frozen=True):
 
 
 class PassAgain(SpreadMessage, frozen=True):
-    """*transfer* has not arrived, and will not: answer `PageData`, if it was sent to the other host."""
+    """*transfer* has not arrived, and will not: answer `PagesData`, if it was sent to the other host."""
 
     transfer: RequestId
 
@@ -79,7 +79,7 @@ class Settled(SpreadMessage, frozen=True):
 
 
 class ExpectPage(SpreadMessage, frozen=True):
-    """Take a page of host *source*, as `PutPage`: answer `Arrived`.
+    """Take a page of host *source*, as `PutPages`: answer `Arrived`.
 
     clean_if_unwritten: it is clean also if it was not written where it comes from.
     """
@@ -109,7 +109,7 @@ class Unlinked(SpreadMessage, frozen=True):
 
 
 class Arrived(SpreadMessage, frozen=True):
-    """The answer to `ExpectPage`: the page is here. dirty: as in `PageData`."""
+    """The answer to `ExpectPage`: the page is here. dirty: as in `PagesData`."""
 
     page: PageNumber
     transfer: RequestId
@@ -120,7 +120,7 @@ class Arrived(SpreadMessage, frozen=True):
 
 
 class PassedPage(SpreadMessage, frozen=True):
-    """The page of *transfer*. dirty: as in `PageData`."""
+    """The page of *transfer*. dirty: as in `PagesData`."""
 
     page: PageNumber
     transfer: RequestId

@@ -198,15 +198,18 @@ class SpreadSession:
         self.agents.remove(number)
 
     def _round(self) -> None:
+        self.home.flush()
         while self._to_host or self._to_home:
             messages, self._to_host = self._to_host, []
             self._host.take_all(messages)
             messages, self._to_home = self._to_home, []
             for message in messages:
                 self._tell_home(0, message)
+            self.home.flush()
         self.loop.round(self._flush)
 
     def _flush(self) -> None:
+        self.home.flush()
         self.agents.flush(self.loop)
 
     def _send(self, host: int, message: SpreadMessage) -> None:

@@ -12,18 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ptserver.spread.links import Links, Place, Straight
-from ptserver.spread.messages import (
-    AllowWrite,
-    DropPage,
-    Dropped,
-    Fault,
-    PageData,
-    PutPage,
-    SendPage,
-    SpreadMessage,
-    TryAgain,
-    ZeroPages,
-)
+from ptserver.spread.messages import AllowWrite, DropPage, Dropped, Fault, SpreadMessage, TryAgain, ZeroPages
+from ptserver.spread.outgoing import Outgoing
+from ptserver.spread.page_messages import Access, PagesData, PutPages, SendPages
 from ptserver.spread.pages import PageDirectory
 from ptserver.spread.passing import Passing
 from ptserver.spread.passing_messages import (
@@ -38,6 +29,7 @@ from ptserver.spread.passing_messages import (
     Unlink,
     Unlinked,
 )
+from stepping.maps import PAGE_BYTES
 
 _HOSTS = 4
 _PAGES = 4
@@ -60,9 +52,9 @@ class _Host:
         self.peers: set[int] = set()
         self.passing = Passing(self.outbox.append, self._place, self._pass_on, lambda *_: None)
 
-    def _place(self, page: int, data: bytes, writable: bool, clean: bool) -> None:
+    def _place(self, page: int, data: bytes, access: Access) -> None:
         assert page not in self.holds
-        self.holds[page] = [int(data), writable or clean, clean]
+        self.holds[page] = [int.from_bytes(data, "little"), access != Access.READ, access == Access.CLEAN]
 
     def _pass_on(self, to: int, page: PassedPage) -> bool:
         if to in self.peers:
@@ -78,24 +70,27 @@ class _Host:
             self.passing.forget(peer)
             self.outbox.append(Unlinked(peer))
 
-    def _give(self, page: int, *, keep: bool) -> PageData:
+    def _give(self, page: int, *, keep: bool) -> PagesData:
         value, writable, clean = self.holds[page]
         if keep:
             self.holds[page] = [value, False, False]
         else:
             del self.holds[page]
-        return PageData(page, b"%d" % value, dirty=writable and not clean)
+        return PagesData((page,), bytes((writable and not clean,)), value.to_bytes(PAGE_BYTES, "little"))
 
     def take_one(self) -> None:
         message = self.inbox.popleft()
         match message:
-            case SendPage(page=page, keep=keep):
-                self.outbox.append(self._give(page, keep=keep))
+            case SendPages(pages=pages, keep=keep):
+                given = [self._give(page, keep=bool(kept)) for page, kept in zip(pages, keep, strict=True)]
+                dirty, contents = (each.dirty for each in given), (each.data for each in given)
+                self.outbox.append(PagesData(pages, b"".join(dirty), b"".join(contents)))
             case PassPage(page=page, keep=keep, to=to, transfer=transfer):
                 self.passing.give(to, transfer, self._give(page, keep=keep))
-            case PutPage(page=page, data=data, writable=writable, clean=clean):
-                self._place(page, data, writable, clean)
-                self.passing.came_otherwise(page)
+            case PutPages(pages=pages, access=access, data=data):
+                for place, (page, may) in enumerate(zip(pages, access, strict=True)):
+                    self._place(page, data[place * PAGE_BYTES : (place + 1) * PAGE_BYTES], Access(may))
+                self.passing.came_otherwise(pages)
             case ExpectPage() | PassAgain() | Settled():
                 self.passing.takers[type(message)](message)
             case Link(peer=peer):
@@ -137,8 +132,11 @@ class _Program:
         def send(host: int, message: SpreadMessage) -> None:
             self.hosts[host].inbox.append(message)
 
-        self.links = Links(send, lambda source, host: self.directory.pass_again(source, host), Straight.ALL)
-        self.directory = PageDirectory(send, lambda page: page < _PAGES, self.links.are_linked)
+        self.outgoing = Outgoing(send)
+        self.links = Links(
+            self.outgoing.say, lambda source, host: self.directory.pass_again(source, host), Straight.ALL
+        )
+        self.directory = PageDirectory(self.outgoing, lambda page: page < _PAGES, self.links.are_linked)
         for number in range(1, _HOSTS):
             self.links.set_ready(number, Place(f"@{number}"))
         self.written = [0] * _PAGES
@@ -154,6 +152,8 @@ class _Program:
         """Return what could happen next."""
         channels: list[Callable[[], None]] = [host.take_one for host in self.hosts if host.inbox]
         channels += [partial(self._take, host) for host in self.hosts if host.outbox]
+        if self.outgoing.waits:
+            channels.append(self.outgoing.flush)
         for (source, to), wire in self.wires.items():
             here, there = self.hosts[source], self.hosts[to]
             if wire and source in there.peers:
@@ -181,8 +181,10 @@ class _Program:
                 self.links.take_linked(host.number, message)
             case Unlinked():
                 self.links.take_unlinked(host.number, message)
-            case PageData(page=page, data=data, dirty=dirty):
-                self.directory.take_data(page, data, dirty=dirty)
+            case PagesData(pages=pages, dirty=dirty, data=data):
+                for place, (page, is_dirty) in enumerate(zip(pages, dirty, strict=True)):
+                    content = data[place * PAGE_BYTES : (place + 1) * PAGE_BYTES]
+                    self.directory.take_data(page, content, dirty=bool(is_dirty))
             case Dropped(page=page):
                 self.directory.take_dropped(page)
 
@@ -310,6 +312,6 @@ def test_faults_for_a_page_on_its_way_are_served_in_their_order() -> None:
 
 def test_what_must_not_be_touched_is_denied() -> None:
     sent: list[tuple[int, SpreadMessage]] = []
-    directory = PageDirectory(lambda host, message: sent.append((host, message)), lambda page: False)
+    directory = PageDirectory(Outgoing(lambda *told: sent.append(told)), lambda page: False)
     directory.request(1, 7, write=False)
     assert [(host, type(message).__name__) for host, message in sent] == [(1, "Deny")]

@@ -5,7 +5,8 @@ import socket
 from ptserver.net.connection import Connection
 from ptserver.net.wire import Codec
 from ptserver.spread.bundle import MOST_MESSAGES, Bundle
-from ptserver.spread.messages import AllowWrite, PutPage, Several, SpreadMessage, ToHost
+from ptserver.spread.messages import AllowWrite, Several, SpreadMessage, ToHost
+from ptserver.spread.page_messages import Access, PutPages
 from stepping.maps import PAGE_BYTES
 
 
@@ -31,7 +32,10 @@ def _say(messages: list[SpreadMessage]) -> list[SpreadMessage]:
 
 
 def test_what_is_said_in_one_round_arrives_as_one_message_in_order() -> None:
-    messages: list[SpreadMessage] = [PutPage(7, bytes([1]) * PAGE_BYTES, writable=True), AllowWrite(8)]
+    messages: list[SpreadMessage] = [
+        PutPages((7,), bytes((Access.WRITE,)), b"\1" * PAGE_BYTES),
+        AllowWrite(8),
+    ]
     assert _say(messages) == [Several(tuple(messages))]
 
 

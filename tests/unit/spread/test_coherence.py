@@ -5,6 +5,7 @@ import pytest
 from ptserver.spread.coherence import CoherenceChecker, MemoryDiffersError
 from ptserver.spread.members import Members
 from ptserver.spread.messages import Inventory, SpreadMessage
+from ptserver.spread.outgoing import Outgoing
 from ptserver.spread.pages import PageDirectory
 
 
@@ -13,9 +14,7 @@ class _Checked:
 
     def __init__(self) -> None:
         self.sent: list[tuple[int, SpreadMessage]] = []
-        self.pages = PageDirectory(
-            lambda host, message: self.sent.append((host, message)), lambda page: page == 1
-        )
+        self.pages = PageDirectory(Outgoing(lambda *told: self.sent.append(told)), lambda page: page == 1)
         self.pages.place(0, [1, 2])
         self.pages.request(1, 1, write=False)
         self.pages.take_data(1, b"", dirty=True)

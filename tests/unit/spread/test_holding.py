@@ -1,6 +1,7 @@
 """How long a page that has come stays, though others want it."""
 
 import os
+import time
 
 import pytest
 
@@ -39,28 +40,28 @@ def holdings(use: _Use) -> Holdings:
 
 
 def test_a_page_for_which_nobody_waited_goes_at_once(holdings: Holdings) -> None:
-    assert holdings.wait(_PAGE) == 0
+    assert holdings.wait(_PAGE, time.monotonic()) == 0
 
 
 def test_a_page_stays_until_one_of_those_whom_it_woke_has_run(holdings: Holdings, use: _Use) -> None:
     use.counts = {1: 5, 2: 9}
     holdings.begin(_PAGE, [1, 2])
     holdings.begin(_OTHER, [1])
-    waits = [holdings.wait(_PAGE) for _ in range(8)]
+    waits = [holdings.wait(_PAGE, time.monotonic()) for _ in range(8)]
     assert waits == sorted(waits)
     assert FIRST_LOOK_SECONDS <= waits[0] < waits[-1] == LAST_LOOK_SECONDS
     use.counts[2] = 10
-    assert holdings.wait(_PAGE) == 0
-    assert holdings.wait(_OTHER) > 0  # thread 1 has not run yet
+    assert holdings.wait(_PAGE, time.monotonic()) == 0
+    assert holdings.wait(_OTHER, time.monotonic()) > 0  # thread 1 has not run yet
     use.counts[1] = 6
-    assert holdings.wait(_OTHER) == 0
+    assert holdings.wait(_OTHER, time.monotonic()) == 0
 
 
 def test_a_page_goes_when_its_thread_is_gone(holdings: Holdings, use: _Use) -> None:
     use.counts = {1: 5}
     holdings.begin(_PAGE, [1])
     use.counts = {}
-    assert holdings.wait(_PAGE) == 0
+    assert holdings.wait(_PAGE, time.monotonic()) == 0
 
 
 def test_a_page_goes_after_a_while_whatever_its_thread_does(
@@ -70,9 +71,9 @@ def test_a_page_goes_after_a_while_whatever_its_thread_does(
     monkeypatch.setattr(holding.time, "monotonic", lambda: now)
     use.counts = {1: 5}
     holdings.begin(_PAGE, [1])
-    assert holdings.wait(_PAGE) > 0
+    assert holdings.wait(_PAGE, time.monotonic()) > 0
     now += LONGEST_SECONDS
-    assert holdings.wait(_PAGE) == 0
+    assert holdings.wait(_PAGE, time.monotonic()) == 0
 
 
 def test_a_page_that_has_come_stays_a_little_whoever_it_is_for(
@@ -80,12 +81,10 @@ def test_a_page_that_has_come_stays_a_little_whoever_it_is_for(
 ) -> None:
     now = 100.0
     monkeypatch.setattr(holding.time, "monotonic", lambda: now)
-    holdings.came(_PAGE)
-    holdings.came(_OTHER)
-    assert holdings.wait(_PAGE) == pytest.approx(FRESH_SECONDS)
-    assert holdings.wait(_PAGE) == 0  # who asks again has waited
+    holdings.came([_PAGE, _OTHER], now)
+    assert holdings.wait(_PAGE, now) == pytest.approx(FRESH_SECONDS)
     now += FRESH_SECONDS
-    assert holdings.wait(_OTHER) == 0
+    assert holdings.wait(_PAGE, now) == holdings.wait(_OTHER, now) == 0
 
 
 def test_the_kernel_counts_how_often_a_thread_gets_a_processor() -> None:

@@ -10,14 +10,12 @@ from ptserver.spread.messages import (
     DropPage,
     Dropped,
     Fault,
-    PageData,
-    PutPage,
     Return,
-    SendPage,
     SpreadMessage,
     Start,
     ThreadState,
 )
+from ptserver.spread.page_messages import Access, PagesData, PutPages, SendPages
 from ptserver.spread.placement import Stay
 from ptserver.stub.hypercalls import Hypercall
 from stepping.maps import PAGE_BYTES
@@ -51,25 +49,28 @@ class _Hosts:
     def settle(self) -> list[tuple[int, SpreadMessage]]:
         """Let the hosts answer; return what they have been told."""
         done = 0
+        self.home.flush()
         while done < len(self.sent):
             host, message = self.sent[done]
             done += 1
-            if isinstance(message, SendPage):
-                self.home.take(host, PageData(message.page, bytes(PAGE_BYTES), dirty=True))
+            if isinstance(message, SendPages):
+                count = len(message.pages)
+                self.home.take(host, PagesData(message.pages, b"\1" * count, bytes(count * PAGE_BYTES)))
             elif isinstance(message, Capture):
                 self.home.take(host, Captured(_TID, _STATE))
+            self.home.flush()
         return list(self.sent)
 
 
 def test_a_thread_finds_its_stack_where_it_starts() -> None:
     told = _Hosts().migrate(0, 1)
     assert [(host, type(message)) for host, message in told] == [
-        (0, SendPage),
+        (0, SendPages),
         (0, Capture),
-        (1, PutPage),
+        (1, PutPages),
         (1, Start),
     ]
-    assert told[2][1] == PutPage(_STACK, bytes(PAGE_BYTES), writable=True)
+    assert told[2][1] == PutPages((_STACK,), bytes((Access.WRITE,)), bytes(PAGE_BYTES))
 
 
 def test_what_it_touched_first_the_last_times_goes_along() -> None:
@@ -79,9 +80,11 @@ def test_what_it_touched_first_the_last_times_goes_along() -> None:
         hosts.touch(1, _RECORD)
         hosts.migrate(1, 0)
         hosts.touch(0, _RECORD)
-    told = [(host, type(message)) for host, message in hosts.migrate(0, 1)]
-    assert told.count((1, PutPage)) == 2
-    assert told[-1] == (1, Start)
+    *_, (host, put), last = hosts.migrate(0, 1)
+    assert host == 1
+    assert isinstance(put, PutPages)
+    assert put.pages == (_STACK, _RECORD)
+    assert isinstance(last[1], Start)
 
 
 def test_nothing_is_fetched_for_a_thread_that_stays() -> None:

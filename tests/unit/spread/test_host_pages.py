@@ -5,9 +5,11 @@ from typing import Any, cast
 
 import pytest
 
-from ptserver.spread.holding import ProcessorUse
+from ptserver.spread import host_pages
+from ptserver.spread.holding import FRESH_SECONDS, ProcessorUse
 from ptserver.spread.host_pages import HostPages
-from ptserver.spread.messages import Fault, PageData, PutPage, SendPage, SpreadMessage
+from ptserver.spread.messages import Fault, SpreadMessage
+from ptserver.spread.page_messages import Access, PagesData, PutPages, SendPages
 from stepping.instance import Instance
 from stepping.maps import PAGE_BYTES
 from stepping.userfault import Fault as KernelFault
@@ -30,7 +32,8 @@ class _Host:
     def __init__(self) -> None:
         self.faults: list[KernelFault] = []
         self.sent: list[SpreadMessage] = []
-        self.timers: list[Any] = []
+        self.timers: list[tuple[float, Any]] = []
+        self.now = 100.0
         self.use = _Use()
         nothing = lambda *_, **__: None  # noqa: E731
         faults = SimpleNamespace(read=lambda: self.faults, copy=nothing, protect=nothing)
@@ -40,7 +43,7 @@ class _Host:
             self.sent.append,
             lambda tid: tid if tid == _THREAD else 0,
             nothing,
-            lambda _, then: self.timers.append(then),
+            lambda seconds, then: self.timers.append((self.now + seconds, then)),
             self.use,
         )
 
@@ -51,25 +54,33 @@ class _Host:
     def take(self, message: SpreadMessage) -> None:
         self.pages.takers[type(message)](message)
 
+    def fire(self) -> None:
+        """Let the time come for what waits."""
+        ((self.now, then),) = self.timers
+        self.timers.clear()
+        then()
+
 
 @pytest.fixture
-def host() -> _Host:
-    return _Host()
+def host(monkeypatch: pytest.MonkeyPatch) -> _Host:
+    host = _Host()
+    monkeypatch.setattr(host_pages.time, "monotonic", lambda: host.now)
+    return host
 
 
 def test_a_page_is_given_away_when_the_thread_that_waited_for_it_has_run(host: _Host) -> None:
     host.touch(_THREAD)
     assert host.pages.is_waiting(_THREAD)
-    host.take(PutPage(_PAGE, bytes(PAGE_BYTES), writable=True))
+    host.take(PutPages((_PAGE,), bytes((Access.WRITE,)), bytes(PAGE_BYTES)))
     assert not host.pages.is_waiting(_THREAD)
-    host.take(SendPage(_PAGE, keep=False))
+    host.take(SendPages((_PAGE,), b"\0"))
     assert host.sent == [Fault(_PAGE, True, _PAGE * PAGE_BYTES, _THREAD)]
     for _ in range(2):  # it is fresh, and then the thread has not run
-        host.timers.pop()()
+        host.fire()
         assert len(host.timers) == 1
     host.use.count += 1
-    host.timers.pop()()
-    assert host.sent[1:] == [PageData(_PAGE, bytes(PAGE_BYTES), dirty=True)]
+    host.fire()
+    assert host.sent[1:] == [PagesData((_PAGE,), b"\1", bytes(PAGE_BYTES))]
     assert not host.timers
 
 
@@ -77,8 +88,20 @@ def test_a_page_is_not_kept_for_a_child_that_shares_the_memory_and_nothing_is_op
     host: _Host,
 ) -> None:
     host.touch(_CHILD)
-    host.take(PutPage(_PAGE, bytes(PAGE_BYTES), writable=True))
-    host.take(SendPage(_PAGE, keep=False))
-    host.timers.pop()()
-    assert host.sent[1:] == [PageData(_PAGE, bytes(PAGE_BYTES), dirty=True)]
+    host.take(PutPages((_PAGE,), bytes((Access.WRITE,)), bytes(PAGE_BYTES)))
+    host.take(SendPages((_PAGE,), b"\0"))
+    host.fire()
+    assert host.sent[1:] == [PagesData((_PAGE,), b"\1", bytes(PAGE_BYTES))]
     assert not host.use.asked
+
+
+def test_of_several_pages_those_go_at_once_that_may(host: _Host) -> None:
+    host.touch(_THREAD)  # waits for the first
+    others = _PAGE + 1, _PAGE + 2
+    host.take(PutPages((_PAGE, *others), bytes((Access.WRITE,)) * 3, bytes(3 * PAGE_BYTES)))
+    host.now += 2 * FRESH_SECONDS
+    host.take(SendPages((others[0], _PAGE, others[1]), b"\1\0\0"))
+    assert host.sent[1:] == [PagesData(others, b"\1\1", bytes(2 * PAGE_BYTES))]
+    host.use.count += 1
+    host.fire()
+    assert host.sent[2:] == [PagesData((_PAGE,), b"\1", bytes(PAGE_BYTES))]

@@ -1,6 +1,7 @@
 """How many untouched pages of a spread program a host gets at once."""
 
 from ptserver.spread.messages import SpreadMessage, ZeroPages
+from ptserver.spread.outgoing import Outgoing
 from ptserver.spread.pages import FIRST_TOUCH_PAGES, NEXT_TOUCH_PAGES, PageDirectory
 
 _FIRST = 5 * NEXT_TOUCH_PAGES
@@ -8,7 +9,9 @@ _FIRST = 5 * NEXT_TOUCH_PAGES
 
 def _touch(*touches: tuple[int, int]) -> list[SpreadMessage]:
     sent: list[SpreadMessage] = []
-    directory = PageDirectory(lambda _, message: sent.append(message), lambda page: page < 2 * _FIRST)
+    directory = PageDirectory(
+        Outgoing(lambda _, message: sent.append(message)), lambda page: page < 2 * _FIRST
+    )
     for host, page in touches:
         directory.request(host, page, write=True)
     return sent

@@ -6,7 +6,7 @@ import pytest
 
 from ptserver.errors import ProtocolError
 from ptserver.spread.message_base import SpreadMessage
-from ptserver.spread.messages import PageData
+from ptserver.spread.page_messages import Access, PagesData
 from ptserver.spread.passing import MOST_EARLY, Passing
 from ptserver.spread.passing_messages import Arrived, ExpectPage, PassAgain, PassedPage, Settled
 from stepping.maps import PAGE_BYTES
@@ -21,7 +21,7 @@ class _Host:
 
     def __init__(self) -> None:
         self.told: list[SpreadMessage] = []
-        self.placed: list[tuple[int, bytes, bool, bool]] = []
+        self.placed: list[tuple[int, bytes, Access]] = []
         self.passed: list[tuple[int, PassedPage]] = []
         self.timers: list[Callable[[], None]] = []
         self.is_linked = True
@@ -54,7 +54,7 @@ def test_a_page_is_placed_when_it_is_here_and_announced(host: _Host, is_early: b
     first()
     assert not host.placed
     second()
-    assert host.placed == [(_PAGE, _DATA, True, False)]
+    assert host.placed == [(_PAGE, _DATA, Access.WRITE)]
     assert host.told == [Arrived(_PAGE, _TRANSFER, dirty=True)]
 
 
@@ -84,7 +84,7 @@ def test_a_peer_can_have_only_so_much_wait(host: _Host) -> None:
 def test_a_page_that_was_not_written_where_it_comes_from_is_marked_clean(host: _Host) -> None:
     host.take(ExpectPage(_PAGE, _TRANSFER, _PEER, writable=True, clean_if_unwritten=True))
     host.passing.take(_PEER, PassedPage(_PAGE, _TRANSFER, _DATA, dirty=False))
-    assert host.placed == [(_PAGE, _DATA, False, True)]
+    assert host.placed == [(_PAGE, _DATA, Access.CLEAN)]
 
 
 def test_what_came_early_over_a_connection_that_is_lost_is_not_used(host: _Host) -> None:
@@ -96,20 +96,20 @@ def test_what_came_early_over_a_connection_that_is_lost_is_not_used(host: _Host)
 
 def test_what_is_given_away_is_kept_until_it_is_settled(host: _Host) -> None:
     for transfer in (1, 2):
-        host.passing.give(_PEER, transfer, PageData(_PAGE, _DATA, dirty=True))
+        host.passing.give(_PEER, transfer, PagesData((_PAGE,), b"\1", _DATA))
     assert [(to, page.transfer) for to, page in host.passed] == [(_PEER, 1), (_PEER, 2)]
     assert not host.told
     host.take(Settled((1,)))
     for transfer in (1, 2, 2):
         host.take(PassAgain(transfer))
-    assert host.told == [PageData(_PAGE, _DATA, dirty=True)]
+    assert host.told == [PagesData((_PAGE,), b"\1", _DATA)]
 
 
 def test_what_cannot_go_straight_goes_through_the_home_once(host: _Host) -> None:
     host.is_linked = False
-    host.passing.give(_PEER, 1, PageData(_PAGE, _DATA, dirty=False))
+    host.passing.give(_PEER, 1, PagesData((_PAGE,), b"\0", _DATA))
     host.take(PassAgain(1))
-    assert host.told == [PageData(_PAGE, _DATA, dirty=False)]
+    assert host.told == [PagesData((_PAGE,), b"\0", _DATA)]
 
 
 def test_who_needs_pages_waits_for_those_that_are_expected(host: _Host) -> None:
@@ -130,7 +130,7 @@ def test_who_needs_a_page_goes_on_when_it_comes_through_the_home_or_late(host: _
     host.take(_EXPECTED)
     host.passing.when_here([_PAGE], lambda: gone_on.append("late"))
     if comes:
-        host.passing.came_otherwise(_PAGE)
+        host.passing.came_otherwise([_PAGE])
     else:
         host.timers.pop()()
     assert gone_on == ["late"]

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from ptserver.spread.messages import SpreadMessage, Watch, Watched
+from ptserver.spread.outgoing import Outgoing
 from ptserver.spread.pages import PageDirectory
 from ptserver.spread.turns import Turns
 
@@ -17,7 +18,7 @@ class _Pages(PageDirectory):
     """Notes what is asked of it, as (host, page, whether ahead). It is there at once."""
 
     def __init__(self) -> None:
-        super().__init__(lambda host, message: None, lambda page: True)
+        super().__init__(Outgoing(lambda host, message: None), lambda page: True)
         self.asked: list[tuple[int, int, bool]] = []
         self.migratory: set[int] = set()
 

@@ -7,17 +7,8 @@ import pytest
 from ptserver.spread.address_space import AddressSpace
 from ptserver.spread.futexes import FUTEX_WAIT
 from ptserver.spread.home import Home
-from ptserver.spread.messages import (
-    Called,
-    Fault,
-    PageData,
-    PutPage,
-    Return,
-    SendPage,
-    SpreadMessage,
-    ThreadGone,
-    Woke,
-)
+from ptserver.spread.messages import Called, Fault, Return, SpreadMessage, ThreadGone, Woke
+from ptserver.spread.page_messages import Access, PagesData, PutPages, SendPages
 from ptserver.spread.placement import Stay
 from stepping.syscalls import SYSCALLS
 
@@ -47,6 +38,7 @@ class _Home:
         """Have the host of a thread say something; return what hosts are told."""
         self.sent.clear()
         self.home.take(self.home.threads[tid].host, message)
+        self.home.flush()
         return list(self.sent)
 
     def wait(self, tid: int) -> list[tuple[int, SpreadMessage]]:
@@ -122,15 +114,15 @@ def test_what_was_wanted_when_it_was_woken_before_is_there_when_it_is_woken_agai
         home.wake(_WAKER)
         home.wait(_WAKER)
         home.take(_FAR, Fault(_PAGE, True, _PAGE << 12, _FAR))
-        home.take(_WAKER, PageData(_PAGE, b"", dirty=True))
+        home.take(_WAKER, PagesData((_PAGE,), b"\1", b""))
         home.wake(_FAR)
         home.take(_WAKER, Fault(_PAGE, True, _PAGE << 12, 0))
-        home.take(_FAR, PageData(_PAGE, b"", dirty=True))
+        home.take(_FAR, PagesData((_PAGE,), b"\1", b""))
     home.wait(_FAR)
     home.wake(_WAKER)
-    assert home.wait(_WAKER) == [(0, SendPage(_PAGE, keep=False))]
-    assert home.take(_WAKER, PageData(_PAGE, b"", dirty=True)) == [
-        (1, PutPage(_PAGE, b"", writable=True)),
+    assert home.wait(_WAKER) == [(0, SendPages((_PAGE,), b"\0"))]
+    assert home.take(_WAKER, PagesData((_PAGE,), b"\1", b"")) == [
+        (1, PutPages((_PAGE,), bytes((Access.WRITE,)), b"")),
         (1, Return(_FAR, 0)),
     ]
     home.sent.clear()
