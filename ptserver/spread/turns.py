@@ -6,8 +6,8 @@ for. So a page that hosts take from each other again and again, to write it, is 
 host has its *turn*, and gets all of them that it wanted in the turns before; what others want of them waits.
 
 A turn lasts for as long as it is made use of. While another host waits, who has the turn is asked from time to time
-whether it still writes hot pages (`Watch`); if not, or if it has for long enough, the next has its turn. A turn is over as well when the thread falls asleep for which it is: goroutines that talk pass the pages on in
-time.
+whether it still writes hot pages (`Watch`); if not, or if it has for long enough, the next has its turn. A turn is
+over as well when the thread falls asleep for which it is: goroutines that talk pass the pages on in time.
 What is not hot is handed out as it is asked for, and so is what is only read: all hosts can have that.
 """
 
