@@ -48,6 +48,7 @@ WAYS: dict[str, tuple[list[str], str]] = {
     "one processor": (["run"], "1"),
     "two processors": (["run"], "2"),
     "two hosts": (["run", "--spread", "local"], "2"),
+    "by agents": (["run", "--spread", "agent"], "2"),
 }
 
 

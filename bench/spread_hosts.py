@@ -36,7 +36,7 @@ class Prediction(NamedTuple):
 
 def _record(hosts: int, rounds: int, folder: Path) -> Recorded:
     log = folder / f"{hosts}.jsonl"
-    command = [PTSERVER, "run", "--spread", ",".join(["local"] * (hosts - 1)), "--place", "stay"]
+    command = [PTSERVER, "run", "--spread", ",".join(["agent"] * (hosts - 1)), "--place", "stay"]
     command += ["--fault-log", str(log), str(build("spread_speed", stub=True)), "workers", str(rounds)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_SECONDS)
     if done.returncode:

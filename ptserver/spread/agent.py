@@ -15,37 +15,20 @@ from ptserver.net.keepalive import KeepAlive
 from ptserver.net.poll_loop import PollLoop
 from ptserver.net.urgency import be_urgent
 from ptserver.net.wire import Codec
+from ptserver.spread.blank import make_blank
 from ptserver.spread.bundle import Bundle
 from ptserver.spread.clocks import shift_clock
 from ptserver.spread.event_reader import EventReader
 from ptserver.spread.host import SpreadHost
 from ptserver.spread.messages import Alive, Begin, ClockIs, Ready, Several, TellClock, ToHost
 from ptserver.spread.peers import Peers
-from ptserver.stub.hypercalls import FIRST_HYPERCALL, LAST_HYPERCALL
+from ptserver.spread.reports import take_stops
 from stepping.errors import SteppingError
-from stepping.instance import Image, Instance, instance_filter
-from stepping.instance_ring import put_ring
-from stepping.launch import Program
-from stepping.seccomp import Rule, Verdict
-from stepping.syscalls import SYSCALLS, Sysno
 
-#: What a thread away from host 0 does by itself; all else is for the home to decide.
-_LOCAL = frozenset(
-    "arch_prctl clock_gettime nanosleep sched_yield getrandom rt_sigprocmask rt_sigreturn getcpu".split()
-)
-_LAST_NUMBER = 1023
 #: How long the home may take to hear the last.
 _LAST_WORDS_SECONDS = 1.0
 #: Where an agent that is executed finds its connection.
 _SPAWNED_FD = 3
-
-
-def blank_filter() -> bytes:
-    """Return the filter of a blank instance."""
-    local = {SYSCALLS[name].numbers["amd64"] for name in _LOCAL}
-    numbers = [*range(_LAST_NUMBER + 1), *range(FIRST_HYPERCALL, LAST_HYPERCALL + 1)]
-    rules = [Rule(Sysno(number), Verdict.TRACE) for number in numbers if number not in local]
-    return instance_filter(rules, "amd64")
 
 
 def run_agent(stream: Stream, path: str) -> None:
@@ -101,18 +84,19 @@ class _Agent:
             elif isinstance(message, Begin):
                 self._begin(message)
             elif self._host is not None:
-                self._host.take_all(message.messages if isinstance(message, Several) else (message,))
+                for each in message.messages if isinstance(message, Several) else (message,):
+                    self._host.take(each)
 
     def _take_signals(self) -> None:
         self._signals.receive()
         if self._host is not None:
-            self._host.take_stops()
+            take_stops((self._host,))
 
     def close(self) -> None:
         if self._peers is not None:
             self._peers.close()
         if self._host is not None:
-            self._host.instance.close()
+            self._host.close()
         self._connection.close()
 
     def _lost(self, reason: str) -> None:
@@ -127,42 +111,20 @@ class _Agent:
             lambda _: Alive(answer=True),
         )
         try:
-            instance = self._make_instance(message)
+            shift_clock(message.clock_offset_ns)
+            instance, ring = make_blank(self._path, message)
         except SteppingError as error:
             self._connection.send(Ready(str(error)))
             return
         say = self._bundle.say
+        if ring is not None:
+            self._events = EventReader(ring, say, self._loop.later, message.clock_offset_ns)
         peers = Peers(message.host, self._stream, self._loop, say, message.keepalive_seconds)
         host = SpreadHost(message.host, instance, say, self._loop.later, peers.say, peers.takers)
         peers.begin(host.pages.passing.take, host.pages.passing.forget)
         self._loop.watch(instance.faults.fileno(), host.pages.take_faults)
         self._host, self._peers = host, peers
         self._connection.send(Ready(listening=peers.listening))
-
-    def _make_instance(self, message: Begin) -> Instance:
-        shift_clock(message.clock_offset_ns)
-        null = os.open(os.devnull, os.O_RDWR)
-        program = Program(
-            path=self._path,
-            argv=[os.fsencode(self._path)],
-            env=[],
-            bpf=blank_filter(),
-            stdio=(null, null, null),
-            new_session=True,
-        )
-        instance = Instance(program)
-        os.close(null)
-        try:
-            instance.be_blank(Image(message.regions))
-            if message.recorder is not None:
-                ring = put_ring(instance, message.recorder.address, message.recorder.code)
-                self._events = EventReader(ring, self._bundle.say, self._loop.later, message.clock_offset_ns)
-            for patch in message.patches:
-                instance.change_code(patch.address, patch.old, patch.new)
-        except BaseException:
-            instance.close()
-            raise
-        return instance
 
 
 def fork_agent(path: str) -> tuple[int, socket.socket]:

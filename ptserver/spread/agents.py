@@ -1,4 +1,4 @@
-"""The other hosts of a spread program, as its home reaches them: connections by number, and how a host is had."""
+"""The hosts of a spread program that the home reaches by a connection, by number, and how such a host is had."""
 
 import contextlib
 import os
@@ -23,8 +23,8 @@ from ptserver.spread.offer import offer_spread
 from ptserver.spread.passing_messages import Listening
 from ptserver.spread.processors import lacking
 
-#: The name of a host on this machine that the home starts by itself.
-LOCAL = "local"
+#: The names of hosts on this machine: kept by the home's own process, and by an agent that the home starts.
+LOCAL, AGENT = "local", "agent"
 
 #: How long an agent on this machine may take to end when its connection is closed.
 _END_SECONDS = 3.0
@@ -32,7 +32,7 @@ _END_SECONDS = 3.0
 
 @dataclass(frozen=True)
 class HostAddress:
-    """Where a host is. address: where `ptserver remote` waits, or `LOCAL` for one on this machine.
+    """Where a host is. address: where `ptserver remote` waits, or `LOCAL` or `AGENT` for one on this machine.
 
     keys: the folder of keys for it, if any; token_file: as for `ptserver run`.
     """
@@ -75,12 +75,11 @@ class Agent:
 
 
 class Agents:
-    """All of them by number, from 1. Close it."""
+    """All of them by number. Close it."""
 
     def __init__(self, path: str) -> None:
         self._path = path
         self._agents: dict[int, Agent] = {}
-        self._last = 0
 
     def __getitem__(self, number: int) -> Agent:
         return self._agents[number]
@@ -94,7 +93,7 @@ class Agents:
         Raises:
             PtServerError: as `ptserver.spread.offer.offer_spread`.
         """
-        if where.address != LOCAL:
+        if where.address != AGENT:
             stream, features = offer_spread(self._path, where.address, where.keys, where.token_file)
             connection = _connection(stream)
             lacks = lacking(this_machine().cpu_features, features)
@@ -108,11 +107,9 @@ class Agents:
         """As `reach`, while *loop* goes on; it calls *then* with the host, or with why it cannot be had."""
         meanwhile(loop, where.address, lambda: self.reach(where, anew=True), then)
 
-    def add(self, agent: Agent) -> int:
-        """Give a host its number, one that none has had, and return it."""
-        self._last += 1
-        self._agents[self._last] = agent
-        return self._last
+    def add(self, number: int, agent: Agent) -> None:
+        """Give a host its number, one that none has had."""
+        self._agents[number] = agent
 
     def remove(self, number: int) -> Agent:
         """Let a host go, and have it end; return what it was."""

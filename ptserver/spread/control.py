@@ -13,7 +13,7 @@ from functools import partial
 from ptserver.errors import ConnectionLostError, ProtocolError
 from ptserver.net.connection import Connection
 from ptserver.net.wire import Codec
-from ptserver.spread.agents import LOCAL, HostAddress
+from ptserver.spread.agents import HostAddress
 from ptserver.spread.operator_messages import (
     Did,
     Drain,
@@ -166,7 +166,7 @@ class Control:
         here = [thread for thread in home.threads if thread.host == host]
         return HostRow(
             host,
-            self._session.agents[host].where.address if host else LOCAL,
+            self._session.address(host),
             condition.value if condition is not None else "",
             len(here),
             sum(self._doing(thread) == "runs" for thread in here),

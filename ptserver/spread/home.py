@@ -196,10 +196,13 @@ class Home:
         for start, size, protection in self._memory.protections:
             self._tell(host, partial(Protect, tid=0, start=start, size=size, protection=protection))
 
-    def set_ready(self, host: int, place: Place) -> None:
-        """Let threads go to a host that has prepared itself. place: how other hosts reach it."""
+    def set_ready(self, host: int, place: Place | None = None) -> None:
+        """Let threads go to a host that has prepared itself. place: how other hosts reach it; None if it is in this
+        process, where nothing can go straight.
+        """
         self.members.set_ready(host)
-        self.links.set_ready(host, place)
+        if place is not None:
+            self.links.set_ready(host, place)
         if self.events is not None:
             self.events.join(host)
 

@@ -11,7 +11,7 @@ Thread rules: the thread that traces.
 import contextlib
 import signal
 import struct
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
@@ -150,14 +150,18 @@ class SpreadHost:
         if number == 0:
             self._adopt(instance.main, instance.pid, _Doing.ASKING)
 
-    def take_all(self, messages: Iterable[SpreadMessage]) -> None:
+    def take(self, message: SpreadMessage) -> None:
         """Do what the home says, unless the program is gone."""
-        takers = self._takers
-        for message in messages:
-            try:
-                takers[type(message)](message)
-            except (TraceeGoneError, ProcessLookupError):
-                continue
+        try:
+            self._takers[type(message)](message)
+        except (TraceeGoneError, ProcessLookupError):
+            return
+
+    def close(self) -> None:
+        """Have the process end, and give up all descriptors."""
+        for kernel_tid in self._by_kernel_tid:
+            self._use.forget(kernel_tid)
+        self.instance.close()
 
     def run_main(self) -> None:
         """Host 0: let the program begin."""
@@ -323,19 +327,16 @@ class SpreadHost:
 
     # What threads do.
 
-    def take_stops(self) -> None:
-        """Deal with every thread that has something to report."""
-        while True:
-            try:
-                kernel_tid, raw = ptrace_api.wait_any(block=False)
-            except TraceeGoneError:
-                return
-            if raw is None:
-                return
-            with contextlib.suppress(TraceeGoneError):
-                self._take_stop(kernel_tid, raw)
+    def knows(self, kernel_tid: int) -> bool:
+        """Whether this kernel thread belongs to the instance, as far as is known."""
+        return kernel_tid in self._by_kernel_tid or kernel_tid == self.instance.pid
 
-    def _take_stop(self, kernel_tid: int, raw: int) -> None:
+    def take_stop(self, kernel_tid: int, raw: int) -> None:
+        """Take what a kernel thread of the instance, or of a child, reports.
+
+        Raises:
+            TraceeGoneError: it is gone meanwhile.
+        """
         if self._children is not None and self._children.has(kernel_tid):
             self._children.take(kernel_tid, kernel_tid, raw, self._continue_elsewhere)
             return

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ptserver.hosts.signals import HostSignals
 from ptserver.net.keepalive import DEFAULT_SECONDS
 from ptserver.spread.adaptations import find_adaptations
-from ptserver.spread.agents import Agents, HostAddress
+from ptserver.spread.agents import LOCAL, Agents, HostAddress
 from ptserver.spread.control import Control
 from ptserver.spread.deciders import HearingPlacement, ServerDecider
 from ptserver.spread.fault_log import FaultLog
@@ -68,8 +68,12 @@ def run_spread(options: SpreadOptions) -> int:
     with contextlib.ExitStack() as stack:
         agents = Agents(options.path)
         stack.callback(agents.close)
-        for where in options.hosts:
-            agents.add(agents.reach(where))
+        inner = []
+        for number, where in enumerate(options.hosts, 1):
+            if where.address == LOCAL:
+                inner.append(number)
+            else:
+                agents.add(number, agents.reach(where))
         unused: frozenset[str] = frozenset()
         for agent in map(agents.__getitem__, agents):
             if options.common_cpu:
@@ -98,13 +102,15 @@ def run_spread(options: SpreadOptions) -> int:
             instance,
             signals,
             agents,
+            inner,
+            options.path,
             options.keepalive_seconds,
             options.check_seconds,
             unused,
             find_adaptations(
                 options.path,
                 options.adapt,
-                max(agents[each].round_trip_ns for each in agents),
+                max((agents[each].round_trip_ns for each in agents), default=0),
                 instance.pid,
             ),
             stack.enter_context(FaultLog(options.fault_log)) if options.fault_log else None,
@@ -112,6 +118,7 @@ def run_spread(options: SpreadOptions) -> int:
             options.straight,
             _traced(),
         )
+        stack.callback(session.close)
         stack.callback(session.children.serve_the_rest)
         registry, name = stack.enter_context(registered(options.path))
         control = Control(session, registry.listen(name), options.path)

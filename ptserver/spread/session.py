@@ -1,7 +1,4 @@
-"""The loop of a spread program's home, which it shares with host 0.
-
-What the home and host 0 say to each other waits in a list, so that each finishes with one message before the next.
-"""
+"""The loop of a spread program's home, which it shares with the hosts of its own process."""
 
 import contextlib
 import os
@@ -17,17 +14,18 @@ from ptserver.net.poll_loop import PollLoop
 from ptserver.net.urgency import be_urgent
 from ptserver.spread.adaptations import ADAPTATIONS, Adaptations
 from ptserver.spread.address_space import ANYWHERE, AddressSpace
-from ptserver.spread.agents import Agent, Agents, HostAddress
+from ptserver.spread.agents import LOCAL, Agent, Agents, HostAddress
 from ptserver.spread.children import Children
 from ptserver.spread.fault_log import FaultLog
 from ptserver.spread.hearing import Hearing
 from ptserver.spread.home import Home
-from ptserver.spread.host import SpreadHost
+from ptserver.spread.inner_hosts import InnerHosts
 from ptserver.spread.links import Straight
 from ptserver.spread.messages import Alive, Begin, Ready, Several, SpreadMessage
 from ptserver.spread.placement import Placement
 from ptserver.spread.processors import ProcessorError, check
 from ptserver.spread.requests import HostFailedError
+from stepping.errors import SteppingError
 from stepping.instance import Instance
 from stepping.syscalls import Sysno
 
@@ -44,7 +42,10 @@ class HostLostError(PtServerError):
 
 
 class SpreadSession:
-    """Runs the program of *instance*, which is host 0, over that and *agents*. home: decides; loop: waits.
+    """Runs the program of *instance*, which is host 0, over that, the hosts *inner* of this process, which it makes,
+    and *agents*; both by number. home: decides; loop: waits. Close it.
+
+    path: the program's file.
 
     unused: what the program does not use of this machine's processor, so that further hosts may lack it.
     adaptations: what is changed in the program at all hosts; `unadapted`: those for which its code is unknown.
@@ -58,6 +59,8 @@ class SpreadSession:
         instance: Instance,
         signals: HostSignals,
         agents: Agents,
+        inner: Sequence[int],
+        path: str,
         keepalive_seconds: float,
         check_seconds: float,
         unused: frozenset[str],
@@ -78,8 +81,8 @@ class SpreadSession:
         self.pid = instance.pid
         self._signals = signals
         self._keepalive_seconds = keepalive_seconds
-        self._to_host: list[SpreadMessage] = []  # host 0, of the home
-        self._to_home: list[SpreadMessage] = []  # and the other way
+        self._to_begin = inner
+        self._inner = InnerHosts(path, self.loop, self._tell_home, self._lost)
         self._joining: dict[int, Told] = {}
         self._keepalives: dict[int, KeepAlive] = {}
         space = AddressSpace()
@@ -89,17 +92,18 @@ class SpreadSession:
             space.add_region(*region, mapped=True)
         space.add_region(*ANYWHERE)
         numbers = list(agents)
+        self._last_number = len(numbers) + len(inner)
         self.home = Home(
-            1 + len(numbers), self._send, self.loop.later, placement, space, check_seconds, straight
+            1 + self._last_number, self._send, self.loop.later, placement, space, check_seconds, straight
         )
         self.home.threads.begin(instance.pid)
         self.home.pages.place(0, instance.present)
         if hearing is not None:
-            hearing.begin(self.home, instance, self._take_own, self.loop, placement, keepalive_seconds)
+            emit = self._inner.emitter(0)
+            hearing.begin(self.home, instance, emit, self.loop, placement, keepalive_seconds)
         self.children = Children(self.loop, traced)
-        self._host = SpreadHost(0, instance, self._take_own, self.loop.later, children=self.children)
+        self._inner.add(0, instance, self.children)
         self.loop.watch(signals.fileno(), self._on_signal)
-        self.loop.watch(instance.faults.fileno(), self._host.pages.take_faults)
         for number in numbers:
             self._begin(number, _must_start)
 
@@ -109,6 +113,9 @@ class SpreadSession:
         Raises:
             LaunchError, HostLostError: as `ptserver.spread.run.run_spread`.
         """
+        for number in self._to_begin:
+            _must_start(self._begin_inner(number), number)
+            self.home.set_ready(number)
         be_urgent()
         self._flush()
         for number in self.agents:
@@ -116,7 +123,7 @@ class SpreadSession:
                 self.agents[number].read()
         while self._joining:
             self._round()
-        self._host.run_main()
+        self._inner[0].run_main()
         while self.home.status is None:
             self._round()
         self._flush()
@@ -128,6 +135,7 @@ class SpreadSession:
         """Take what hosts still have to tell of goroutines."""
         assert self.home.events is not None
         hearing.finish()
+        self._inner.finish_events()
         late: list[bool] = []
         self.loop.later(_LAST_EVENTS_SECONDS, lambda: late.append(True))
         while not (self.home.events.is_over or late):
@@ -136,6 +144,14 @@ class SpreadSession:
 
     def join(self, where: HostAddress, told: Told) -> None:
         """Take another host, which tells when it is ready."""
+        if where.address == LOCAL:
+            number = self._new_number()
+            error = self._begin_inner(number)
+            if not error:
+                self.home.join(number)
+                self.home.set_ready(number)
+            told(error, number)
+            return
 
         def take(found: Agent | PtServerError) -> None:
             if isinstance(found, PtServerError):
@@ -147,7 +163,8 @@ class SpreadSession:
                 found.connection.close()
                 told(str(error), 0)
                 return
-            number = self.agents.add(found)
+            number = self._new_number()
+            self.agents.add(number, found)
             self._begin(number, told)
             self.home.join(number)
 
@@ -168,22 +185,42 @@ class SpreadSession:
         else:
             self.home.empty(host, done)
 
+    def address(self, host: int) -> str:
+        """Return where a host is, as the user says it."""
+        return LOCAL if host in self._inner else self.agents[host].where.address
+
+    def close(self) -> None:
+        """Have the processes of the hosts of this one end, but for host 0's."""
+        self._inner.close()
+
+    def _new_number(self) -> int:
+        self._last_number += 1
+        return self._last_number
+
+    def _begin_message(self, number: int, clock_offset_ns: int = 0) -> Begin:
+        return Begin(
+            number,
+            tuple(self.home.space.regions),
+            self._keepalive_seconds,
+            clock_offset_ns,
+            self._patches,
+            self._hearing.recorder if self._hearing is not None else None,
+        )
+
+    def _begin_inner(self, number: int) -> str:
+        """Make a host of this process; return why it cannot be had, or nothing."""
+        try:
+            self._inner.begin(self._begin_message(number))
+        except (SteppingError, OSError) as error:
+            return str(error)
+        return ""
+
     def _begin(self, number: int, told: Told) -> None:
         agent = self.agents[number]
         self.home.turns.note_round_trip(agent.round_trip_ns / 1e9)
         agent.read = self._reader(number, agent)
         self._joining[number] = told
-        regions = tuple(self.home.space.regions)
-        agent.connection.send(
-            Begin(
-                number,
-                regions,
-                self._keepalive_seconds,
-                agent.clock_offset_ns,
-                self._patches,
-                self._hearing.recorder if self._hearing is not None else None,
-            )
-        )
+        agent.connection.send(self._begin_message(number, agent.clock_offset_ns))
         self._keepalives[number] = KeepAlive(
             agent.connection,
             self.loop.later,
@@ -193,18 +230,16 @@ class SpreadSession:
         )
 
     def _let_go(self, number: int) -> None:
+        if number in self._inner:
+            self._inner.remove(number)
+            return
         self._keepalives.pop(number).stop()
         self.loop.unwatch(self.agents[number].connection.fileno())
         self.agents.remove(number)
 
     def _round(self) -> None:
         self.home.flush()
-        while self._to_host or self._to_home:
-            messages, self._to_host = self._to_host, []
-            self._host.take_all(messages)
-            messages, self._to_home = self._to_home, []
-            for message in messages:
-                self._tell_home(0, message)
+        while self._inner.hand_over():
             self.home.flush()
         self.loop.round(self._flush)
 
@@ -215,18 +250,18 @@ class SpreadSession:
     def _send(self, host: int, message: SpreadMessage) -> None:
         if self._fault_log is not None:
             self._fault_log.sent(host, message)
-        if host == 0:
-            self._to_host.append(message)
+        if host in self._inner:
+            self._inner.say(host, message)
         else:
             self.agents[host].bundle.say(message)
-
-    def _take_own(self, message: SpreadMessage) -> None:
-        self._to_home.append(message)
 
     def _tell_home(self, host: int, message: SpreadMessage) -> None:
         if self._fault_log is not None:
             self._fault_log.taken(host, message)
-        self.home.take(host, message)
+        try:
+            self.home.take(host, message)
+        except HostFailedError as error:
+            raise HostLostError(f"{error}; the program has been killed") from error
 
     def _reader(self, number: int, agent: Agent) -> Callable[[], None]:
         def read() -> None:
@@ -248,6 +283,8 @@ class SpreadSession:
             HostLostError: something was.
         """
         if self.home.status is not None:
+            if number in self._inner:
+                return
             self.loop.unwatch(self.agents[number].connection.fileno())
             if self.home.events is not None:
                 self.home.events.remove(number)
@@ -278,18 +315,15 @@ class SpreadSession:
                 self.home.set_ready(number, self.agents[number].place(message.listening))
                 told("", number)
             return
-        try:
-            self._tell_home(number, message)
-        except HostFailedError as error:
-            raise HostLostError(f"{error}; the program has been killed") from error
+        self._tell_home(number, message)
 
     def _on_signal(self) -> None:
         for signo, from_kernel in self._signals.receive():
             if signo == signal.SIGCHLD:
-                self._host.take_stops()
+                self._inner.take_stops()
             elif is_passed_on(signo) and not from_kernel:
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(self._host.instance.pid, signo)
+                    os.kill(self.pid, signo)
 
 
 def _must_start(error: str, host: int) -> None:

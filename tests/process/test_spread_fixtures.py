@@ -41,6 +41,7 @@ def native(tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped
 def test_it_behaves_as_natively_wherever_its_threads_are(  # type: ignore[no-untyped-def]
     case: Case, seed: int, native, tmp_path: Path
 ) -> None:
-    words = ("ptserver", "run", "--spread", "local,local", "--straight", "all", "--place", f"random:{seed}")
+    hosts = "agent,agent" if seed % 2 else "local,agent"
+    words = ("ptserver", "run", "--spread", hosts, "--straight", "all", "--place", f"random:{seed}")
     mode = Mode("spread", True, _local(*words, "--check-memory", "1"), seconds=300)
     assert behaviour(case, mode, tmp_path) == native(case)

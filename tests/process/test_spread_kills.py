@@ -32,22 +32,21 @@ _BLOWS = {
 
 
 def _victim(blow: str, home: int, choose: random.Random) -> int:
-    agents = sorted(pid for pid in children(home) if children(pid))
-    (program,) = children(home) - set(agents)
-    agent = choose.choice(agents)
+    (agent,) = (pid for pid in children(home) if children(pid))
+    program, at_home = sorted(children(home) - {agent})  # that of host 0 is made first
     return {
         "the home is killed": home,
         "an agent is killed": agent,
         "an agent hangs": agent,
         "the program is killed at host 0": program,
-        "the program is killed at another host": min(children(agent)),
+        "the program is killed at another host": choose.choice([at_home, min(children(agent))]),
     }[blow]
 
 
 def _strike(blow: str, seed: int, place: str) -> None:
     choose = random.Random(f"{blow} {seed}")
     signo, expected = _BLOWS[blow]
-    command = ["ptserver", "run", "--spread", "local,local", "--place", place]
+    command = ["ptserver", "run", "--spread", "local,agent", "--place", place]
     command += ["--straight", "all", "--keepalive", _KEEPALIVE_SECONDS, str(build("spread_workers")), "2"]
     with (
         none_left(30),

@@ -13,6 +13,7 @@ from tests.conformance.modes import base_environment
 from tests.gofixtures import build
 from tests.leftovers import none_left
 from tests.process.commands import refusal
+from tests.process.session_client import children
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="userfaultfd for kernel accesses needs privileges")
 
@@ -59,6 +60,10 @@ class _Running:
                 return
         raise AssertionError(f"goroutine {goid} never is at host {host}")
 
+    def has(self) -> tuple[int, int]:
+        """Return how many descriptors and children the home has."""
+        return len(os.listdir(f"/proc/{self.child.pid}/fd")), len(children(self.child.pid))
+
     def workers(self) -> dict[int, dict[str, Any]]:
         rows = self.rows("ps")
         return {row["goid"]: row for row in rows if row.get("function", "").startswith("main.main.")}
@@ -101,7 +106,8 @@ def test_goroutines_are_seen_and_moved_and_hosts_come_and_go() -> None:
         said = running.command("migrate", running.session, str(goid), "--to", "1", "--wait", "60")
         assert said == f"goroutine {goid} goes on at host 1\n"
         running.goes_on()
-        assert running.command("join", "local", running.session) == "local is host 2\n"
+        before = running.has()
+        assert running.command("join", "agent", running.session) == "agent is host 2\n"
         assert running.hosts() == {0: "ready", 1: "ready", 2: "ready"}
         assert (
             running.command("drain", "1", running.session) == "host 1 has nothing of the program any more\n"
@@ -110,6 +116,9 @@ def test_goroutines_are_seen_and_moved_and_hosts_come_and_go() -> None:
         running.goes_on()
         running.command("migrate", running.session, str(goid), "--to", "2", "--wait", "60")
         running.finds(goid, 2)
+        running.command("join", "local", running.session)
+        running.command("drain", "2", running.session)
+        assert running.has() == before  # nothing is left of those that have gone
         faults = [row for row in running.rows("top", "--count", "1", "-n", "0.2") if row["type"] == "faults"]
         assert sum(row.get("reads", 0) + row.get("writes", 0) for row in faults) > 0
 
@@ -142,7 +151,7 @@ def idle() -> Iterator[_Running]:
 def test_hosts_are_drained_and_joined_again_and_again_under_load() -> None:
     with _workers(3, place="idle") as running:
         for last in range(1, 6):
-            running.command("join", "local", running.session)
+            running.command("join", "agent" if last % 2 else "local", running.session)
             running.goes_on()
             running.command("drain", str(last), running.session)
             running.goes_on()

@@ -109,7 +109,7 @@ def _break_link(home: int) -> None:
 
 
 def test_pages_go_straight_from_host_to_host_and_through_the_home_when_the_connection_is_lost() -> None:
-    with _exchanging("local,local", "--straight", "all") as running:
+    with _exchanging("agent,agent", "--straight", "all") as running:
         running.go_on()
         straight, relayed = running.counts()
         assert straight > _PAGES
@@ -135,7 +135,7 @@ def test_pages_go_through_the_home_where_hosts_cannot_reach_each_other(tmp_path:
 
     with (
         waiting(f"unix:{tmp_path}/host", tmp_path, popen=popen) as (address, _),
-        _exchanging(f"local,{address}", "--straight", "all") as running,
+        _exchanging(f"agent,{address}", "--straight", "all") as running,
     ):
         running.go_on()
         straight, relayed = running.counts()

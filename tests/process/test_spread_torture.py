@@ -60,7 +60,7 @@ def test_ten_thousand_goroutines_are_right_over_three_hosts() -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(0)
 @pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize("hosts", ["local", "local,local", "local,local,local,local"])
+@pytest.mark.parametrize("hosts", ["local", "agent,agent", "local,local,agent,agent"])
 @pytest.mark.parametrize("task", _TASKS)
 def test_every_torture_does_the_same(task: str, hosts: str, seed: int) -> None:
     _check(task, _TASKS[task], hosts, seed)
