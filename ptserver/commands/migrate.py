@@ -80,7 +80,7 @@ def drain_command(host: str, session: str | None) -> None:
 @click.argument("address", metavar="HOST")
 @_session
 def join_command(address: str, session: str | None, keys: str | None, token_file: str | None) -> None:
-    """Have a spread program use one more host: an address where `ptserver remote` waits, or `local`.
+    """Have a spread program use one more host: an address where `ptserver remote` waits, `local` or `agent`.
 
     The program runs on meanwhile. SESSION is as for `ptserver ps`.
 

@@ -33,7 +33,8 @@ from ptserver.tracelog.options import TraceOptions
     metavar="HOST[,HOST...]",
     default="",
     help="Execute the program on this host and others at once, as one process with one memory. HOST is an address "
-    "where `ptserver remote` waits, or `local` for one more process here.",
+    "where `ptserver remote` waits, `local` for one more process here, or `agent` for one that is kept as another "
+    "machine would keep it, to try that.",
 )
 @click.option(
     "--place",

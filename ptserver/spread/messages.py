@@ -1,6 +1,7 @@
 """What the home of a spread program and its hosts say to each other.
 
-The *home* decides; a *host* is one instance of the program (`stepping.instance`) with the agent that keeps it.
+The *home* decides; a *host* is one instance of the program (`stepping.instance`) with who keeps it: the home's own
+process, or an agent, to which there is a connection.
 Threads are named by `tid`, their number at host 0, wherever they run; pages by number (address / 4096). Messages
 between two parties arrive in the order in which they were sent, and the protocol relies on it.
 
