@@ -12,9 +12,9 @@ The home uses a connection no more from the first `Unlinked` on, and tells the o
 end that says so, and has not arrived, is asked for again from its source, and comes through the home then. A
 connection that is lost is not made again.
 
-Host 0 has none, nor has any other in the home's process: what goes there or comes from there has no other way. Two hosts
-on the home's machine have none by default (`Straight`): there a page that the home passes on is as soon there, and for
-less of everybody's processor time.
+Host 0 has none, nor has any other in the home's process: what goes there or comes from there has no other way. Two
+hosts on the home's machine have none by default (`Straight`): there a page that the home passes on is as soon there,
+and for less of everybody's processor time.
 """
 
 import secrets
