@@ -29,7 +29,8 @@ from ptserver.spread.outgoing import Outgoing
 from ptserver.spread.page_messages import Access
 from ptserver.spread.passing_messages import ExpectPage, PassAgain, PassPage, Settled
 
-#: So many untouched pages are given at the first touch of one, aligned; and at the next of the same host near it.
+#: So many untouched pages are given at the first touch of one, aligned; and to a host that has touched others near it
+#: or right before them.
 FIRST_TOUCH_PAGES, NEXT_TOUCH_PAGES = 16, 128
 #: A migratory page is marked clean one time in so many, more often at first: to note a write costs half a transfer.
 _CLEAN_TURNS = 64
@@ -279,8 +280,9 @@ class PageDirectory:
             self._denied[page] = self._denied.get(page, 0) | 1 << host
             self._send(host, Deny(page))
             return
-        again = self._touched.get(page // NEXT_TOUCH_PAGES) == host
-        self._touched.setdefault(page // NEXT_TOUCH_PAGES, host)
+        block = page // NEXT_TOUCH_PAGES
+        again = host in (self._touched.get(block), self._touched.get(block - 1))
+        self._touched.setdefault(block, host)
         count = NEXT_TOUCH_PAGES if again else FIRST_TOUCH_PAGES
         first = page - page % count
         low = high = page

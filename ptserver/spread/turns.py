@@ -2,13 +2,13 @@
 
 Two goroutines that allocate, at two hosts, write the same two dozen records of the runtime. Handed out one by one as
 they are asked for, those pages are never all at one host, and each host gets one step further for each that it waits
-for. So a page that hosts take from each other again and again, to write it, is *hot*, and hot pages go together: one
-host has its *turn*, and gets all of them that it wanted in the turns before; what others want of them waits.
+for. So a page that one writes and others want again and again is *hot*, and hot pages go together: one host has its
+*turn*, and gets all of them that it wanted in the turns before; what others want of them waits.
 
 A turn lasts for as long as it is made use of. While another host waits, who has the turn is asked from time to time
 whether it still writes hot pages (`Watch`); if not, or if it has for long enough, the next has its turn. A turn is
-over as well when the thread falls asleep for which it is: goroutines that talk pass the pages on in time.
-What is not hot is handed out as it is asked for, and so is what is only read: all hosts can have that.
+over as well when the thread falls asleep for which it is: goroutines that talk pass the pages on in time. What is not
+hot is handed out as it is asked for.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from ptserver.spread.requests import Later
 
 #: How long a turn is at least and at most, while another host waits. It is asked for its use after the least time,
 #: and then after pauses that double.
-_LEAST_SECONDS, _MOST_SECONDS = 0.0005, 0.016
+_LEAST_SECONDS, _MOST_SECONDS = 0.0005, 0.05
 #: The same in round trips to the farthest host, if that is more.
 _LEAST_ROUND_TRIPS, _MOST_ROUND_TRIPS = 1, 20
 #: A page is hot when one host after another has asked for it so often, with pauses of so much at most.
@@ -33,11 +33,15 @@ _MOST_PAGES = 4096
 
 @dataclass(slots=True)
 class _Page:
-    """host, tid: who asked last; at: when it came; times: how often that was another thread at another host."""
+    """host, tid, write: who asked last, and for what; at: when it came.
+
+    times: how often that was another thread at another host, so that the page had to move.
+    """
 
     host: int
     tid: int
     at: float
+    write: bool
     times: int = 0
 
 
@@ -80,10 +84,8 @@ class Turns:
 
     def defers(self, tid: int, host: int, page: int, *, write: bool) -> bool:
         """Note that a thread at *host* waits for a page; return True if that comes by itself with the host's turn."""
-        if not (write or self._pages.is_migratory(page)):
-            return False
         now = self._now()
-        if not self._is_hot(tid, host, page, now):
+        if not self._is_hot(tid, host, page, now, write or self._pages.is_migratory(page)):
             return False
         known = self._hosts.get(host)
         if known is None:
@@ -132,18 +134,18 @@ class Turns:
             self._next()
         self._hosts.pop(host, None)
 
-    def _is_hot(self, tid: int, host: int, page: int, now: float) -> bool:
+    def _is_hot(self, tid: int, host: int, page: int, now: float, write: bool) -> bool:
         seen = self._seen.get(page)
         if seen is None:
             if len(self._seen) >= _MOST_PAGES:
                 del self._seen[next(iter(self._seen))]
-            self._seen[page] = _Page(host, tid, now)
+            self._seen[page] = _Page(host, tid, now, write)
             return False
         if now - seen.at > self._hot_pause:
             seen.times = 0
-        elif host != seen.host and tid != seen.tid:
+        elif host != seen.host and tid != seen.tid and (write or seen.write):
             seen.times += 1
-        seen.host, seen.tid, seen.at = host, tid, now
+        seen.host, seen.tid, seen.at, seen.write = host, tid, now, write
         return seen.times >= _HOT_TIMES
 
     def _begin(self, host: int, now: float) -> None:

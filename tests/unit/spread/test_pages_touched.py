@@ -24,6 +24,12 @@ def test_the_first_touch_gives_some_pages_and_the_next_near_it_the_rest() -> Non
     ]
 
 
+def test_who_goes_on_where_it_touched_what_lies_before_gets_many_at_once() -> None:
+    assert _touch((1, _FIRST + 3), (1, _FIRST + NEXT_TOUCH_PAGES))[1:] == [
+        ZeroPages(_FIRST + NEXT_TOUCH_PAGES, NEXT_TOUCH_PAGES)
+    ]
+
+
 def test_where_another_host_was_first_few_pages_are_given() -> None:
     assert _touch((1, _FIRST), (2, _FIRST + 50), (2, _FIRST + 70))[1:] == [
         ZeroPages(_FIRST + 48, FIRST_TOUCH_PAGES),
