@@ -22,12 +22,14 @@ def migrate_command(session: str, goid: int, to: str, seconds: float) -> None:
     """Move goroutine GOID of the spread program SESSION to a host.
 
     It goes when it next computes, at once if it does now, and goes there again whenever it is found to compute
-    elsewhere, until it is migrated anew or the host is drained. One that sleeps longer than --wait goes later, which
-    is said. SESSION and goroutines are those of `ptserver ps`.
+    elsewhere, until it is migrated anew or the host is drained. One that does something else for longer than --wait
+    (it sleeps, is in a system call or in a C library) goes later, which is said, with the reason. SESSION and
+    goroutines are those of `ptserver ps`.
 
     \b
     ptserver migrate 4711 18 --to 1
     """
+    from ptserver.spread.listing import find_stay
     from ptserver.spread.operator import NotDoneError, Operator, host_number, threads_of
 
     operator = Operator.connect(session)
@@ -42,8 +44,10 @@ def migrate_command(session: str, goid: int, to: str, seconds: float) -> None:
         if operator.migrate(goroutine, m, runtime, host, seconds):
             click.echo(f"goroutine {goid} goes on at host {host}")
         else:
+            operator.forget_memory()
+            why = find_stay(goid, operator.list(), runtime)
             click.echo(
-                f"goroutine {goid} did not compute for {seconds:g} s; it goes to host {host} when it does"
+                f"goroutine {goid} has not gone in {seconds:g} s: {why}; it goes to host {host} when it computes"
             )
     finally:
         operator.close()

@@ -190,7 +190,20 @@ class Control:
             return "moves"
         if self._home.futexes.sleeps(thread.tid):
             return "sleeps"
+        call: int | None = thread.call
         if thread.where is Where.RUNS:
+            call = None if thread.host else _find_call(self._session.pid, thread.tid)
+        if call is None:
             return "runs"
-        known = by_number("amd64").get(Sysno(thread.call))
-        return f"call {known.name if known is not None else thread.call}"
+        known = by_number("amd64").get(Sysno(call))
+        return f"call {known.name if known is not None else call}"
+
+
+def _find_call(pid: int, tid: int) -> int | None:
+    """Return the number of the call that a thread here waits in; None if there is none. Source: proc(5)."""
+    try:
+        with open(f"/proc/{pid}/task/{tid}/syscall", encoding="ascii") as file:
+            number = file.read().split(maxsplit=1)[0]
+    except OSError:  # it has ended
+        return None
+    return None if number in ("running", "-1") else int(number)

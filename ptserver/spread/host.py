@@ -364,7 +364,7 @@ class SpreadHost:
             self._signalled(thread, status)
         elif status.event is Event.STOP and self._continue_elsewhere(thread.tracee):
             thread.tracee.resume()
-        elif status.event is Event.STOP and thread.wanted and self._computes(thread):
+        elif status.event is Event.STOP and thread.wanted and self._is_movable(thread):
             self._preempted(thread, 0)
         else:
             thread.tracee.resume()
@@ -462,13 +462,19 @@ class SpreadHost:
         registers = thread.tracee.read_registers()
         return registers["orig_rax"] == _NO_CALL and not self.instance.is_in_routines(registers.pc)
 
+    def _is_movable(self, thread: _Thread) -> bool:
+        """Whether a stopped thread computes what other hosts can: a library's code is at host 0 alone."""
+        return self._computes(thread) and (
+            self.number != 0 or self.instance.is_own_code(thread.tracee.read_registers().pc)
+        )
+
     def _is_busy(self, thread: _Thread) -> bool:
         """Whether a policy is to be asked about a stopped thread. One that got little done is better left alone: all
-        that it waits for where it goes would be in vain. A library's code is at host 0 alone.
+        that it waits for where it goes would be in vain.
         """
-        if self.pages.is_waiting(thread.tracee.tid) or not self._computes(thread):
+        if self.pages.is_waiting(thread.tracee.tid) or not self._is_movable(thread):
             return False
-        return self._has_computed(thread) and self.instance.is_own_code(thread.tracee.read_registers().pc)
+        return self._has_computed(thread)
 
     def _has_computed(self, thread: _Thread) -> bool:
         return self._use.nanoseconds(thread.tracee.tid) - thread.used >= _BUSY_NS

@@ -53,8 +53,9 @@ class Host(_Row, frozen=True, tag="host"):
 class GoroutineAt(_Row, frozen=True, tag="goroutine"):
     """A goroutine. host, tid: where it runs and on which thread, None if no thread runs it. function: where it began.
 
-    state, reason: as Go says them. pinned: by runtime/remote.Migrate. moves: of its thread. faults: of its thread,
-    since the last listing.
+    state, reason: as Go says them. doing: what its thread does, as `ThreadRow` says. stays: why it does not move now,
+    empty if it computes. pinned: by runtime/remote.Migrate. moves: of its thread. faults: of its thread, since the
+    last listing.
     """
 
     goid: int
@@ -67,6 +68,7 @@ class GoroutineAt(_Row, frozen=True, tag="goroutine"):
     pinned: bool = False
     moves: int = 0
     faults: int = 0
+    stays: str = ""
 
 
 class FaultsAt(_Row, frozen=True, tag="faults"):
@@ -117,6 +119,35 @@ def look(session: str, listed: Listed, runtime: GoRuntime, *, system: bool = Fal
     )
 
 
+def find_stay(goid: int, listed: Listed, runtime: GoRuntime) -> str:
+    """Return why goroutine *goid* does not move now, in words."""
+    goroutine = runtime.find_goroutine(goid)
+    if goroutine is None:
+        return "it has ended"
+    m = threads_of(runtime).get(goroutine.addr)
+    doing = next((row.doing for row in listed.threads if m is not None and row.tid == m.procid), "")
+    stays = why_it_stays(goroutine.status, runtime.wait_reason(goroutine), doing)
+    return stays or "it had no processor, or waited for memory"
+
+
+def why_it_stays(status: GoStatus, reason: str, doing: str) -> str:
+    """Return why a goroutine does not move now; empty if it computes.
+
+    reason: why it waits; doing: what its thread does, as `ThreadRow` says, empty if that is not known.
+    """
+    match status:
+        case GoStatus.WAITING:
+            return f"it sleeps ({reason})"
+        case GoStatus.SYSCALL if doing == "runs":
+            return "it executes C code, and that of a library is at host 0 alone"
+        case GoStatus.SYSCALL:
+            return f"it is in {doing or 'a call'}"
+        case GoStatus.RUNNABLE | GoStatus.PREEMPTED:
+            return "it waits for a processor"
+        case _:
+            return ""
+
+
 def _host(row: HostRow) -> Host:
     return Host(row.host, row.address, row.condition, row.threads, row.running, row.pages, row.straight)
 
@@ -130,11 +161,13 @@ def _goroutines(
         entry = runtime.entry(goroutine)
         m = ms.get(goroutine.addr)
         thread = threads.get(m.procid) if m is not None else None
+        reason = runtime.wait_reason(goroutine) if goroutine.status is GoStatus.WAITING else ""
         row = GoroutineAt(
             goroutine.goid,
             goroutine.status.name.lower(),
             entry.function if entry is not None else "",
-            runtime.wait_reason(goroutine) if goroutine.status is GoStatus.WAITING else "",
+            reason,
+            stays=why_it_stays(goroutine.status, reason, thread.doing if thread is not None else ""),
         )
         if thread is not None:
             row = msgspec.structs.replace(

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
+from goabi.goroutine import GoStatus
 from ptserver.inspection.goroutine_list import printable
 from ptserver.spread.listing import GoroutineAt, Listing, Row
 
@@ -68,6 +69,8 @@ def faults_table(listing: Listing, seconds: float) -> str:
 
 def _state(row: GoroutineAt) -> str:
     state = row.reason or row.state
+    if row.state == GoStatus.SYSCALL.name.lower():
+        state = "C code" if row.doing == "runs" else row.doing or state
     return f"{state} (pinned)" if row.pinned else state
 
 

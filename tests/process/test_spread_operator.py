@@ -131,6 +131,40 @@ def test_goroutines_are_seen_and_moved_and_hosts_come_and_go() -> None:
         assert running.instances() == (2, 2, 0)  # nothing is left of the hosts that have gone
 
 
+def test_what_cannot_move_stays_and_the_reason_is_said() -> None:
+    """A goroutine that sleeps, one that reads, and one in the C library, which only host 0 has."""
+    program = build("spread_stays", cgo=True)
+    with (
+        none_left(),
+        subprocess.Popen(
+            ["ptserver", "run", "--spread", "local", "--place", "stay", str(program)],
+            stdout=subprocess.PIPE,
+            stdin=subprocess.PIPE,
+            env=base_environment(),
+            text=True,
+        ) as child,
+    ):
+        running = _Running(child)
+        assert running.line() == "ready\n"
+        reasons = {
+            "main.main.gowrap1": "it sleeps (chan receive)",
+            "main.reads": "it is in call read",
+            "main.sorts": "it executes C code, and that of a library is at host 0 alone",
+        }
+        for _ in range(50):  # they may have just begun
+            rows = {row["function"]: row for row in running.rows("ps") if row["type"] == "goroutine"}
+            if {name: rows.get(name, {}).get("stays") for name in reasons} == reasons:
+                break
+        else:
+            raise AssertionError(rows)
+        goid = str(rows["main.sorts"]["goid"])
+        said = running.command("migrate", running.session, goid, "--to", "1", "--wait", "0.3")
+        assert said.startswith(f"goroutine {goid} has not gone in 0.3 s: {reasons['main.sorts']}; ")
+        assert [row["moves"] for row in running.rows("ps") if row["type"] == "program"] == [0]
+        assert child.communicate("x", timeout=30)[0] == ""
+    assert child.returncode == 0
+
+
 @pytest.mark.parametrize(
     ("words", "status", "text"),
     [
