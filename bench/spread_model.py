@@ -188,8 +188,7 @@ class Model:
             self._pages.fetch_ahead(host, page, write=write)
 
     def _take_data(self, pages: tuple[int, ...]) -> None:
-        for page in pages:
-            self._pages.take_data(page, b"", dirty=True)
+        self._pages.take_data(pages, b"\1" * len(pages), b"")
 
     def _to_home(self, host: _Host, do: Callable[[], None]) -> None:
         """Have the agent of *host* say something, and the home do what follows, each when it comes to it."""

@@ -111,6 +111,8 @@ class Tracee:
         self.status = None
         if status.kind is WaitKind.GROUP:
             ptrace_api.listen(self.tid)
+        elif how is Resume.FREE:  # to look for a member of an enumeration takes as long as the request
+            ptrace_api.cont(self.tid, self._signal_of(status) if deliver else 0)
         else:
             _REQUESTS[how](self.tid, self._signal_of(status) if deliver else 0)
 

@@ -34,11 +34,15 @@ class _Companion:
 
 @dataclass(slots=True)
 class _Leader:
-    """A page that has led bursts at a host, so often (*turn*). left_out: the companion not fetched last time."""
+    """A page that has led bursts at a host, so often (*turn*). left_out: the companion not fetched last time.
+
+    enough: the companions that are to be fetched, as `Companions.wants` returns them; None if that has changed.
+    """
 
     companions: dict[int, _Companion] = field(default_factory=dict)
     turn: int = 0
     left_out: int | None = None
+    enough: list[tuple[int, bool]] | None = None
 
 
 @dataclass(slots=True)
@@ -118,14 +122,26 @@ def _add_companions(leader: _Leader, found: list[tuple[int, bool]]) -> None:
         companion.score -= 1
         if not companion.score:
             del leader.companions[leader.left_out]
-    enough = [page for page, companion in leader.companions.items() if companion.score >= _ENOUGH]
+        leader.left_out = leader.enough = None
+    enough = leader.enough
+    if enough is None:  # neighbours next to each other, which then are moved together
+        enough = leader.enough = sorted(
+            (page, companion.write)
+            for page, companion in leader.companions.items()
+            if companion.score >= _ENOUGH
+        )
     leader.turn += 1
     leave, which = divmod(leader.turn, _LEAVE_OUT)
-    leader.left_out = enough[leave % len(enough)] if enough and not which else None
-    found.extend((page, leader.companions[page].write) for page in enough if page != leader.left_out)
+    if enough and not which:
+        leave %= len(enough)
+        leader.left_out = enough[leave][0]
+        found += enough[:leave] + enough[leave + 1 :]
+    else:
+        found += enough
 
 
 def _wanted(leader: _Leader, page: int, write: bool) -> None:
+    leader.enough = None
     companion = leader.companions.get(page)
     if companion is None:
         leader.companions[page] = _Companion(write)

@@ -111,7 +111,7 @@ class Home:
         self._later = later
         self._placement = placement
         self.futexes = Futexes()
-        self.requests = Requests(send, later, self.pages)
+        self.requests = Requests(send, self.pages)
         self.wishes = Wishes(self.threads, self.requests, later)
         self._errands = Errands(self.threads, later)
         self.fault_counts: Counter[tuple[int, int, int, bool]] | None = None
@@ -256,16 +256,12 @@ class Home:
         write = write or (page, True) in wants
         if not self.turns.defers(tid, host, page, write=write):
             self.pages.request(host, page, write=write)
-        for other, writes in wants:
-            if not self.turns.keeps(host, other):
-                self.pages.fetch_ahead(host, other, write=writes)
+        if wants:
+            keeps = self.turns.keeps
+            self.pages.fetch_all_ahead(host, [want for want in wants if not keeps(host, want[0])])
 
     def _pages_data(self, _host: int, message: PagesData) -> None:
-        take, data, start = self.pages.take_data, message.data, 0
-        for page, dirty in zip(message.pages, message.dirty, strict=True):
-            end = start + PAGE_BYTES
-            take(page, data[start:end], dirty=bool(dirty))
-            start = end
+        self.pages.take_data(message.pages, message.dirty, message.data)
 
     def _arrived(self, _host: int, message: Arrived) -> None:
         self.pages.take_arrived(message.page, message.transfer, dirty=message.dirty)
@@ -334,11 +330,8 @@ class Home:
         """Move a stopped thread, and what it will touch first with it: the source gives that before the thread."""
         if to != thread.host:
             page = thread.sp // PAGE_BYTES
-            self.pages.fetch_ahead(to, page, write=True)
-            for other, write in self._companions.wants(
-                thread.tid, to, page, write=True, now=time.monotonic()
-            ):
-                self.pages.fetch_ahead(to, other, write=write)
+            wants = self._companions.wants(thread.tid, to, page, write=True, now=time.monotonic())
+            self.pages.fetch_all_ahead(to, [(page, True), *wants])
         self.threads.move(thread, to, result)
 
     def _strayed(self, _host: int, message: Strayed) -> None:

@@ -14,6 +14,7 @@ import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
+from typing import cast
 
 from ptserver.spread.children import Children
 from ptserver.spread.futexes import COMMAND_MASK, FUTEX_WAKE, FUTEX_WAKE_BITSET
@@ -55,7 +56,7 @@ from stepping.gadget import AFTER_SYSCALL, SCRATCH
 from stepping.instance import Instance
 from stepping.maps import USER_START
 from stepping.registers import AMD64, Registers
-from stepping.stops import SyscallEntry, decode_syscall_info
+from stepping.stops import Args
 from stepping.syscalls import SYSCALLS
 from stepping.tracee import Tracee, read_pid
 from stepping.wait_status import Event, WaitKind, WaitStatus
@@ -68,7 +69,8 @@ _SEGV_MAPERR, _BUS_MCEERR_AR = 1, 4
 _CLONE, _FUTEX, _SIGALTSTACK = (SYSCALLS[name].numbers["amd64"] for name in ("clone", "futex", "sigaltstack"))
 _NO_CALL, _U32 = (1 << 64) - 1, (1 << 32) - 1
 _WAKES = FUTEX_WAKE, FUTEX_WAKE_BITSET
-_RAX, _ORIG_RAX = AMD64.index["rax"], AMD64.index["orig_rax"]
+_RAX, _ORIG_RAX, _RSP = (AMD64.index[name] for name in ("rax", "orig_rax", "rsp"))
+_ARGS = tuple(AMD64.index[name] for name in AMD64.args)
 #: What a thread has computed, since it came or was last asked about, of which policies are asked.
 _BUSY_NS = 5_000_000
 
@@ -394,20 +396,24 @@ class SpreadHost:
             self._emit(ProgramExited(status.raw_end))
 
     def _called(self, thread: _Thread) -> None:
-        info = decode_syscall_info(ptrace_api.get_syscall_info(thread.tracee.tid))
-        assert isinstance(info, SyscallEntry)
-        if info.nr == _SIGALTSTACK:
+        tid = thread.tracee.tid
+        registers = self._stopped.read_general(tid)
+        number = registers[_ORIG_RAX] & _U32
+        args = cast(Args, tuple([registers[place] for place in _ARGS]))
+        if number == _SIGALTSTACK:
             thread.altstack = None
             thread.tracee.resume()
             return
-        if info.nr == _FUTEX and info.args[1] & COMMAND_MASK in _WAKES:
+        if number == _FUTEX and args[1] & COMMAND_MASK in _WAKES:
             # Who wakes does not care how many have slept, and would wait for an answer from afar.
-            self._emit(Woke(thread.tid, info.args[0], info.args[2] & _U32))
-            self._answer(thread, 0)
+            self._emit(Woke(thread.tid, args[0], args[2] & _U32))
+            registers[_RAX], registers[_ORIG_RAX] = 0, _NO_CALL
+            self._stopped.write_general(tid)
+            self._resume(thread)
             return
         thread.doing = _Doing.ASKING
-        registers = b"" if self.number == 0 else thread.tracee.read_registers().encode()
-        self._emit(Called(thread.tid, info.nr, info.args, registers, info.sp))
+        state = b"" if self.number == 0 else registers.tobytes()
+        self._emit(Called(thread.tid, number, args, state, registers[_RSP]))
 
     def _signalled(self, thread: _Thread, status: WaitStatus) -> None:
         tracee = thread.tracee

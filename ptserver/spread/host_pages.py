@@ -3,7 +3,6 @@ says.
 """
 
 import contextlib
-import math
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -120,28 +119,20 @@ class HostPages:
                 self._asked[page] = write
                 self._emit(Fault(page, write, address, self._name(tid)))
 
-    def _send_pages(self, pages: Sequence[int], keep: bytes | bytearray) -> None:
+    def _send_pages(self, pages: Sequence[int], keep: bytes) -> None:
         """Give those of *pages* that may go; the others later.
 
         The home says nothing else about a page until it is gone.
         """
-        now, wait = time.monotonic(), self._holdings.wait
-        late: list[int] = []
-        late_keep = bytearray()
-        seconds = math.inf
-        for page, kept in zip(pages, keep, strict=True):
-            delay = wait(page, now)
-            if delay:
-                late.append(page)
-                late_keep.append(kept)
-                seconds = min(seconds, delay)
+        late = self._holdings.wait_for_any(pages, time.monotonic())
         if late:
-            self._later(seconds, lambda: self._send_pages(late, late_keep))
-            if len(late) == len(pages):
+            then = [(page, kept) for page, kept in zip(pages, keep, strict=True) if page in late]
+            self._later(min(late.values()), lambda: self._send_pages(*_columns(then)))
+            if len(then) == len(pages):
                 return
-            left = set(late)
-            keep = bytes(kept for page, kept in zip(pages, keep, strict=True) if page not in left)
-            pages = [page for page in pages if page not in left]
+            pages, keep = _columns(
+                [(page, kept) for page, kept in zip(pages, keep, strict=True) if page not in late]
+            )
         with contextlib.suppress(ProcessLookupError):  # it may be later, and the process has ended
             self._emit(self._take_pages(pages, keep))
 
@@ -158,17 +149,20 @@ class HostPages:
         given = self._take_pages((message.page,), b"\1" if message.keep else b"\0")
         self.passing.give(message.to, message.transfer, given)
 
-    def _take_pages(self, pages: Sequence[int], keep: bytes | bytearray) -> PagesData:
+    def _take_pages(self, pages: Sequence[int], keep: bytes) -> PagesData:
         """Return what pages have, which change here no more; those that are not to be kept are not here any more."""
         quiet = self._quiet
         dirty = bytes(quiet.pop(page, True) for page in pages)
-        data = []
+        data: list[bytes] = []
+        gone: list[int] = []
         for page, count, kept in _runs(pages, keep):
             address, size = page * PAGE_BYTES, count * PAGE_BYTES
             self._faults.protect(address, size)
             data.append(self.instance.read(address, size))
             if not kept:
-                self.instance.drop(address, size)
+                gone += range(page, page + count)
+        if gone:
+            self.instance.drop_pages(gone)
         return PagesData(tuple(pages), dirty, data[0] if len(data) == 1 else b"".join(data))
 
     def _put_pages(self, message: PutPages) -> None:
@@ -286,7 +280,11 @@ class HostPages:
         )
 
 
-def _runs(pages: Sequence[int], numbers: bytes | bytearray) -> Iterator[tuple[int, int, int]]:
+def _columns(pages: list[tuple[int, int]]) -> tuple[list[int], bytes]:
+    return [page for page, _ in pages], bytes(number for _, number in pages)
+
+
+def _runs(pages: Sequence[int], numbers: bytes) -> Iterator[tuple[int, int, int]]:
     """Yield (first page, how many, number) of those that follow each other and have the same of *numbers*."""
     first, count, number = pages[0], 0, numbers[0]
     for page, each in zip(pages, numbers, strict=True):

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from ptserver.spread.messages import SpreadMessage
 from ptserver.spread.page_messages import Access, PutPages, SendPages
+from stepping.maps import PAGE_BYTES
 
 #: How many pages go in one message; of those messages, many go together.
 MOST_PAGES = 32
@@ -15,9 +16,11 @@ MOST_PAGES = 32
 
 @dataclass(slots=True)
 class _Pages:
-    """Pages for one host, with a number for each. data: what they have, if it is given them."""
+    """Pages for one host, with a number for each. parts: what they have, if it is given them, as parts of what has
+    come: (bytes, first, last + 1). What has come together is mostly given together, and then is not copied.
+    """
 
-    data: list[bytes] | None
+    parts: list[tuple[bytes, int, int]] | None
     pages: list[int] = field(default_factory=list)
     numbers: bytearray = field(default_factory=bytearray)
 
@@ -40,22 +43,26 @@ class Outgoing:
     def ask(self, host: int, page: int, *, keep: bool) -> None:
         """Have *host* give a page, as `SendPages` says."""
         waiting = self._waiting.get(host)
-        if waiting is None or waiting.data is not None:
+        if waiting is None or waiting.parts is not None:
             waiting = self._begin(host, None)
         waiting.pages.append(page)
         waiting.numbers.append(keep)
         if len(waiting.pages) == MOST_PAGES:
             self._close(host)
 
-    def put(self, host: int, page: int, data: bytes, access: Access) -> None:
-        """Give *host* a page, as `PutPages` says."""
+    def put(self, host: int, page: int, data: bytes, start: int, access: Access) -> None:
+        """Give *host* a page, as `PutPages` says. data: has its content at *start*."""
         waiting = self._waiting.get(host)
-        if waiting is None or waiting.data is None:
+        if waiting is None or waiting.parts is None:
             waiting = self._begin(host, [])
-        assert waiting.data is not None
+        parts = waiting.parts
+        assert parts is not None
         waiting.pages.append(page)
         waiting.numbers.append(access)
-        waiting.data.append(data)
+        if parts and parts[-1][0] is data and parts[-1][2] == start:
+            parts[-1] = data, parts[-1][1], start + PAGE_BYTES
+        else:
+            parts.append((data, start, start + PAGE_BYTES))
         if len(waiting.pages) == MOST_PAGES:
             self._close(host)
 
@@ -66,19 +73,21 @@ class Outgoing:
 
     def flush(self) -> None:
         """Send what waits."""
-        for host in [*self._waiting]:
-            self._close(host)
+        if self._waiting:
+            for host in [*self._waiting]:
+                self._close(host)
 
-    def _begin(self, host: int, data: list[bytes] | None) -> _Pages:
+    def _begin(self, host: int, parts: list[tuple[bytes, int, int]] | None) -> _Pages:
         if host in self._waiting:
             self._close(host)
-        waiting = self._waiting[host] = _Pages(data)
+        waiting = self._waiting[host] = _Pages(parts)
         return waiting
 
     def _close(self, host: int) -> None:
         waiting = self._waiting.pop(host)
-        pages, numbers, data = tuple(waiting.pages), bytes(waiting.numbers), waiting.data
-        if data is None:
+        pages, numbers, parts = tuple(waiting.pages), bytes(waiting.numbers), waiting.parts
+        if parts is None:
             self._send(host, SendPages(pages, numbers))
         else:
-            self._send(host, PutPages(pages, numbers, data[0] if len(data) == 1 else b"".join(data)))
+            pieces = [data[start:end] for data, start, end in parts]
+            self._send(host, PutPages(pages, numbers, pieces[0] if len(pieces) == 1 else b"".join(pieces)))

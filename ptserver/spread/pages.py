@@ -28,6 +28,7 @@ from ptserver.spread.messages import AllowWrite, Deny, DropPage, SpreadMessage, 
 from ptserver.spread.outgoing import Outgoing
 from ptserver.spread.page_messages import Access
 from ptserver.spread.passing_messages import ExpectPage, PassAgain, PassPage, Settled
+from stepping.maps import PAGE_BYTES
 
 #: So many untouched pages are given at the first touch of one, aligned; and to a host that has touched others near it
 #: or right before them.
@@ -38,22 +39,23 @@ _CLEAN_TURNS = 64
 _SOON_SECONDS = 0.002
 #: How often that is not believed of a page of which it was wrong: twice as often each time, until so often.
 _MOST_DOUBTS = 256
+_READ, _WRITE, _CLEAN = Access
 #: How many pages that have arrived straight a source keeps the content of until it is told.
 _MOST_UNSETTLED = 32
 
 Send = Callable[[int, SpreadMessage], None]
 #: Whether the program may touch the page with this number.
 MayTouch = Callable[[int], bool]
-#: Whether pages can go straight from the first host to the second.
+#: Whether pages can go straight from the first host to the second, neither of which is host 0.
 IsStraight = Callable[[int, int], bool]
 
 
 @dataclass(slots=True)
 class _Transfer:
-    """A page that changes hands, for *host*. data: what came, until it can be handed on.
+    """A page that changes hands, for *host*. data: what came, until it can be handed on; start: where in that it is.
 
     number: of one that goes straight, from host *source*; else 0. queue: (host, whether to write) of who has asked
-    since. then: called when it has been granted, or *host* is to expect it.
+    since. then: called when it has been granted, or *host* is to expect it; at_rest: called when it has been granted.
     """
 
     host: int
@@ -64,8 +66,10 @@ class _Transfer:
     source: int = 0
     number: int = 0
     data: bytes | None = None
+    start: int = 0
     queue: list[tuple[int, bool]] | None = None
     then: Callable[[], None] | None = None
+    at_rest: list[Callable[[], None]] | None = None
 
 
 @dataclass(slots=True)
@@ -174,29 +178,61 @@ class PageDirectory:
         A page that it may read already becomes its own, with *write*. Returns whether it takes time, and calls *then*
         in that case when the page has been sent to *host*, or that is to expect it: then it can wait for it itself.
         """
-        holders = self._holders.get(page, 0)
-        if not holders or page in self._busy:
-            return False
-        if not holders >> host & 1:
-            self.counts["ahead"] += 1
-            self._fetch(host, page, holders, write)
-        elif write and page not in self._writer:
-            self.counts["ahead"] += 1
-            self._upgrade(host, page, holders)
-        transfer = self._busy.get(page)
-        if transfer is None or (transfer.number and not transfer.drops):
-            return False
-        transfer.then = then
-        return True
+        return bool(self.fetch_all_ahead(host, ((page, write),), then))
 
-    def take_data(self, page: int, data: bytes, *, dirty: bool) -> None:
-        """Take the page's content from the host that was asked for it. It must have been asked."""
-        transfer = self._busy[page]
-        transfer.data = data
-        if not dirty:
-            self._is_not_migratory(page)
-        if not transfer.drops:
-            self._finish(page, transfer)
+    def fetch_all_ahead(
+        self, host: int, wants: Iterable[tuple[int, bool]], then: Callable[[], None] | None = None
+    ) -> int:
+        """As `fetch_ahead`, for each of (page, whether to write); returns for how many *then* will be called."""
+        known, busy, writers = self._holders, self._busy, self._writer
+        mine: list[int] = []
+        count = 0
+        for page, write in wants:
+            holders = known.get(page, 0)
+            if not holders or page in busy:
+                continue
+            if holders >> host & 1:
+                if write:
+                    mine.append(page)
+                continue
+            self.counts["ahead"] += 1
+            transfer = self._fetch(host, page, holders, write)
+            if transfer.drops or not transfer.number:
+                transfer.then = then
+                count += 1
+        for page in mine:  # after the others, which so are asked for in one message
+            if page not in busy and page not in writers:
+                self.counts["ahead"] += 1
+                self._upgrade(host, page, known[page])
+                if page in busy:
+                    busy[page].then = then
+                    count += 1
+        return count
+
+    def take_data(self, pages: Iterable[int], dirty: bytes, data: bytes) -> None:
+        """Take what pages have, one after the other, from a host that was asked for them.
+
+        dirty: for each whether it was written there.
+        """
+        busy, start = self._busy, 0
+        for page, is_dirty in zip(pages, dirty, strict=True):
+            transfer = busy[page]
+            transfer.data, transfer.start = data, start
+            start += PAGE_BYTES
+            if not is_dirty:
+                self._is_not_migratory(page)
+            if not transfer.drops:
+                self._finish(page, transfer)
+
+    def when_at_rest(self, page: int, then: Callable[[], None]) -> bool:
+        """Call *then* when a page that changes hands has been granted; return False if it does not change hands."""
+        transfer = self._busy.get(page)
+        if transfer is None:
+            return False
+        if transfer.at_rest is None:
+            transfer.at_rest = []
+        transfer.at_rest.append(then)
+        return True
 
     def take_arrived(self, page: int, number: int, *, dirty: bool) -> None:
         """Take the word of a host that it has the page of transfer *number*. It must have been told to expect it."""
@@ -312,25 +348,24 @@ class PageDirectory:
             return
         self._grant_write(host, page)
 
-    def _fetch(self, host: int, page: int, holders: int, write: bool) -> None:
+    def _fetch(self, host: int, page: int, holders: int, write: bool) -> _Transfer:
         source = self._writer.pop(page, None)
         if source is None:
             source = (holders & -holders).bit_length() - 1
         alone = write or self.is_migratory(page)
-        transfer = _Transfer(host, write, False, 0, alone, source)
-        self._busy[page] = transfer
-        if alone:
-            others = holders & ~(1 << source)
+        transfer = self._busy[page] = _Transfer(host, write, False, 0, alone, source)
+        if alone and (others := holders & ~(1 << source)):
             transfer.drops = others.bit_count()
             self._drop(page, others)
-        if not self._is_straight(source, host):
+        if not (source and host and self._is_straight(source, host)):
             self._outgoing.ask(source, page, keep=not alone)
-            return
+            return transfer
         self._last_number += 1
         transfer.number = self._last_number
         self._send(source, PassPage(page, not alone, host, transfer.number))
         if not transfer.drops:
             self._expect(page, transfer)
+        return transfer
 
     def _expect(self, page: int, transfer: _Transfer) -> None:
         """Have a host take a page that comes straight to it: nobody but its source has it, or nobody may write it."""
@@ -365,10 +400,12 @@ class PageDirectory:
             else:
                 self.counts["relayed"] += bool(host and transfer.source)
                 clean = transfer.alone and not write and self._is_turn(page)
-                access = Access.CLEAN if clean else Access.WRITE if transfer.alone else Access.READ
-                self._outgoing.put(host, page, transfer.data, access)
+                access = _CLEAN if clean else _WRITE if transfer.alone else _READ
+                self._outgoing.put(host, page, transfer.data, transfer.start, access)
         if transfer.then is not None:
             transfer.then()
+        for then in transfer.at_rest or ():
+            then()
         for next_host, wants_write in transfer.queue or ():
             self.request(next_host, page, write=wants_write)
 

@@ -19,6 +19,10 @@ def take_stops(hosts: Sequence[SpreadHost]) -> None:
             return
         if raw is None:
             return
-        host = next((host for host in hosts if host.knows(kernel_tid)), hosts[0])
+        for host in hosts:
+            if host.knows(kernel_tid):
+                break
+        else:
+            host = hosts[0]
         with contextlib.suppress(TraceeGoneError):
             host.take_stop(kernel_tid, raw)

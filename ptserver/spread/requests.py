@@ -18,11 +18,10 @@ class HostFailedError(Exception):
 
 
 class Requests:
-    """Questions under way. later: calls a function after so many seconds."""
+    """Questions under way."""
 
-    def __init__(self, send: Send, later: Later, pages: PageDirectory) -> None:
+    def __init__(self, send: Send, pages: PageDirectory) -> None:
         self._send = send
-        self._later = later
         self._pages = pages
         self._last = 0
         self._words: dict[
@@ -64,8 +63,7 @@ class Requests:
             self.read(address, here, lambda low: self.read(*rest, lambda high: then(low + high)))
             return
         page = address // PAGE_BYTES
-        if self._pages.is_busy(range(page, page + 1)):
-            self._later(0.0, lambda: self.read(address, size, then))
+        if self._pages.when_at_rest(page, lambda: self.read(address, size, then)):
             return
         holder = self._pages.holder(page)
         if holder is None:

@@ -95,8 +95,7 @@ class Wakes:
                     straight = [page for page, _ in wants if self._pages.comes_straight(page, thread.host)]
                     self._threads.answer(thread, 0, tuple(straight))
 
-        for page, write in wants:
-            coming += self._pages.fetch_ahead(thread.host, page, write=write, then=arrived)
+        coming += self._pages.fetch_all_ahead(thread.host, wants, arrived)
         arrived()
         if not woken:
             self._later(_LATE_SECONDS, wake)

@@ -182,9 +182,7 @@ class _Program:
             case Unlinked():
                 self.links.take_unlinked(host.number, message)
             case PagesData(pages=pages, dirty=dirty, data=data):
-                for place, (page, is_dirty) in enumerate(zip(pages, dirty, strict=True)):
-                    content = data[place * PAGE_BYTES : (place + 1) * PAGE_BYTES]
-                    self.directory.take_data(page, content, dirty=bool(is_dirty))
+                self.directory.take_data(pages, dirty, data)
             case Dropped(page=page):
                 self.directory.take_dropped(page)
 
@@ -210,12 +208,13 @@ def test_there_is_never_a_writer_and_another_and_a_reader_sees_the_last_write(da
             st.tuples(st.integers(0, _HOSTS - 1), st.integers(0, _PAGES - 1), st.booleans()), max_size=40
         )
     )
+    called: list[int] = []
+    promised = 0
     for host, page, write in touches:
-        ahead = data.draw(
-            st.none() | st.tuples(st.integers(0, _HOSTS - 1), st.integers(0, _PAGES - 1), st.booleans())
-        )
-        if ahead is not None:
-            program.directory.fetch_ahead(ahead[0], ahead[1], write=ahead[2])
+        ahead = data.draw(st.lists(st.tuples(st.integers(0, _PAGES - 1), st.booleans()), max_size=_PAGES))
+        to = data.draw(st.integers(0, _HOSTS - 1))
+        promised += program.directory.fetch_all_ahead(to, ahead, lambda: called.append(1))
+        promised += program.directory.when_at_rest(page, lambda: called.append(1))
         if data.draw(st.integers(0, 9)) == 9:  # a connection is lost, or cannot be had
             one, other = data.draw(st.permutations(range(1, _HOSTS)))[:2]
             program.hosts[one].unlink(other)
@@ -239,6 +238,7 @@ def test_there_is_never_a_writer_and_another_and_a_reader_sees_the_last_write(da
     assert not program.hosts[leaving].holds
     assert program.directory.abandon(leaving)
     assert not program.directory.is_busy(range(_PAGES))
+    assert len(called) == promised
 
 
 _ELSEWHERE = st.integers(1, _HOSTS - 1)

@@ -17,7 +17,7 @@ class _Checked:
         self.pages = PageDirectory(Outgoing(lambda *told: self.sent.append(told)), lambda page: page == 1)
         self.pages.place(0, [1, 2])
         self.pages.request(1, 1, write=False)
-        self.pages.take_data(1, b"", dirty=True)
+        self.pages.take_data([1], b"\1", b"")
         self.checker = CoherenceChecker(
             Members(2), self.pages, lambda host, message: None, lambda seconds, then: None, 1.0
         )
@@ -61,7 +61,7 @@ def test_pages_on_their_way_are_left_out() -> None:
     checked.checker.check(lambda: None)
     checked.checker.take(0, Inventory(((1, 7),)))
     checked.checker.take(1, Inventory(((1, 7),)))
-    checked.pages.take_data(2, b"", dirty=True)
+    checked.pages.take_data([2], b"\1", b"")
     assert checked.checker.checks == 2
 
 

@@ -37,7 +37,7 @@ class _Host:
         self.use = _Use()
         nothing = lambda *_, **__: None  # noqa: E731
         faults = SimpleNamespace(read=lambda: self.faults, copy=nothing, protect=nothing)
-        instance = SimpleNamespace(faults=faults, pid=1, read=lambda _, size: bytes(size), drop=nothing)
+        instance = SimpleNamespace(faults=faults, pid=1, read=lambda _, size: bytes(size), drop_pages=nothing)
         self.pages = HostPages(
             cast(Instance, instance),
             self.sent.append,
