@@ -26,6 +26,7 @@ from stepping.errors import MemoryFaultError, SteppingError, TraceeGoneError
 from stepping.gadget import GADGET, SCRATCH
 from stepping.launch import Program
 from stepping.maps import PAGE_BYTES, Vma, read_maps
+from stepping.page_taker import PageTaker
 from stepping.ptrace_api import Option
 from stepping.seccomp import Rule, Verdict, assemble
 from stepping.syscalls import Arch
@@ -44,10 +45,7 @@ _OPTIONS = Option.SYSGOOD | Option.CLONE | Option.FORK | Option.VFORK | Option.E
 _ADDR_NO_RANDOMIZE = 0x0040000
 _PERSONALITY_QUERY = 0xFFFFFFFF
 _NR_PIDFD_GETFD = 438
-_PUNCH_HOLE_KEEP_SIZE = 3
 _AT_FDCWD = -100
-#: How far apart pages may be that are taken away by one call.
-_NEAR_PAGES = 512
 _LOAD, _JUMP_IF_EQUAL, _RETURN = 0x20, 0x15, 0x06
 _POINTER_OFFSET = 8  # of seccomp_data.instruction_pointer
 _PROT_READ_WRITE, _PROT_READ_EXECUTE = 3, 5
@@ -57,8 +55,6 @@ _O_RDWR_CLOEXEC = os.O_RDWR | os.O_CLOEXEC
 _O_NONBLOCK_CLOEXEC = os.O_NONBLOCK | os.O_CLOEXEC
 
 _libc = ctypes.CDLL(None, use_errno=True)
-_fallocate = ctypes.PyDLL(None, use_errno=True).fallocate
-_fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_long, ctypes.c_long)
 
 
 class Image(NamedTuple):
@@ -85,6 +81,7 @@ class Instance:
         self.present: set[int] = set()
         self._memfd = os.memfd_create("instance", os.MFD_CLOEXEC)
         os.ftruncate(self._memfd, _ADDRESS_SPACE_BYTES)
+        self._taker = PageTaker(self._memfd)
         gadget.install(self.main, self.memory)
         _call(self.main, "personality", _libc.personality(_PERSONALITY_QUERY))  # for what it executes
         forget_vdso(self.memory, self.main.read_registers().sp)
@@ -201,30 +198,23 @@ class Instance:
 
     def drop(self, address: int, size: int = PAGE_BYTES) -> None:
         """Take whole pages away, so that the next touch is a fault."""
-        if _fallocate(self._memfd, _PUNCH_HOLE_KEEP_SIZE, address, size) < 0:
-            number = ctypes.get_errno()
-            raise OSError(number, os.strerror(number))
+        self._taker.drop(address, size)
 
-    def drop_pages(self, pages: Sequence[int]) -> None:
-        """As `drop`, for pages by number, best in ascending order.
+    def copy_pages(self, pages: Sequence[int]) -> bytes:
+        """Return what pages, by number, have, one after the other. From now on the next write to each is reported."""
+        data: list[bytes] = []
+        for page, count in _neighbours(pages):
+            self.faults.protect(page * PAGE_BYTES, count * PAGE_BYTES)
+            data.append(self.read(page * PAGE_BYTES, count * PAGE_BYTES))
+        return data[0] if len(data) == 1 else b"".join(data)
 
-        With two that are near each other goes what lies between them, if that is nothing: the call takes longer than
-        to look. Where something is, more is likely to be.
-        """
-        first, end = pages[0], pages[0] + 1
-        is_sparse = True
-        for page in pages[1:]:
-            if page != end and 0 < page - end < _NEAR_PAGES and is_sparse:
-                is_sparse = self._has_nothing(end, page)
-            if page != end and not (0 < page - end < _NEAR_PAGES and is_sparse):
-                self.drop(first * PAGE_BYTES, (end - first) * PAGE_BYTES)
-                first = page
-            end = page + 1
-        self.drop(first * PAGE_BYTES, (end - first) * PAGE_BYTES)
-
-    def _has_nothing(self, start: int, page: int) -> bool:
-        """Whether *page*, which the memfd has, is the first that it has from page *start* on."""
-        return os.lseek(self._memfd, start * PAGE_BYTES, os.SEEK_DATA) == page * PAGE_BYTES
+    def take_pages(self, pages: Sequence[int]) -> bytes:
+        """As `copy_pages`, and take the pages away, so that the next touch of each is a fault."""
+        if self._taker.can_take:
+            return self._taker.take(pages)
+        data = self.copy_pages(pages)
+        self._taker.drop_pages(pages)
+        return data
 
     def signal(self, tid: int, signo: int) -> None:
         """Send *signo* to thread *tid* of the process, if it is still there."""
@@ -236,6 +226,7 @@ class Instance:
             os.kill(self.pid, signal.SIGKILL)
         self.faults.close()
         self.memory.close()
+        self._taker.close()
         os.close(self._memfd)
 
     def _writable(self) -> list[Vma]:
@@ -337,6 +328,17 @@ def _without_end(data: bytes) -> bytes:
     """Return whole pages of *data* up to the last that is not all zeros."""
     used = len(data.rstrip(b"\0"))
     return data[: -(-used // PAGE_BYTES) * PAGE_BYTES]
+
+
+def _neighbours(pages: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Yield (first page, how many) of those that follow each other."""
+    first, count = pages[0], 0
+    for page in pages:
+        if page != first + count:
+            yield first, count
+            first, count = page, 0
+        count += 1
+    yield first, count
 
 
 def _pages_with_data(start: int, data: bytes) -> Iterator[int]:

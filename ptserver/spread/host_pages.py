@@ -134,7 +134,9 @@ class HostPages:
                 [(page, kept) for page, kept in zip(pages, keep, strict=True) if page not in late]
             )
         with contextlib.suppress(ProcessLookupError):  # it may be later, and the process has ended
-            self._emit(self._take_pages(pages, keep))
+            for kept in set(keep):
+                some = [page for page, each in zip(pages, keep, strict=True) if each == kept]
+                self._emit(self._take_pages(some, bool(kept)))
 
     def _give(self, do: Callable[..., None], message: PassPage | DropPage) -> None:
         """Do what gives a page away, when it may go."""
@@ -146,24 +148,16 @@ class HostPages:
             do(message)
 
     def _pass_page(self, message: PassPage) -> None:
-        given = self._take_pages((message.page,), b"\1" if message.keep else b"\0")
+        given = self._take_pages((message.page,), message.keep)
         self.passing.give(message.to, message.transfer, given)
 
-    def _take_pages(self, pages: Sequence[int], keep: bytes) -> PagesData:
-        """Return what pages have, which change here no more; those that are not to be kept are not here any more."""
+    def _take_pages(self, pages: Sequence[int], keep: bool) -> PagesData:
+        """Return what pages have, which change here no more; without *keep* they are not here any more."""
         quiet = self._quiet
-        dirty = bytes(quiet.pop(page, True) for page in pages)
-        data: list[bytes] = []
-        gone: list[int] = []
-        for page, count, kept in _runs(pages, keep):
-            address, size = page * PAGE_BYTES, count * PAGE_BYTES
-            self._faults.protect(address, size)
-            data.append(self.instance.read(address, size))
-            if not kept:
-                gone += range(page, page + count)
-        if gone:
-            self.instance.drop_pages(gone)
-        return PagesData(tuple(pages), dirty, data[0] if len(data) == 1 else b"".join(data))
+        dirty = bytes([quiet.pop(page, True) for page in pages])
+        instance = self.instance
+        data = instance.copy_pages(pages) if keep else instance.take_pages(pages)
+        return PagesData(tuple(pages), dirty, data)
 
     def _put_pages(self, message: PutPages) -> None:
         pages, data, start = message.pages, message.data, 0

@@ -36,8 +36,9 @@ class _Host:
         self.now = 100.0
         self.use = _Use()
         nothing = lambda *_, **__: None  # noqa: E731
-        faults = SimpleNamespace(read=lambda: self.faults, copy=nothing, protect=nothing)
-        instance = SimpleNamespace(faults=faults, pid=1, read=lambda _, size: bytes(size), drop_pages=nothing)
+        content = lambda pages: bytes(len(pages) * PAGE_BYTES)  # noqa: E731
+        faults = SimpleNamespace(read=lambda: self.faults, copy=nothing)
+        instance = SimpleNamespace(faults=faults, pid=1, copy_pages=content, take_pages=content)
         self.pages = HostPages(
             cast(Instance, instance),
             self.sent.append,
@@ -100,7 +101,7 @@ def test_of_several_pages_those_go_at_once_that_may(host: _Host) -> None:
     others = _PAGE + 1, _PAGE + 2
     host.take(PutPages((_PAGE, *others), bytes((Access.WRITE,)) * 3, bytes(3 * PAGE_BYTES)))
     host.now += 2 * FRESH_SECONDS
-    host.take(SendPages((others[0], _PAGE, others[1]), b"\1\0\0"))
+    host.take(SendPages((others[0], _PAGE, others[1]), bytes(3)))
     assert host.sent[1:] == [PagesData(others, b"\1\1", bytes(2 * PAGE_BYTES))]
     host.use.count += 1
     host.fire()
