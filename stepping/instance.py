@@ -26,7 +26,7 @@ from stepping.errors import MemoryFaultError, SteppingError, TraceeGoneError
 from stepping.gadget import GADGET, SCRATCH
 from stepping.launch import Program
 from stepping.maps import PAGE_BYTES, Vma, read_maps
-from stepping.page_taker import PageTaker
+from stepping.page_taker import PageTaker, neighbours
 from stepping.ptrace_api import Option
 from stepping.seccomp import Rule, Verdict, assemble
 from stepping.syscalls import Arch
@@ -203,7 +203,7 @@ class Instance:
     def copy_pages(self, pages: Sequence[int]) -> bytes:
         """Return what pages, by number, have, one after the other. From now on the next write to each is reported."""
         data: list[bytes] = []
-        for page, count in _neighbours(pages):
+        for page, count in neighbours(pages):
             self.faults.protect(page * PAGE_BYTES, count * PAGE_BYTES)
             data.append(self.read(page * PAGE_BYTES, count * PAGE_BYTES))
         return data[0] if len(data) == 1 else b"".join(data)
@@ -328,17 +328,6 @@ def _without_end(data: bytes) -> bytes:
     """Return whole pages of *data* up to the last that is not all zeros."""
     used = len(data.rstrip(b"\0"))
     return data[: -(-used // PAGE_BYTES) * PAGE_BYTES]
-
-
-def _neighbours(pages: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Yield (first page, how many) of those that follow each other."""
-    first, count = pages[0], 0
-    for page in pages:
-        if page != first + count:
-            yield first, count
-            first, count = page, 0
-        count += 1
-    yield first, count
 
 
 def _pages_with_data(start: int, data: bytes) -> Iterator[int]:

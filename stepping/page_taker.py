@@ -16,7 +16,7 @@ Source: splice(2), fallocate(2); mm/shmem.c, mm/truncate.c.
 import ctypes
 import fcntl
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from stepping.maps import PAGE_BYTES
@@ -31,6 +31,17 @@ _NEAR_PAGES = 512
 
 _fallocate = ctypes.PyDLL(None, use_errno=True).fallocate
 _fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_long, ctypes.c_long)
+
+
+def neighbours(pages: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Yield (first page, how many) of those that follow each other."""
+    first, count = pages[0], 0
+    for page in pages:
+        if page != first + count:
+            yield first, count
+            first, count = page, 0
+        count += 1
+    yield first, count
 
 
 class PageTaker:
@@ -50,8 +61,10 @@ class PageTaker:
         """Take pages, by number, away; return what they have, one after the other, the last that was written."""
         if len(pages) > _PIPE_PAGES:
             return self.take(pages[:_PIPE_PAGES]) + self.take(pages[_PIPE_PAGES:])
-        for page in pages:
-            os.splice(self._memfd, self._in, PAGE_BYTES, offset_src=page * PAGE_BYTES)
+        for page, count in neighbours(pages):
+            at, end = page * PAGE_BYTES, (page + count) * PAGE_BYTES
+            while at < end:
+                at += os.splice(self._memfd, self._in, end - at, offset_src=at)
         self.drop_pages(pages)
         return os.read(self._out, len(pages) * PAGE_BYTES)
 
