@@ -10,13 +10,13 @@ Thread rules: the thread that traces.
 
 import contextlib
 import signal
-import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import cast
 
 from ptserver.spread.children import Children
+from ptserver.spread.fault_signals import decode_fault, encode_segfault
 from ptserver.spread.futexes import COMMAND_MASK, FUTEX_WAKE, FUTEX_WAKE_BITSET
 from ptserver.spread.holding import ProcessorUse
 from ptserver.spread.host_pages import Emit, HostPages, is_in_call
@@ -64,8 +64,6 @@ from stepping.wait_status import Event, WaitKind, WaitStatus
 #: CLONE_VM, FS, FILES, SIGHAND, SYSVSEM, THREAD: a thread that nobody waits for.
 _THREAD_FLAGS = 0x50F00
 _SIGSET_BYTES = 8
-_SIGINFO = struct.Struct("=iii4xQ")  # signal, errno, code, address
-_SEGV_MAPERR, _BUS_MCEERR_AR = 1, 4
 _CLONE, _FUTEX, _SIGALTSTACK = (SYSCALLS[name].numbers["amd64"] for name in ("clone", "futex", "sigaltstack"))
 _NO_CALL, _U32 = (1 << 64) - 1, (1 << 32) - 1
 _WAKES = FUTEX_WAKE, FUTEX_WAKE_BITSET
@@ -422,7 +420,7 @@ class SpreadHost:
             self._emit(Executed(thread.tid, result))
             return
         if thread.denied is not None and status.signo == signal.SIGSEGV:
-            ptrace_api.setsiginfo(tracee.tid, _fault_info(thread.denied))
+            ptrace_api.setsiginfo(tracee.tid, encode_segfault(thread.denied))
             thread.denied = None
         elif status.signo == signal.SIGSEGV and self._strays(thread):
             thread.doing = _Doing.ASKING
@@ -439,17 +437,16 @@ class SpreadHost:
         """Whether a thread has touched what is not mapped here, but may be at host 0, which has the mapped files."""
         if self.number == 0 or not self._computes(thread):
             return False
-        _, _, code, address = _SIGINFO.unpack_from(ptrace_api.getsiginfo(thread.tracee.tid))
-        return bool(code == _SEGV_MAPERR and address >= USER_START)
+        fault = decode_fault(ptrace_api.getsiginfo(thread.tracee.tid))
+        return fault.is_unmapped and fault.address >= USER_START
 
     def _has_failed(self, tracee: Tracee) -> bool:
         """Deal with a touch of memory that fails so that calls do; return False if the signal is another's."""
-        siginfo = ptrace_api.getsiginfo(tracee.tid)
-        _, _, code, address = _SIGINFO.unpack_from(siginfo)
-        if code != _BUS_MCEERR_AR:
+        fault = decode_fault(ptrace_api.getsiginfo(tracee.tid))
+        if not fault.is_failed:
             return False
-        if self.pages.fails(address):
-            ptrace_api.setsiginfo(tracee.tid, _fault_info(address))
+        if self.pages.fails(fault.address):
+            ptrace_api.setsiginfo(tracee.tid, encode_segfault(fault.address))
             tracee.resume_with(signal.SIGSEGV)
         else:  # it does not fail any more
             tracee.resume(deliver=False)
@@ -498,8 +495,3 @@ class SpreadHost:
             registers.pc = pc
             tracee.write_registers(registers)
         return True
-
-
-def _fault_info(address: int) -> bytes:
-    """Return the siginfo_t of an access to *address*, where nothing is."""
-    return _SIGINFO.pack(signal.SIGSEGV, 0, _SEGV_MAPERR, address).ljust(128, b"\0")
