@@ -1,10 +1,11 @@
 """`python -m bench.spread [--json] [--quick] [--repeat N] [--without NAME]`: programs spread over two hosts, against
 one processor and two.
 
-Both hosts are on this machine, each with its agent, so on two processors the agents take their time from the program.
-Each figure is the program's own (fixtures/spread_speed), the median of the rounds; a round runs every way once, so
-that what else the machine does concerns all alike. `--quick` takes a few seconds: one round of a tenth. `--without`
-leaves one of the adaptations out (docs/spread.md), to see what it is worth.
+Both hosts are on this machine, and what keeps them (the home's process, or one agent besides) takes its time from the
+program. Each figure is the program's own (fixtures/spread_speed), the median of the rounds; a round runs every way
+once, so that what else the machine does concerns all alike. The last row is what of a fault's service is Python's
+(`spread_service`). `--quick` takes a few seconds: one round of a tenth. `--without` leaves one of the adaptations out
+(docs/spread.md), to see what it is worth.
 """
 
 import json
@@ -16,6 +17,7 @@ from typing import Any, NamedTuple
 
 from bench.figures import options
 from bench.measure import PTSERVER, BenchError
+from bench.spread_service import SERVICE_ASKED, SERVICES, service_seconds
 from ptserver.spread.adaptations import ADAPTATIONS
 from tests.gofixtures import build
 
@@ -90,7 +92,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     adapt = ",".join(name for name in ADAPTATIONS if name != given.without)
     rounds, part = (1, 10) if given.quick else (given.repeat, 1)
     found: dict[str, dict[str, list[float]]] = {name: {way: [] for way in WAYS} for name in MEASURES}
+    services: list[float] = []
     for _ in range(rounds):
+        services.append(service_seconds(SERVICES // part))
         for name, measure in MEASURES.items():
             for way in WAYS:
                 found[name][way].append(seconds(way, name, max(1, measure.count // part), adapt))
@@ -98,13 +102,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         name: {way: statistics.median(values) for way, values in ways.items()} for name, ways in found.items()
     }
     if given.json:
-        print(json.dumps(medians))
+        print(json.dumps({**medians, "service": {"two hosts": statistics.median(services)}}))
         return
     print(f"{'':10}" + "".join(f"{way:>18}" for way in WAYS) + "  to one  to two  asked")
     for name, ways in medians.items():
-        one, two, spread = ways.values()
+        one, two, spread, *_ = ways.values()
         figures = "".join(f"{value * 1e3:15.4f} ms" for value in ways.values())
         print(f"{name:10}{figures}{spread / one:8.2f}{spread / two:8.2f}  {MEASURES[name].asked}")
+    print(f"{'service':10}{statistics.median(services) * 1e3:51.4f} ms  {SERVICE_ASKED}")
 
 
 if __name__ == "__main__":

@@ -61,6 +61,10 @@ class PageTaker:
         """Take pages, by number, away; return what they have, one after the other, the last that was written."""
         if len(pages) > _PIPE_PAGES:
             return self.take(pages[:_PIPE_PAGES]) + self.take(pages[_PIPE_PAGES:])
+        if len(pages) == 1:
+            os.splice(self._memfd, self._in, PAGE_BYTES, offset_src=pages[0] * PAGE_BYTES)
+            self.drop(pages[0] * PAGE_BYTES, PAGE_BYTES)
+            return os.read(self._out, PAGE_BYTES)
         for page, count in neighbours(pages):
             at, end = page * PAGE_BYTES, (page + count) * PAGE_BYTES
             while at < end:

@@ -37,6 +37,7 @@ from stepping.maps import PAGE_BYTES
 Emit = Callable[[SpreadMessage], None]
 
 _ZERO_PAGE = bytes(PAGE_BYTES)
+_WRITE, _CLEAN = int(Access.WRITE), int(Access.CLEAN)
 #: How long pages are watched for a write: who works with them writes more often.
 _WATCH_SECONDS = 300e-6
 
@@ -133,10 +134,15 @@ class HostPages:
             pages, keep = _columns(
                 [(page, kept) for page, kept in zip(pages, keep, strict=True) if page not in late]
             )
-        with contextlib.suppress(ProcessLookupError):  # it may be later, and the process has ended
-            for kept in set(keep):
+        try:
+            if keep.count(keep[0]) == len(keep):
+                self._emit(self._take_pages(pages, bool(keep[0])))
+                return
+            for kept in (0, 1):
                 some = [page for page, each in zip(pages, keep, strict=True) if each == kept]
                 self._emit(self._take_pages(some, bool(kept)))
+        except ProcessLookupError:  # it may be later, and the process has ended
+            pass
 
     def _give(self, do: Callable[..., None], message: PassPage | DropPage) -> None:
         """Do what gives a page away, when it may go."""
@@ -162,9 +168,13 @@ class HostPages:
     def _put_pages(self, message: PutPages) -> None:
         pages, data, start = message.pages, message.data, 0
         self._come(pages, message.access)
+        if len(pages) == 1:
+            self._put(pages[0], data, protected=message.access[0] != _WRITE)
+            self.passing.came_otherwise(pages)
+            return
         for page, count, access in _runs(pages, message.access):
             end = start + count * PAGE_BYTES
-            self._put(page, data[start:end], protected=access != Access.WRITE)
+            self._put(page, data[start:end], protected=access != _WRITE)
             start = end
         self.passing.came_otherwise(pages)
 
@@ -176,8 +186,8 @@ class HostPages:
         for page in pages:
             self._granted(page)
         self._holdings.came(pages, time.monotonic())
-        if Access.CLEAN in access:
-            clean = [page for page, may in zip(pages, access, strict=True) if may == Access.CLEAN]
+        if _CLEAN in access:
+            clean = [page for page, may in zip(pages, access, strict=True) if may == _CLEAN]
             self._quiet.update(dict.fromkeys(clean, False))
 
     def _zero_pages(self, message: ZeroPages) -> None:

@@ -4,7 +4,6 @@ A thread that is woken has a dozen pages sent ahead of it. To say so of each alo
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 from ptserver.spread.messages import SpreadMessage
 from ptserver.spread.page_messages import Access, PutPages, SendPages
@@ -14,15 +13,17 @@ from stepping.maps import PAGE_BYTES
 MOST_PAGES = 32
 
 
-@dataclass(slots=True)
 class _Pages:
     """Pages for one host, with a number for each. parts: what they have, if it is given them, as parts of what has
     come: (bytes, first, last + 1). What has come together is mostly given together, and then is not copied.
     """
 
-    parts: list[tuple[bytes, int, int]] | None
-    pages: list[int] = field(default_factory=list)
-    numbers: bytearray = field(default_factory=bytearray)
+    __slots__ = ("numbers", "pages", "parts")
+
+    def __init__(self, parts: list[tuple[bytes, int, int]] | None) -> None:
+        self.parts = parts
+        self.pages: list[int] = []
+        self.numbers: list[int] = []
 
 
 class Outgoing:
@@ -89,5 +90,8 @@ class Outgoing:
         if parts is None:
             self._send(host, SendPages(pages, numbers))
         else:
-            pieces = [data[start:end] for data, start, end in parts]
-            self._send(host, PutPages(pages, numbers, pieces[0] if len(pieces) == 1 else b"".join(pieces)))
+            data, start, end = parts[0]
+            content = data[start:end]
+            if len(parts) > 1:
+                content = b"".join([data[start:end] for data, start, end in parts])
+            self._send(host, PutPages(pages, numbers, content))
