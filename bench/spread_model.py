@@ -1,8 +1,9 @@
-"""A model of a spread program's hosts: the real page directory and read-ahead, simulated hosts, threads and time.
+"""A model of a spread program's hosts: the real page directory, turns and read-ahead, simulated hosts, threads, time.
 
 A thread is what a fault log (`ptserver.spread.fault_log`) has of it: it computes for a while, touches a page, and so
-on. What it touches without a fault is not known, so a page that it gets it keeps until another thread wants it. The
-home and each agent do one thing at a time; a message takes half a round trip, to host 0 none.
+on. What it touches without a fault is not known, so a page that it gets it keeps until another thread wants it, and
+has no use for it any more when it is asked. The home and each agent do one thing at a time; a message takes half a
+round trip, to host 0 none.
 """
 
 import heapq
@@ -16,10 +17,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ptserver.spread.companions import Companions
-from ptserver.spread.messages import AllowWrite, DropPage, SpreadMessage, TryAgain, ZeroPages
+from ptserver.spread.messages import AllowWrite, DropPage, SpreadMessage, TryAgain, Watch, Watched, ZeroPages
 from ptserver.spread.outgoing import Outgoing
 from ptserver.spread.page_messages import Access, PutPages, SendPages
 from ptserver.spread.pages import PageDirectory
+from ptserver.spread.turns import Turns
 
 
 class Touch(NamedTuple):
@@ -138,7 +140,9 @@ class Model:
         ]
         self._slower = max(1.0, hosts / costs.processors) if costs.processors else 1.0
         self._outgoing = Outgoing(self._to_host)
-        self._pages = PageDirectory(self._outgoing, lambda page: True)
+        self._pages = PageDirectory(self._outgoing, lambda page: True, now=lambda: self._now)
+        self._turns = Turns(self._pages, self._outgoing.say, lambda: self._now, self._later)
+        self._turns.note_round_trip(costs.round_trip)
         self._companions = Companions()
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
@@ -156,6 +160,13 @@ class Model:
 
     def _at(self, when: float, do: Callable[[], None]) -> None:
         heapq.heappush(self._events, (when, next(self._order), do))
+
+    def _later(self, seconds: float, do: Callable[[], None]) -> None:
+        self._at(self._now + seconds, partial(self._decide, do))
+
+    def _decide(self, do: Callable[[], None]) -> None:
+        do()
+        self._outgoing.flush()
 
     def _way(self, host: _Host) -> float:
         return self._costs.round_trip / 2 if host.number else 0.0
@@ -180,12 +191,11 @@ class Model:
         self._to_home(host, lambda: self._fault(thread, touch))
 
     def _fault(self, thread: _Thread, touch: Touch) -> None:
-        host = thread.host.number
-        self._pages.request(host, touch.page, write=touch.write)
-        for page, write in self._companions.wants(
-            thread.number, host, touch.page, write=touch.write, now=self._now
-        ):
-            self._pages.fetch_ahead(host, page, write=write)
+        host, page, write = thread.host.number, touch.page, touch.write
+        if not self._turns.defers(thread.number, host, page, write=write):
+            self._pages.request(host, page, write=write)
+        wants = self._companions.wants(thread.number, host, page, write=write, now=self._now)
+        self._pages.fetch_all_ahead(host, [want for want in wants if not self._turns.keeps(host, want[0])])
 
     def _take_data(self, pages: tuple[int, ...]) -> None:
         self._pages.take_data(pages, b"\1" * len(pages), b"")
@@ -196,11 +206,7 @@ class Model:
 
         def arrive() -> None:
             self._home_free = max(self._home_free, self._now) + self._costs.home
-            self._at(self._home_free, decide)
-
-        def decide() -> None:
-            do()
-            self._outgoing.flush()
+            self._at(self._home_free, partial(self._decide, do))
 
         self._at(host.free + self._way(host), arrive)
 
@@ -228,6 +234,9 @@ class Model:
             case PutPages(pages=pages, access=access):
                 for page, may in zip(pages, access, strict=True):
                     self._give(host, page, may != Access.READ)
+            case Watch(turn=turn):
+                answer = Watched(turn, written=False)
+                self._to_home(host, lambda: self._turns.take_watched(host.number, answer))
             case ZeroPages(page=first, count=count):
                 for page in range(first, first + count):
                     self._give(host, page, True)

@@ -91,12 +91,17 @@ class PageDirectory:
     """The directory; *outgoing* takes what hosts must do. Counts of what happened are in `counts`."""
 
     def __init__(
-        self, outgoing: Outgoing, may_touch: MayTouch, is_straight: IsStraight = lambda source, host: False
+        self,
+        outgoing: Outgoing,
+        may_touch: MayTouch,
+        is_straight: IsStraight = lambda source, host: False,
+        now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._outgoing = outgoing
         self._send = outgoing.say
         self._may_touch = may_touch
         self._is_straight = is_straight
+        self._now = now
         self._last_number = 0
         self._unsettled: dict[int, list[int]] = {}  # by source: transfers that have arrived
         self._holders: dict[int, int] = {}
@@ -337,7 +342,7 @@ class PageDirectory:
         habit = self._habits.get(page)
         if habit is not None and habit.reader == host:
             habit.reader = -1
-            if time.monotonic() - habit.at < _SOON_SECONDS:
+            if self._now() - habit.at < _SOON_SECONDS:
                 habit.moves = -1 if habit.doubts else max(habit.moves, 0)
                 habit.doubts -= bool(habit.doubts)
         others = holders & ~(1 << host)
@@ -412,9 +417,9 @@ class PageDirectory:
     def _note_reader(self, page: int, host: int) -> None:
         habit = self._habits.get(page)
         if habit is None:
-            self._habits[page] = _Habit(host, time.monotonic())
+            self._habits[page] = _Habit(host, self._now())
         else:
-            habit.reader, habit.at = host, time.monotonic()
+            habit.reader, habit.at = host, self._now()
 
     def _is_not_migratory(self, page: int) -> None:
         habit = self._habits.get(page)
