@@ -85,6 +85,7 @@ class PollLoop:
         self._expects = False
         self._poll = select.poll()
         self._events: dict[int, int] = {}
+        self._selected: tuple[list[int], list[int]] | None = None  # what select(2) takes, until that changes
         self._handlers: dict[int, Handler] = {}
         self._timers: list[tuple[float, int, Handler]] = []
         self._order = itertools.count()
@@ -95,6 +96,7 @@ class PollLoop:
         if self._events.get(fd, 0) == events:
             return
         self._events[fd] = events
+        self._selected = None
         if events:
             self._handlers[fd] = handler
             self._poll.register(fd, events)
@@ -105,6 +107,7 @@ class PollLoop:
     def unwatch(self, fd: int) -> None:
         """Forget *fd*; no matter if it was not watched."""
         if self._events.pop(fd, 0):
+            self._selected = None
             del self._handlers[fd]
             self._poll.unregister(fd)
 
@@ -165,12 +168,20 @@ class PollLoop:
             return self._poll.poll()
         seconds = max(0.0, self._timers[0][0] - time.monotonic())
         if 0 < seconds < _POLL_UNIT_SECONDS and max(self._events, default=0) < _MAX_SELECT_FD:
-            select.select(self._fds(select.POLLIN), self._fds(select.POLLOUT), (), seconds)
-            return self._poll.poll(0)
+            return self._select(seconds)
         return self._poll.poll(seconds * 1000)
 
-    def _fds(self, event: int) -> list[int]:
-        return [fd for fd, events in self._events.items() if events & event]
+    def _select(self, seconds: float) -> list[tuple[int, int]]:
+        """As poll(2); what is hung up can be read, and what has failed can be read and written."""
+        if self._selected is None:
+            reading, writing = (
+                [fd for fd, events in self._events.items() if events & event]
+                for event in (select.POLLIN, select.POLLOUT)
+            )
+            self._selected = reading, writing
+        readable, writable, _ = select.select(*self._selected, (), seconds)
+        found = [(fd, select.POLLIN) for fd in readable]
+        return found + [(fd, select.POLLOUT) for fd in writable if fd not in readable]
 
     def _fire_timers(self) -> None:
         now = time.monotonic()
