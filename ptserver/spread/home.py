@@ -58,7 +58,7 @@ from ptserver.spread.page_messages import PagesData
 from ptserver.spread.pages import PageDirectory
 from ptserver.spread.passing_messages import Arrived, Linked, Unlinked
 from ptserver.spread.placement import HostLoad, Placement
-from ptserver.spread.requests import Later, Requests
+from ptserver.spread.requests import Later, Peek, Requests
 from ptserver.spread.statistics import Statistics
 from ptserver.spread.threads import Thread, Threads, Where
 from ptserver.spread.turns import Turns
@@ -83,7 +83,7 @@ class Home:
 
     later: calls a function after so many seconds. status: the program's raw wait status once it is gone.
     check_seconds: how often to check that the hosts' memory is the same, 0 for never. straight: between which of
-    them pages go straight.
+    them pages go straight. peek: reads the memory of hosts that need not be asked.
     events: takes what becomes of goroutines, if anybody wants to hear of that.
     fault_counts: how often (thread, host, address, whether to write) had to wait, if that is to be counted.
     """
@@ -97,6 +97,7 @@ class Home:
         space: AddressSpace,
         check_seconds: float = 0.0,
         straight: Straight = Straight.FAR,
+        peek: Peek = lambda host, address, size: None,
     ) -> None:
         self.members = Members(hosts)
         self._outgoing = Outgoing(send)
@@ -111,7 +112,10 @@ class Home:
         self._later = later
         self._placement = placement
         self.futexes = Futexes()
-        self.requests = Requests(send, self.pages)
+        waits_for = self._outgoing.waits_for
+        self.requests = Requests(
+            send, self.pages, lambda host, *where: None if waits_for(host) else peek(host, *where)
+        )
         self.wishes = Wishes(self.threads, self.requests, later)
         self._errands = Errands(self.threads, later)
         self.fault_counts: Counter[tuple[int, int, int, bool]] | None = None

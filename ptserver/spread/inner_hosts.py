@@ -77,6 +77,13 @@ class InnerHosts:
         """Have a host take *message*, by the next `hand_over`."""
         self._waiting.append((number, self._hosts[number].take, message))
 
+    def peek(self, number: int, address: int, size: int) -> bytes | None:
+        """Return what a host's memory holds; None if it is none of these, or has not yet taken all that was said."""
+        host = self._hosts.get(number)
+        if host is None or any(each[0] == number for each in self._waiting):
+            return None
+        return host.instance.read(address, size)
+
     def hand_over(self) -> bool:
         """Have everybody take what was said, and what is said for that; return whether there was anything."""
         waiting = self._waiting

@@ -72,6 +72,10 @@ class Outgoing:
         """Whether something waits for `flush`."""
         return bool(self._waiting)
 
+    def waits_for(self, host: int) -> bool:
+        """Whether something for *host* waits for `flush`."""
+        return host in self._waiting
+
     def flush(self) -> None:
         """Send what waits."""
         if self._waiting:

@@ -94,7 +94,14 @@ class SpreadSession:
         numbers = list(agents)
         self._last_number = len(numbers) + len(inner)
         self.home = Home(
-            1 + self._last_number, self._send, self.loop.later, placement, space, check_seconds, straight
+            1 + self._last_number,
+            self._send,
+            self.loop.later,
+            placement,
+            space,
+            check_seconds,
+            straight,
+            self._inner.peek,
         )
         self.home.threads.begin(instance.pid)
         self.home.pages.place(0, instance.present)
