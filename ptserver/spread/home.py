@@ -222,17 +222,20 @@ class Home:
             then()
 
         self.members.set_leaving(host)
-        self.wishes.forget_host(host)
         Emptying(host, self.threads, self.futexes, self.pages, self.requests, self._later, finish).go_on()
 
     def abandon(self, host: int) -> bool:
         """Go on without *host*, which is lost; return False if the program cannot."""
-        if self.threads.are_at(host) or not self.pages.abandon(host) or not self.requests.abandon(host):
+        if any(thread.host == host for thread in self.threads) or not self.pages.abandon(host):
             return False
+        if not self.requests.abandon(host):
+            return False
+        self.threads.turn_back(host)
         self._remove(host)
         return True
 
     def _remove(self, host: int) -> None:
+        self.wishes.forget_host(host)
         self.members.remove(host)
         self.turns.forget_host(host)
         self.links.remove(host)
@@ -278,7 +281,7 @@ class Home:
     def _captured(self, host: int, message: Captured) -> None:
         self.threads.captured(message)
         thread = self.threads.find(message.tid)
-        if thread is not None and self.events is not None:
+        if thread is not None and self.events is not None and thread.host != host:
             self.events.moved(message.tid, host, thread.host, time.monotonic_ns())
 
     def _happened(self, host: int, message: Happened) -> None:

@@ -58,6 +58,7 @@ from stepping.maps import USER_START
 from stepping.registers import AMD64, Registers
 from stepping.stops import Args
 from stepping.syscalls import SYSCALLS
+from stepping.timed_call import make_again
 from stepping.tracee import Tracee, read_pid
 from stepping.wait_status import Event, WaitKind, WaitStatus
 
@@ -367,6 +368,8 @@ class SpreadHost:
         elif status.event is Event.STOP and thread.wanted and self._is_movable(thread):
             self._preempted(thread, 0)
         else:
+            if thread.wanted and status.event is Event.STOP:
+                make_again(thread.tracee)
             thread.tracee.resume()
 
     def _main_reports(self, raw: int) -> None:

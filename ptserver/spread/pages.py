@@ -303,13 +303,20 @@ class PageDirectory:
         return len(mine) + due
 
     def abandon(self, host: int) -> bool:
-        """Forget *host*, which is lost; return False if something of the memory is lost with it."""
+        """Forget *host*, which is lost; return False if something of the memory is lost with it.
+
+        What another host still has to give for it goes back there.
+        """
         bit = 1 << host
         mine = [page for page, holders in self._holders.items() if holders & bit]
         if any(self._holders[page] == bit or page in self._busy for page in mine):
             return False
-        if any(transfer.host == host for transfer in self._busy.values()):
+        if any(transfer.host == host and transfer.number for transfer in self._busy.values()):
             return False
+        for transfer in self._busy.values():
+            if transfer.host == host:
+                transfer.host = transfer.source
+            transfer.queue = [each for each in transfer.queue or () if each[0] != host]
         for page in mine:
             self._holders[page] &= ~bit
         self._unsettled.pop(host, None)
@@ -392,7 +399,7 @@ class PageDirectory:
         host, write = transfer.host, transfer.write
         if transfer.upgrade:
             self._grant_write(host, page)
-        else:
+        elif transfer.alone or host != transfer.source:  # else it has kept what was for a host that is lost
             if transfer.alone:
                 self._holders[page] = 1 << host
                 self._writer[page] = host

@@ -5,6 +5,7 @@ woken, it gets signals) is kept, and done when it has arrived. A thread whose ca
 there; its state stays with the home until the call has returned.
 """
 
+import errno
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
@@ -101,6 +102,14 @@ class Threads:
             if thread.host == host or (thread.where is Where.MOVES and thread.to == host)
         ]
 
+    def turn_back(self, host: int) -> None:
+        """Have those that are on their way to *host*, which is lost, go on where they were; its calls say that."""
+        for thread in self:
+            if thread.where is Where.MOVES and thread.to == host:
+                thread.to, thread.pinned = thread.host, False
+                if thread.result is not None:  # of the call by which it wanted to go there
+                    thread.result = -errno.EINVAL
+
     def stop(self, thread: Thread, *, busy: bool = False) -> None:
         """Have a thread that computes stop and be reported (`Preempted`). busy: if it has done so for a while."""
         if thread.where is Where.RUNS:
@@ -122,9 +131,10 @@ class Threads:
             return
         if self._leaves(thread.to):
             thread.to = 0
+        if thread.to != thread.host:
+            thread.moves += 1
+            self.moves += 1
         thread.host = thread.to
-        thread.moves += 1
-        self.moves += 1
         thread.signals[:0] = message.signals
         if thread.woken is not None:  # while it was on its way
             thread.result, thread.held, thread.woken = thread.woken, False, None

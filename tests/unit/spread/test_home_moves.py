@@ -1,5 +1,7 @@
 """How the home of a spread program moves a thread: with the pages that it will touch first."""
 
+import errno
+
 from ptserver.spread.address_space import AddressSpace
 from ptserver.spread.home import Home
 from ptserver.spread.messages import (
@@ -103,3 +105,60 @@ def test_a_page_that_a_host_may_read_already_becomes_its_own_ahead() -> None:
     hosts.home.take(0, Dropped(_RECORD))
     assert hosts.sent[1:] == [(1, AllowWrite(_RECORD))]
     assert hosts.home.pages.holder(_RECORD) == 1
+
+
+def _lost_on_the_way(*, gives: bool) -> tuple[_Hosts, bool]:
+    """Have host 1 lost while the thread is on its way there, and its stack too, if *gives*.
+
+    Returns whether the program goes on.
+    """
+    hosts = _Hosts()
+    hosts.home.take(0, Called(_TID, Hypercall.MIGRATE, (1, 0, 0, 0, 0, 0), b"", _STACK * PAGE_BYTES + 8))
+    hosts.home.flush()
+    if gives:
+        hosts.home.take(0, PagesData((_STACK,), b"\1", bytes(PAGE_BYTES)))
+        hosts.home.flush()
+    hosts.sent.clear()
+    return hosts, hosts.home.abandon(1)
+
+
+def test_a_move_to_a_host_that_is_lost_leaves_the_thread_where_it_was() -> None:
+    hosts, goes_on = _lost_on_the_way(gives=False)
+    assert goes_on
+    hosts.home.take(0, PagesData((_STACK,), b"\1", bytes(PAGE_BYTES)))
+    hosts.home.take(0, Captured(_TID, _STATE))
+    hosts.home.flush()
+    assert hosts.sent == [
+        (0, PutPages((_STACK,), bytes((Access.WRITE,)), bytes(PAGE_BYTES))),
+        (0, Start(_TID, _STATE, -errno.EINVAL, False)),
+    ]
+    assert hosts.home.pages.writer(_STACK) == 0
+
+
+def test_a_host_that_is_lost_with_the_stack_of_a_thread_ends_the_program() -> None:
+    assert not _lost_on_the_way(gives=True)[1]
+
+
+def test_a_page_that_was_for_a_host_that_is_lost_stays_where_it_was_read() -> None:
+    hosts = _Hosts()
+    hosts.home.take(1, Fault(_RECORD, False, _RECORD * PAGE_BYTES))
+    hosts.home.flush()
+    hosts.sent.clear()
+    assert hosts.home.abandon(1)
+    hosts.home.take(0, PagesData((_RECORD,), b"\1", bytes(PAGE_BYTES)))
+    hosts.home.take(0, Fault(_RECORD, True, _RECORD * PAGE_BYTES, _TID))
+    hosts.home.flush()
+    assert hosts.sent == [(0, AllowWrite(_RECORD))]
+
+
+def test_what_a_host_that_is_lost_still_waits_for_is_not_sent() -> None:
+    hosts = _Hosts()
+    hosts.home.pages.request(1, _RECORD, write=False)
+    hosts.home.pages.request(0, _RECORD, write=True)
+    hosts.home.pages.request(1, _RECORD, write=True)
+    hosts.home.flush()
+    hosts.sent.clear()
+    assert hosts.home.abandon(1)
+    hosts.home.take(0, PagesData((_RECORD,), b"\1", bytes(PAGE_BYTES)))
+    hosts.home.flush()
+    assert hosts.sent == [(0, AllowWrite(_RECORD))]

@@ -1,5 +1,7 @@
 """How threads get from host to host, whatever happens to them on the way."""
 
+import errno
+
 import pytest
 
 from ptserver.spread.messages import Capture, Captured, Kill, Return, SpreadMessage, Start, ThreadState
@@ -94,3 +96,13 @@ def test_a_thread_whose_call_returns_at_a_host_that_leaves_goes_on_at_host_0(hos
 def test_an_answer_goes_to_where_the_thread_is(hosts: _Hosts) -> None:
     hosts.threads.answer(hosts.threads[7], 2)
     assert hosts.taken() == [(0, Return(7, 2))]
+
+
+def test_a_thread_on_its_way_to_a_host_that_is_lost_goes_on_where_it_was(hosts: _Hosts) -> None:
+    thread = hosts.threads[7]
+    thread.pinned = True
+    hosts.threads.move(thread, 1, 0)
+    hosts.threads.turn_back(1)
+    hosts.threads.captured(Captured(7, _STATE))
+    assert hosts.taken()[1:] == [(0, Start(7, _STATE, -errno.EINVAL, False))]
+    assert (thread.host, thread.where, thread.pinned, thread.moves) == (0, Where.RUNS, False, 0)
