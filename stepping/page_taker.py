@@ -76,15 +76,11 @@ class PageTaker:
         """Take pages away, by number, best in ascending order.
 
         With two that are near each other goes what lies between them, if that is nothing: the call takes longer than
-        to look. Where something is, more is likely to be.
+        to look.
         """
         first, end = pages[0], pages[0] + 1
-        is_sparse = True
         for page in pages[1:]:
-            is_near = page == end
-            if not is_near and 0 < page - end < _NEAR_PAGES and is_sparse:
-                is_near = is_sparse = self._has_nothing(end, page)
-            if not is_near:
+            if page != end and not (0 < page - end < _NEAR_PAGES and self._has_nothing(end, page)):
                 self.drop(first * PAGE_BYTES, (end - first) * PAGE_BYTES)
                 first = page
             end = page + 1

@@ -132,7 +132,8 @@ class StoppedThreads:
     def __init__(self, general_bytes: int) -> None:
         registers = (ctypes.c_uint64 * (general_bytes // 8))()
         self._general_bytes = general_bytes
-        self._registers = memoryview(registers).cast("B").cast("Q")
+        self._raw = memoryview(registers).cast("B")
+        self._registers = self._raw.cast("Q")
         self._vector = _Iovec(ctypes.addressof(registers), general_bytes)
         self._vector_address = ctypes.c_void_p(ctypes.addressof(self._vector))
         self._siginfo = ctypes.create_string_buffer(_SIGINFO_BYTES)
@@ -161,8 +162,13 @@ class StoppedThreads:
             raise SteppingError(f"thread {tid} is in 32-bit code, which is not supported")
         return self._registers
 
+    def general(self, raw: bytes) -> memoryview:
+        """As `read_general`, of a thread whose register set is known to be *raw*."""
+        self._raw[:] = raw
+        return self._registers
+
     def write_general(self, tid: int) -> None:
-        """Have *tid* go on with the registers that `read_general` has returned, and that may have been changed."""
+        """Have *tid* go on with the registers that have been returned last, and that may have been changed."""
         _quick_request(_SETREGSET, tid, _GENERAL, self._vector_address)
 
 

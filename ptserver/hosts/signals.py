@@ -7,7 +7,7 @@ import contextlib
 import os
 import signal
 
-from ptserver.signal_descriptor import SI_KERNEL, open_signals, read_signals
+from ptserver.signal_descriptor import SI_KERNEL, open_signals, read_numbers
 
 _STOPPING = (signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
 _PASSED_ON = (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
@@ -32,7 +32,7 @@ class HostSignals:
 
     def receive(self) -> list[tuple[int, bool]]:
         """Return what arrived: (signal number, whether the kernel sent it, as a terminal's keys do)."""
-        return [(received.signo, received.code == SI_KERNEL) for received in read_signals(self._fd)]
+        return [(signo, code == SI_KERNEL) for signo, code in read_numbers(self._fd)]
 
     def close(self) -> None:
         """Give the signals back their old mask."""

@@ -93,10 +93,11 @@ class _Thread:
     doing: _Doing
     denied: int | None = None  # the address for whose touch it is to get SIGSEGV
     wanted: bool = False  # whether the home wants it to stop
-    used: int = (
-        0  # how many nanoseconds it had had of processors when it came, or when it was last asked about
-    )
+    used: int = 0  # nanoseconds of processors that it had had when it came, or was last asked about
     altstack: bytes | None = None  # its signal stack, while that is known
+    asked: bytes | None = (
+        None  # its registers, while it is stopped before a call about which the home is asked
+    )
 
 
 class SpreadHost:
@@ -225,8 +226,8 @@ class SpreadHost:
 
     def _answer(self, thread: _Thread, result: int) -> None:
         """Let the call that a thread is stopped before return *result*, unmade."""
-        tid = thread.tracee.tid
-        registers = self._stopped.read_general(tid)
+        tid, asked = thread.tracee.tid, thread.asked
+        registers = self._stopped.read_general(tid) if asked is None else self._stopped.general(asked)
         registers[_RAX], registers[_ORIG_RAX] = result & _NO_CALL, _NO_CALL
         self._stopped.write_general(tid)
         self._resume(thread)
@@ -242,7 +243,7 @@ class SpreadHost:
         return thread
 
     def _resume(self, thread: _Thread, *, deliver: bool = True) -> None:
-        thread.doing = _Doing.RUNNING
+        thread.doing, thread.asked = _Doing.RUNNING, None
         thread.tracee.resume(deliver=deliver)
 
     def _execute(self, message: Execute) -> None:
@@ -266,7 +267,7 @@ class SpreadHost:
     def _capture(self, message: Capture) -> None:
         thread = self._thread(message.tid)
         state = gadget.capture(thread.tracee, self.instance.memory, thread.altstack)
-        thread.altstack = state.altstack
+        thread.altstack, thread.asked = state.altstack, None
         signals = gadget.take_pending(thread.tracee, self.instance.memory)
         if thread.denied is not None:  # it touches that again where it goes
             thread.denied = None
@@ -413,7 +414,8 @@ class SpreadHost:
             self._resume(thread)
             return
         thread.doing = _Doing.ASKING
-        state = b"" if self.number == 0 else registers.tobytes()
+        thread.asked = registers.tobytes()
+        state = thread.asked if self.number else b""
         self._emit(Called(thread.tid, number, args, state, registers[_RSP]))
 
     def _signalled(self, thread: _Thread, status: WaitStatus) -> None:
