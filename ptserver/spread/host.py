@@ -11,8 +11,6 @@ Thread rules: the thread that traces.
 import contextlib
 import signal
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from enum import Enum
 from typing import cast
 
 from ptserver.spread.children import Children
@@ -20,6 +18,7 @@ from ptserver.spread.fault_signals import decode_fault, encode_segfault
 from ptserver.spread.futexes import COMMAND_MASK, FUTEX_WAKE, FUTEX_WAKE_BITSET
 from ptserver.spread.holding import ProcessorUse
 from ptserver.spread.host_pages import Emit, HostPages, is_in_call
+from ptserver.spread.host_threads import Doing, HostThread
 from ptserver.spread.messages import (
     AddRegion,
     Called,
@@ -74,32 +73,6 @@ _ARGS = tuple(AMD64.index[name] for name in AMD64.args)
 _BUSY_NS = 5_000_000
 
 
-class _Doing(Enum):
-    """What a thread of the instance is in the midst of."""
-
-    RUNNING = "runs the program"
-    ASKING = "is stopped until the home has an answer"
-    EXECUTING = "makes a call for a thread elsewhere"
-    PARKED = "runs elsewhere"
-    IDLE = "is lent to nobody"
-
-
-@dataclass(slots=True)
-class _Thread:
-    """A kernel thread here. tid: the program's thread that it is, 0 if it is idle."""
-
-    tracee: Tracee
-    tid: int
-    doing: _Doing
-    denied: int | None = None  # the address for whose touch it is to get SIGSEGV
-    wanted: bool = False  # whether the home wants it to stop
-    used: int = 0  # nanoseconds of processors that it had had when it came, or was last asked about
-    altstack: bytes | None = None  # its signal stack, while that is known
-    asked: bytes | None = (
-        None  # its registers, while it is stopped before a call about which the home is asked
-    )
-
-
 class SpreadHost:
     """Host number *number*, which keeps *instance*; tells the home by *emit*, calls functions *later*.
 
@@ -125,9 +98,9 @@ class SpreadHost:
         self._use = ProcessorUse()
         self._stopped = ptrace_api.StoppedThreads(AMD64.codec.size)
         self.pages = HostPages(instance, emit, self._name, self._segfault, later, self._use, pass_on)
-        self._by_kernel_tid: dict[int, _Thread] = {}
-        self._by_tid: dict[int, _Thread] = {}
-        self._idle: list[_Thread] = []
+        self._by_kernel_tid: dict[int, HostThread] = {}
+        self._by_tid: dict[int, HostThread] = {}
+        self._idle: list[HostThread] = []
         self._births: dict[
             int, int
         ] = {}  # by its stack, where a thread goes on that one elsewhere has created
@@ -150,7 +123,7 @@ class SpreadHost:
             Quit: self._quit,
         }
         if number == 0:
-            self._adopt(instance.main, instance.pid, _Doing.ASKING)
+            self._adopt(instance.main, instance.pid, Doing.ASKING)
 
     def take(self, message: SpreadMessage) -> None:
         """Do what the home says, unless the program is gone."""
@@ -168,12 +141,12 @@ class SpreadHost:
     def run_main(self) -> None:
         """Host 0: let the program begin."""
         thread = self._by_tid[self.instance.pid]
-        thread.doing = _Doing.RUNNING
+        thread.doing = Doing.RUNNING
         thread.tracee.resume()
         WaitingSignals(self.instance.pid, self._all_stopped, lambda: self._emit(SignalsWait()), self._later)
 
     def _all_stopped(self) -> bool:
-        return not any(thread.doing is _Doing.RUNNING for thread in self._by_tid.values())
+        return not any(thread.doing is Doing.RUNNING for thread in self._by_tid.values())
 
     def _name(self, kernel_tid: int) -> int:
         thread = self._by_kernel_tid.get(kernel_tid)
@@ -219,12 +192,12 @@ class SpreadHost:
         else:
             self._answer(thread, message.result)
 
-    def _return_late(self, thread: _Thread, message: Return) -> None:
+    def _return_late(self, thread: HostThread, message: Return) -> None:
         with contextlib.suppress(TraceeGoneError):
             if self._by_tid.get(message.tid) is thread:  # it has not ended meanwhile
                 self._answer(thread, message.result)
 
-    def _answer(self, thread: _Thread, result: int) -> None:
+    def _answer(self, thread: HostThread, result: int) -> None:
         """Let the call that a thread is stopped before return *result*, unmade."""
         tid, asked = thread.tracee.tid, thread.asked
         registers = self._stopped.read_general(tid) if asked is None else self._stopped.general(asked)
@@ -235,20 +208,20 @@ class SpreadHost:
     def _proceed(self, message: Proceed) -> None:
         self._resume(self._thread(message.tid))
 
-    def _thread(self, tid: int) -> _Thread:
+    def _thread(self, tid: int) -> HostThread:
         """Return the program's thread *tid*, if it still is here; TraceeGoneError otherwise."""
         thread = self._by_tid.get(tid)
         if thread is None:
             raise TraceeGoneError(tid)
         return thread
 
-    def _resume(self, thread: _Thread, *, deliver: bool = True) -> None:
-        thread.doing, thread.asked = _Doing.RUNNING, None
+    def _resume(self, thread: HostThread, *, deliver: bool = True) -> None:
+        thread.doing, thread.asked = Doing.RUNNING, None
         thread.tracee.resume(deliver=deliver)
 
     def _execute(self, message: Execute) -> None:
         thread = self._thread(message.tid)
-        thread.doing = _Doing.EXECUTING
+        thread.doing = Doing.EXECUTING
         registers = Registers.decode(thread.tracee.layout, message.registers)
         if registers["orig_rax"] == _CLONE:
             self._births[registers["rsi"] or registers.sp] = registers.pc
@@ -256,7 +229,7 @@ class SpreadHost:
 
     def _stop(self, message: Stop) -> None:
         thread = self._thread(message.tid)
-        if thread.doing is not _Doing.RUNNING or self.pages.is_waiting(thread.tracee.tid):
+        if thread.doing is not Doing.RUNNING or self.pages.is_waiting(thread.tracee.tid):
             return
         if is_in_call(self.instance.pid, thread.tracee.tid):  # a stop could end it with EINTR
             return
@@ -275,7 +248,7 @@ class SpreadHost:
         if self.number:
             self._release(thread)
         else:
-            thread.doing = _Doing.PARKED
+            thread.doing = Doing.PARKED
         self._emit(Captured(message.tid, ThreadState(*state), signals))
 
     def _start(self, message: Start) -> None:
@@ -290,25 +263,25 @@ class SpreadHost:
         )
         thread.altstack = state.altstack
         if message.held:
-            thread.doing = _Doing.ASKING
+            thread.doing = Doing.ASKING
         else:
             self._resume(thread, deliver=False)
         thread.used = self._use.nanoseconds(thread.tracee.tid)
 
-    def _lend(self, tid: int) -> _Thread:
+    def _lend(self, tid: int) -> HostThread:
         if self._idle:
             thread = self._idle.pop()
         else:
             tracee = gadget.clone_thread(self.instance.main, _THREAD_FLAGS)
-            thread = self._by_kernel_tid[tracee.tid] = _Thread(tracee, 0, _Doing.IDLE)
+            thread = self._by_kernel_tid[tracee.tid] = HostThread(tracee, 0, Doing.IDLE)
         thread.tid = tid
         self._by_tid[tid] = thread
         return thread
 
-    def _release(self, thread: _Thread) -> None:
+    def _release(self, thread: HostThread) -> None:
         del self._by_tid[thread.tid]
         thread.tid = 0
-        thread.doing = _Doing.IDLE
+        thread.doing = Doing.IDLE
         self._idle.append(thread)
 
     def _kill(self, message: Kill) -> None:
@@ -353,12 +326,12 @@ class SpreadHost:
             if pid != self.instance.pid and self._children is not None:
                 self._children.take(kernel_tid, pid, raw, self._continue_elsewhere)
                 return
-            thread = self._adopt(Tracee(kernel_tid, self.instance.pid), kernel_tid, _Doing.RUNNING)
+            thread = self._adopt(Tracee(kernel_tid, self.instance.pid), kernel_tid, Doing.RUNNING)
             self._emit(ThreadBorn(kernel_tid))
         status = thread.tracee.note(raw)
         if not status.is_stop:
             self._gone(thread, status)
-        elif thread.doing is _Doing.IDLE:
+        elif thread.doing is Doing.IDLE:
             pass  # the program ends, and this thread of it has nothing to do any more
         elif status.event is Event.SECCOMP:
             self._called(thread)
@@ -378,12 +351,12 @@ class SpreadHost:
         if raw & 0x7F != 0x7F:
             self.ended = True
 
-    def _adopt(self, tracee: Tracee, tid: int, doing: _Doing) -> _Thread:
-        thread = _Thread(tracee, tid, doing)
+    def _adopt(self, tracee: Tracee, tid: int, doing: Doing) -> HostThread:
+        thread = HostThread(tracee, tid, doing)
         self._by_kernel_tid[tracee.tid] = self._by_tid[tid] = thread
         return thread
 
-    def _gone(self, thread: _Thread, status: WaitStatus) -> None:
+    def _gone(self, thread: HostThread, status: WaitStatus) -> None:
         kernel_tid = thread.tracee.tid
         del self._by_kernel_tid[kernel_tid]
         self.pages.forget_thread(kernel_tid)
@@ -397,7 +370,7 @@ class SpreadHost:
             self.ended = True
             self._emit(ProgramExited(status.raw_end))
 
-    def _called(self, thread: _Thread) -> None:
+    def _called(self, thread: HostThread) -> None:
         tid = thread.tracee.tid
         registers = self._stopped.read_general(tid)
         number = registers[_ORIG_RAX] & _U32
@@ -413,22 +386,22 @@ class SpreadHost:
             self._stopped.write_general(tid)
             self._resume(thread)
             return
-        thread.doing = _Doing.ASKING
+        thread.doing = Doing.ASKING
         thread.asked = registers.tobytes()
         state = thread.asked if self.number else b""
         self._emit(Called(thread.tid, number, args, state, registers[_RSP]))
 
-    def _signalled(self, thread: _Thread, status: WaitStatus) -> None:
+    def _signalled(self, thread: HostThread, status: WaitStatus) -> None:
         tracee = thread.tracee
-        if thread.doing is _Doing.EXECUTING and (result := gadget.find_result(tracee, status)) is not None:
-            thread.doing = _Doing.PARKED
+        if thread.doing is Doing.EXECUTING and (result := gadget.find_result(tracee, status)) is not None:
+            thread.doing = Doing.PARKED
             self._emit(Executed(thread.tid, result))
             return
         if thread.denied is not None and status.signo == signal.SIGSEGV:
             ptrace_api.setsiginfo(tracee.tid, encode_segfault(thread.denied))
             thread.denied = None
         elif status.signo == signal.SIGSEGV and self._strays(thread):
-            thread.doing = _Doing.ASKING
+            thread.doing = Doing.ASKING
             self._emit(Strayed(thread.tid))
             return
         elif status.signo == signal.SIGBUS and self._has_failed(tracee):
@@ -438,7 +411,7 @@ class SpreadHost:
             return
         tracee.resume()
 
-    def _strays(self, thread: _Thread) -> bool:
+    def _strays(self, thread: HostThread) -> bool:
         """Whether a thread has touched what is not mapped here, but may be at host 0, which has the mapped files."""
         if self.number == 0 or not self._computes(thread):
             return False
@@ -457,26 +430,26 @@ class SpreadHost:
             tracee.resume(deliver=False)
         return True
 
-    def _preempted(self, thread: _Thread, signo: int) -> None:
-        thread.doing, thread.wanted = _Doing.ASKING, False
+    def _preempted(self, thread: HostThread, signo: int) -> None:
+        thread.doing, thread.wanted = Doing.ASKING, False
         thread.used = self._use.nanoseconds(thread.tracee.tid)
         registers = thread.tracee.read_registers()
         self._emit(Preempted(thread.tid, signo, registers.g, registers.sp))
 
-    def _computes(self, thread: _Thread) -> bool:
+    def _computes(self, thread: HostThread) -> bool:
         """Whether a stopped thread is in the midst of the program's own code."""
-        if thread.doing is not _Doing.RUNNING:
+        if thread.doing is not Doing.RUNNING:
             return False
         registers = thread.tracee.read_registers()
         return registers["orig_rax"] == _NO_CALL and not self.instance.is_in_routines(registers.pc)
 
-    def _is_movable(self, thread: _Thread) -> bool:
+    def _is_movable(self, thread: HostThread) -> bool:
         """Whether a stopped thread computes what other hosts can: a library's code is at host 0 alone."""
         return self._computes(thread) and (
             self.number != 0 or self.instance.is_own_code(thread.tracee.read_registers().pc)
         )
 
-    def _is_busy(self, thread: _Thread) -> bool:
+    def _is_busy(self, thread: HostThread) -> bool:
         """Whether a policy is to be asked about a stopped thread. One that got little done is better left alone: all
         that it waits for where it goes would be in vain.
         """
@@ -484,7 +457,7 @@ class SpreadHost:
             return False
         return self._has_computed(thread)
 
-    def _has_computed(self, thread: _Thread) -> bool:
+    def _has_computed(self, thread: HostThread) -> bool:
         return self._use.nanoseconds(thread.tracee.tid) - thread.used >= _BUSY_NS
 
     def _continue_elsewhere(self, tracee: Tracee) -> bool:
