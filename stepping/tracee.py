@@ -13,6 +13,7 @@ Source: ptrace(2).
 """
 
 import os
+import signal
 from enum import Enum
 
 from stepping import ptrace_api
@@ -30,6 +31,11 @@ class Resume(Enum):
     STEP = "singlestep"
     BLOCK = "singleblock"  # up to the next jump that is taken, or as STEP: as the processor has it
 
+
+_FAULTS = sum(
+    1 << (signo - 1)
+    for signo in (signal.SIGILL, signal.SIGTRAP, signal.SIGBUS, signal.SIGFPE, signal.SIGSEGV)
+)
 
 _REQUESTS = {
     Resume.FREE: ptrace_api.cont,
@@ -175,6 +181,15 @@ def read_pending(tid: int) -> int:
         TraceeGoneError: there is no such thread.
     """
     return int(_read_status(tid, "SigPnd:"), 16)
+
+
+def has_fault(tid: int) -> bool:
+    """Whether thread *tid* has touched or executed what it must not, and has yet to be told so by its signal.
+
+    A tracer's stop may be reported before that signal. It belongs to the instruction where the thread is now, and comes
+    in the midst of a call made for us, though it is blocked. Source: kernel/signal.c (dequeue_synchronous_signal).
+    """
+    return bool(read_pending(tid) & _FAULTS)
 
 
 def read_pending_of_process(pid: int) -> int:

@@ -58,7 +58,7 @@ from stepping.registers import AMD64, Registers
 from stepping.stops import Args
 from stepping.syscalls import SYSCALLS
 from stepping.timed_call import make_again
-from stepping.tracee import Tracee, read_pid
+from stepping.tracee import Tracee, has_fault, read_pid
 from stepping.wait_status import Event, WaitKind, WaitStatus
 
 #: CLONE_VM, FS, FILES, SIGHAND, SYSVSEM, THREAD: a thread that nobody waits for.
@@ -339,7 +339,12 @@ class SpreadHost:
             self._signalled(thread, status)
         elif status.event is Event.STOP and self._continue_elsewhere(thread.tracee):
             thread.tracee.resume()
-        elif status.event is Event.STOP and thread.wanted and self._is_movable(thread):
+        elif (
+            status.event is Event.STOP
+            and thread.wanted
+            and self._is_movable(thread)
+            and not has_fault(thread.tracee.tid)
+        ):
             self._preempted(thread, 0)
         else:
             if thread.wanted and status.event is Event.STOP:
