@@ -186,8 +186,9 @@ def read_pending(tid: int) -> int:
 def has_fault(tid: int) -> bool:
     """Whether thread *tid* has touched or executed what it must not, and has yet to be told so by its signal.
 
-    A tracer's stop may be reported before that signal. It belongs to the instruction where the thread is now, and comes
-    in the midst of a call made for us, though it is blocked. Source: kernel/signal.c (dequeue_synchronous_signal).
+    A tracer's stop may be reported before that signal. It belongs to the instruction where the thread is now, and
+    comes in the midst of a call made for us, though it is blocked. Source: kernel/signal.c
+    (dequeue_synchronous_signal).
     """
     return bool(read_pending(tid) & _FAULTS)
 
