@@ -261,7 +261,7 @@ class Home:
         wants = self._companions.wants(tid, host, page, write=write, now=time.monotonic())
         # A page that it reads and then writes leads its own companions.
         write = write or (page, True) in wants
-        if not self.turns.defers(tid, host, page, write=write):
+        if source is None or not self.turns.defers(tid, host, page, write=write):
             self.pages.request(host, page, write=write)
         if wants:
             keeps = self.turns.keeps

@@ -245,6 +245,7 @@ class SpreadHost:
         if thread.denied is not None:  # it touches that again where it goes
             thread.denied = None
             signals = tuple(signo for signo in signals if signo != signal.SIGSEGV)
+        self.pages.forget_thread(thread.tracee.tid)
         if self.number:
             self._release(thread)
         else:
@@ -414,6 +415,7 @@ class SpreadHost:
         elif status.signo == signal.SIGURG and self._is_busy(thread):
             self._preempted(thread, status.signo)
             return
+        self.pages.forget_thread(tracee.tid)
         tracee.resume()
 
     def _strays(self, thread: HostThread) -> bool:

@@ -68,7 +68,7 @@ class HostPages:
         self._segfault = segfault
         self._faults = instance.faults
         self._waiting: dict[int, list[tuple[int, int]]] = {}  # by page: kernel threads and addresses
-        self._waiting_tids: set[int] = set()
+        self._waits: dict[int, int] = {}  # by kernel thread: the page that it has waited for last
         self._asked: dict[int, bool] = {}  # by page: whether it was asked for to write
         self._quiet: dict[
             int, bool
@@ -98,11 +98,11 @@ class HostPages:
 
     def is_waiting(self, kernel_tid: int) -> bool:
         """Whether a thread waits for a page, so that it neither computes nor should be moved: it would wait again."""
-        return kernel_tid in self._waiting_tids
+        return kernel_tid in self._waits
 
     def forget_thread(self, kernel_tid: int) -> None:
-        """Forget a thread that has ended."""
-        self._waiting_tids.discard(kernel_tid)
+        """Forget what a thread waits for: it has ended, goes elsewhere, or does something else first."""
+        self._waits.pop(kernel_tid, None)
 
     def take_faults(self) -> None:
         """Report the faults that wait."""
@@ -114,7 +114,7 @@ class HostPages:
                     self._end_watch(self._watched, written=True)
                 continue
             self._waiting.setdefault(page, []).append((tid, address))
-            self._waiting_tids.add(tid)
+            self._waits[tid] = page
             asked = self._asked.get(page)
             if write is not asked:  # who reads may get it before who writes
                 self._asked[page] = write
@@ -215,7 +215,9 @@ class HostPages:
         waiting = self._waiting.pop(page, None)
         if waiting:
             tids = [tid for tid, _ in waiting]
-            self._waiting_tids.difference_update(tids)
+            for tid in tids:
+                if self._waits.get(tid) == page:
+                    del self._waits[tid]
             # A child that shares the memory until it executes something is soon gone, with nobody to say so.
             self._holdings.begin(page, [tid for tid in tids if self._name(tid)])
 
@@ -223,8 +225,10 @@ class HostPages:
         """Let nobody have the page: a call that touches it fails, a thread of the program gets SIGSEGV."""
         page = message.page
         self._asked.pop(page, None)
-        for kernel_tid, address in self._waiting.pop(page, ()):
-            self._waiting_tids.discard(kernel_tid)
+        for kernel_tid, address in dict(self._waiting.pop(page, ())).items():
+            if self._waits.get(kernel_tid) != page:  # it has been interrupted, and does something else
+                continue
+            del self._waits[kernel_tid]
             if is_in_call(self.instance.pid, kernel_tid) and page not in self._poisoned:
                 if self._faults.poison(page * PAGE_BYTES):
                     self._poisoned.add(page)

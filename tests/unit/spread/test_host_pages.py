@@ -8,7 +8,7 @@ import pytest
 from ptserver.spread import host_pages
 from ptserver.spread.holding import FRESH_SECONDS, ProcessorUse
 from ptserver.spread.host_pages import HostPages
-from ptserver.spread.messages import Fault, SpreadMessage
+from ptserver.spread.messages import Deny, Fault, SpreadMessage
 from ptserver.spread.page_messages import Access, PagesData, PutPages, SendPages
 from stepping.instance import Instance
 from stepping.maps import PAGE_BYTES
@@ -33,6 +33,7 @@ class _Host:
         self.faults: list[KernelFault] = []
         self.sent: list[SpreadMessage] = []
         self.timers: list[tuple[float, Any]] = []
+        self.denied: list[tuple[int, int]] = []
         self.now = 100.0
         self.use = _Use()
         nothing = lambda *_, **__: None  # noqa: E731
@@ -43,7 +44,7 @@ class _Host:
             cast(Instance, instance),
             self.sent.append,
             lambda tid: tid if tid == _THREAD else 0,
-            nothing,
+            lambda *told: self.denied.append(told),
             lambda seconds, then: self.timers.append((self.now + seconds, then)),
             self.use,
         )
@@ -106,3 +107,27 @@ def test_of_several_pages_those_go_at_once_that_may(host: _Host) -> None:
     host.use.count += 1
     host.fire()
     assert host.sent[2:] == [PagesData((_PAGE,), b"\1", bytes(PAGE_BYTES))]
+
+
+def test_who_waits_for_what_nobody_may_touch_gets_one_signal(
+    host: _Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(host_pages, "is_in_call", lambda pid, tid: False)
+    for _ in range(2):  # it has been stopped in between
+        host.touch(_THREAD)
+    host.take(Deny(_PAGE))
+    assert host.denied == [(_THREAD, _PAGE * PAGE_BYTES)]
+    assert not host.pages.is_waiting(_THREAD)
+
+
+def test_who_does_something_else_meanwhile_gets_none_until_it_touches_that_again(
+    host: _Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(host_pages, "is_in_call", lambda pid, tid: False)
+    host.touch(_THREAD)
+    host.pages.forget_thread(_THREAD)
+    host.take(Deny(_PAGE))
+    assert not host.denied
+    host.touch(_THREAD)
+    host.take(Deny(_PAGE))
+    assert host.denied == [(_THREAD, _PAGE * PAGE_BYTES)]
