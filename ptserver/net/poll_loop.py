@@ -40,9 +40,13 @@ def may_wait_awake() -> bool:
 
 
 class Awake:
-    """Waits awake for what is about to happen, as long as that pays; one for each kind of thing that is."""
+    """Waits awake for what is about to happen, as long as that pays; one for each kind of thing that is.
 
-    def __init__(self) -> None:
+    seconds: how long each time.
+    """
+
+    def __init__(self, seconds: float = SPIN_SECONDS) -> None:
+        self._seconds = seconds
         self._may = len(os.sched_getaffinity(0)) > 1
         self._misses = 0
         self._chances_to_pass = 0
@@ -59,7 +63,7 @@ class Awake:
 
         gives_way: whether there is something else to do, for which it is given up.
         """
-        until, looks = time.monotonic() + SPIN_SECONDS, 0
+        until, looks = time.monotonic() + self._seconds, 0
         while not happens():
             looks += 1
             if looks % _LOOKS_BETWEEN == 0:
@@ -77,11 +81,12 @@ class PollLoop:
     """Calls handlers. All belongs to the thread that calls `round`; handlers may change the loop.
 
     prompt: what waits to be said is said after each round, even if there is more to do: others wait for it.
+    awake_seconds: how long it stays awake for what is expected.
     """
 
-    def __init__(self, *, prompt: bool = False) -> None:
+    def __init__(self, *, prompt: bool = False, awake_seconds: float = SPIN_SECONDS) -> None:
         self._prompt = prompt
-        self._awake = Awake()
+        self._awake = Awake(awake_seconds)
         self._expects = False
         self._poll = select.poll()
         self._events: dict[int, int] = {}

@@ -31,6 +31,8 @@ from stepping.syscalls import Sysno
 
 #: How long hosts may take to tell the last of what became of goroutines.
 _LAST_EVENTS_SECONDS = 1.0
+#: How long to wait awake for the next call of a thread that goes on: it mostly makes one soon.
+_AWAKE_SECONDS = 60e-6
 #: Called with why something could not be done (empty if it was), and the host.
 Told = Callable[[str, int], None]
 
@@ -76,7 +78,7 @@ class SpreadSession:
         self._patches = adaptations.patches + (hearing.patches if hearing is not None else ())
         changed = [instance.change_code(*msgspec.structs.astuple(patch)) for patch in adaptations.patches]
         self.unadapted = adaptations.missing if all(changed) else tuple(ADAPTATIONS)
-        self.loop = PollLoop(prompt=True)
+        self.loop = PollLoop(prompt=True, awake_seconds=_AWAKE_SECONDS)
         self.agents = agents
         self.pid = instance.pid
         self._signals = signals
@@ -246,8 +248,12 @@ class SpreadSession:
 
     def _round(self) -> None:
         self.home.flush()
+        goes_on = False
         while self._inner.hand_over():
             self.home.flush()
+            goes_on = True
+        if goes_on:
+            self.loop.expect()
         self.loop.round(self._flush)
 
     def _flush(self) -> None:

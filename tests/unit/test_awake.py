@@ -4,7 +4,6 @@ import os
 
 import pytest
 
-from ptserver.net import poll_loop
 from ptserver.net.poll_loop import Awake
 
 
@@ -22,9 +21,8 @@ def test_it_gives_way() -> None:
     assert not Awake().wait(lambda: False, lambda: True)
 
 
-def test_chances_are_passed_after_it_was_in_vain(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(poll_loop, "SPIN_SECONDS", 0.0)
-    awake = Awake()
+def test_chances_are_passed_after_it_was_in_vain() -> None:
+    awake = Awake(0.0)
     for passed in (2, 4, 8):
         assert awake.pays()
         assert not awake.wait(lambda: False)
