@@ -22,7 +22,7 @@ from tests.gofixtures import build
 _ROUND_TRIPS = {"loopback": Costs.round_trip, "0.2 ms": 0.2e-3, "1 ms": 1e-3}
 _HOSTS = (2, 4, 8, 16, 32, 64)
 _FACTORS = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 5.6)
-_ROUNDS, _QUICK_ROUNDS = 8, 2
+_ROUNDS, _QUICK_ROUNDS = 64, 2
 _SECONDS = 120
 
 
