@@ -16,8 +16,8 @@ its pattern; where that is not found, the program runs correctly without the cha
     collections  the first garbage collection is at 64 MiB of heap (and $GOGC) instead of 4.
     stacks       a goroutine's stack has 4 KiB at least instead of 2, a page of its own.
 
-To give the runtime's records pages of their own (by larger types) has been tried and is not done: docs/spread.md has
-what was counted.
+To give the runtime's records pages of their own (by larger types) has been tried and is not done; what was counted is
+in docs/spread-speed.md.
 
 Source: Go 1.21 to 1.27: runtime/proc.go (sysmon, ready, goschedImpl, newproc1, gfget), runtime/mgcpacer.go
 (gcControllerState.init), runtime/stack.go (gcComputeStartingStackSize, shrinkstack).
