@@ -14,6 +14,8 @@ import time
 from collections.abc import Callable
 
 Handler = Callable[[], None]
+#: Deals with what has happened; returns whether anything had.
+Look = Callable[[], bool]
 
 #: Program, host and a server on the same machine all get a processor only from so many on.
 _ENOUGH_PROCESSORS = 3
@@ -88,7 +90,9 @@ class PollLoop:
         self._prompt = prompt
         self._awake = Awake(awake_seconds)
         self._expects = False
-        self._poll = select.poll()
+        self._poll = self._awake_poll = select.poll()
+        self._look: Look | None = None
+        self._looked_at = -1
         self._events: dict[int, int] = {}
         self._selected: tuple[list[int], list[int]] | None = None  # what select(2) takes, until that changes
         self._handlers: dict[int, Handler] = {}
@@ -105,16 +109,30 @@ class PollLoop:
         if events:
             self._handlers[fd] = handler
             self._poll.register(fd, events)
+            if self._look is not None and fd != self._looked_at:
+                self._awake_poll.register(fd, events)
         else:
-            del self._handlers[fd]
-            self._poll.unregister(fd)
+            self._forget(fd)
 
     def unwatch(self, fd: int) -> None:
         """Forget *fd*; no matter if it was not watched."""
         if self._events.pop(fd, 0):
             self._selected = None
-            del self._handlers[fd]
-            self._poll.unregister(fd)
+            self._forget(fd)
+
+    def _forget(self, fd: int) -> None:
+        del self._handlers[fd]
+        self._poll.unregister(fd)
+        if self._look is not None and fd != self._looked_at:
+            self._awake_poll.unregister(fd)
+
+    def look_awake(self, fd: int, look: Look) -> None:
+        """While awake, call *look* instead of asking whether *fd* has something: it finds the same sooner."""
+        self._look, self._looked_at = look, fd
+        self._awake_poll = select.poll()
+        for other, events in self._events.items():
+            if events and other != fd:
+                self._awake_poll.register(other, events)
 
     def later(self, seconds: float, handler: Handler) -> None:
         """Have *handler* called once, *seconds* from now or a little later."""
@@ -141,7 +159,8 @@ class PollLoop:
             before_waiting()
             if not events:
                 events = self._spin() if self._expects else None
-                events = events or self._wait()
+                if events is None:
+                    events = self._wait()
         for fd, _ in events or ():
             handler = handlers.get(fd)  # none if an earlier handler of this round has unwatched it
             if handler is not None:
@@ -155,18 +174,20 @@ class PollLoop:
             return True
         return any(other != fd for other, _ in self._poll.poll(0))
 
-    def _spin(self) -> list[tuple[int, int]]:
-        """Return what happens while it pays to wait awake, if anything does."""
+    def _spin(self) -> list[tuple[int, int]] | None:
+        """Return what happens while it pays to wait awake, but for what `look_awake` is for; None if nothing does."""
         self._expects = False
         events: list[tuple[int, int]] = []
+        deal, poll = self._look, self._awake_poll.poll
 
         def look() -> bool:
             nonlocal events
-            events = self._poll.poll(0)
+            if deal is not None and deal():
+                return True
+            events = poll(0)
             return bool(events)
 
-        self._awake.wait(look)
-        return events
+        return events if self._awake.wait(look) else None
 
     def _wait(self) -> list[tuple[int, int]]:
         if not self._timers:

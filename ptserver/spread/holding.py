@@ -7,7 +7,8 @@ after one of those whom it woke has been on a processor; that is enough for the 
 `LONGEST_SECONDS` it goes in any case: its thread may have been stopped, or need another page first.
 
 Every page stays for `FRESH_SECONDS`, also one that nobody waited for: pages come together for what one thread does
-next, and while two threads take them from each other one by one, neither gets on.
+next, and while two threads take them from each other one by one, neither gets on. When that thread falls asleep, they
+may go.
 
 The kernel counts how often a thread has been given a processor (the third number of /proc/TID/schedstat), which costs
 two microseconds to read.
@@ -75,6 +76,7 @@ class Holdings:
         self._pages: dict[int, _Holding] = {}
         self._fresh: dict[int, float] = {}  # by page that came lately: until when to keep it
         self._last_came = 0.0
+        self._for = 0  # the thread that was let go on last
 
     def came(self, pages: Iterable[int], now: float) -> None:
         """Keep *pages*, which come now, for `FRESH_SECONDS`. now: of the monotonic clock, in seconds."""
@@ -82,6 +84,15 @@ class Holdings:
             self._fresh.clear()
         self._last_came = now
         self._fresh.update(dict.fromkeys(pages, now + FRESH_SECONDS))
+
+    def goes_on(self, tid: int) -> None:
+        """Note that a thread is let go on: what has come lately is for that."""
+        self._for = tid
+
+    def sleeps(self, tid: int) -> None:
+        """Note that a thread falls asleep: what came for it is not kept any longer."""
+        if tid == self._for:
+            self._fresh.clear()
 
     def begin(self, page: int, tids: list[int]) -> None:
         """Keep *page*, for which *tids* wait; they are woken right afterwards."""

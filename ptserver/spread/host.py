@@ -15,7 +15,7 @@ from typing import cast
 
 from ptserver.spread.children import Children
 from ptserver.spread.fault_signals import decode_fault, encode_segfault
-from ptserver.spread.futexes import COMMAND_MASK, FUTEX_WAKE, FUTEX_WAKE_BITSET
+from ptserver.spread.futexes import COMMAND_MASK, FUTEX_PRIVATE_FLAG, FUTEX_WAKE, FUTEX_WAKE_BITSET
 from ptserver.spread.holding import ProcessorUse
 from ptserver.spread.host_pages import Emit, HostPages, is_in_call
 from ptserver.spread.host_threads import Doing, HostThread
@@ -77,7 +77,7 @@ class SpreadHost:
     """Host number *number*, which keeps *instance*; tells the home by *emit*, calls functions *later*.
 
     pass_on: sends a page straight to another host, if there is a connection. takers: what to do for further messages.
-    children: takes what becomes of the program's, at host 0.
+    children: takes what becomes of the program's, at host 0. goes_on: called when a thread is let go on.
     """
 
     def __init__(
@@ -89,15 +89,19 @@ class SpreadHost:
         pass_on: PassOn = lambda to, page: False,
         takers: Mapping[type, Callable[..., None]] | None = None,
         children: Children | None = None,
+        goes_on: Callable[[], None] = lambda: None,
     ) -> None:
         self.number = number
         self.instance = instance
         self._emit = emit
         self._later = later
         self._children = children
+        self._goes_on = goes_on
         self._use = ProcessorUse()
         self._stopped = ptrace_api.StoppedThreads(AMD64.codec.size)
-        self.pages = HostPages(instance, emit, self._name, self._segfault, later, self._use, pass_on)
+        self.pages = HostPages(
+            instance, emit, self._name, self._segfault, later, self._use, pass_on, goes_on
+        )
         self._by_kernel_tid: dict[int, HostThread] = {}
         self._by_tid: dict[int, HostThread] = {}
         self._idle: list[HostThread] = []
@@ -203,6 +207,7 @@ class SpreadHost:
         registers = self._stopped.read_general(tid) if asked is None else self._stopped.general(asked)
         registers[_RAX], registers[_ORIG_RAX] = result & _NO_CALL, _NO_CALL
         self._stopped.write_general(tid)
+        self.pages.holdings.goes_on(tid)
         self._resume(thread)
 
     def _proceed(self, message: Proceed) -> None:
@@ -218,6 +223,7 @@ class SpreadHost:
     def _resume(self, thread: HostThread, *, deliver: bool = True) -> None:
         thread.doing, thread.asked = Doing.RUNNING, None
         thread.tracee.resume(deliver=deliver)
+        self._goes_on()
 
     def _execute(self, message: Execute) -> None:
         thread = self._thread(message.tid)
@@ -388,10 +394,14 @@ class SpreadHost:
         if number == _FUTEX and args[1] & COMMAND_MASK in _WAKES:
             # Who wakes does not care how many have slept, and would wait for an answer from afar.
             self._emit(Woke(thread.tid, args[0], args[2] & _U32))
-            registers[_RAX], registers[_ORIG_RAX] = 0, _NO_CALL
-            self._stopped.write_general(tid)
+            if not args[1] & FUTEX_PRIVATE_FLAG:
+                registers[_RAX], registers[_ORIG_RAX] = 0, _NO_CALL
+                self._stopped.write_general(tid)
+            # else the kernel, which does not look at the word then, knows of nobody, and says so
             self._resume(thread)
             return
+        if number == _FUTEX:
+            self.pages.holdings.sleeps(tid)
         thread.doing = Doing.ASKING
         thread.asked = registers.tobytes()
         state = thread.asked if self.number else b""

@@ -47,7 +47,7 @@ class HostPages:
 
     later: calls a function after so many seconds. segfault: sends SIGSEGV for the touch of an address to a kernel
     thread. use: says what threads have had of processors. pass_on: sends a page to another host, if there is a
-    connection. takers: what to do for each message. passing: the pages that go and come straight.
+    connection. goes_on: called when a thread is let go on. takers: what to do for each message. passing: the pages that go and come straight.
     """
 
     def __init__(
@@ -59,13 +59,15 @@ class HostPages:
         later: Later,
         use: ProcessorUse,
         pass_on: PassOn = lambda to, page: False,
+        goes_on: Callable[[], None] = lambda: None,
     ) -> None:
         self.instance = instance
         self._later = later
-        self._holdings = Holdings(use)
+        self.holdings = Holdings(use)
         self._emit = emit
         self._name = name
         self._segfault = segfault
+        self._goes_on = goes_on
         self._faults = instance.faults
         self._waiting: dict[int, list[tuple[int, int]]] = {}  # by page: kernel threads and addresses
         self._waits: dict[int, int] = {}  # by kernel thread: the page that it has waited for last
@@ -125,7 +127,7 @@ class HostPages:
 
         The home says nothing else about a page until it is gone.
         """
-        late = self._holdings.wait_for_any(pages, time.monotonic())
+        late = self.holdings.wait_for_any(pages, time.monotonic())
         if late:
             then = [(page, kept) for page, kept in zip(pages, keep, strict=True) if page in late]
             self._later(min(late.values()), lambda: self._send_pages(*_columns(then)))
@@ -146,7 +148,7 @@ class HostPages:
 
     def _give(self, do: Callable[..., None], message: PassPage | DropPage) -> None:
         """Do what gives a page away, when it may go."""
-        seconds = self._holdings.wait(message.page, time.monotonic())
+        seconds = self.holdings.wait(message.page, time.monotonic())
         if seconds:
             self._later(seconds, lambda: self._give(do, message))
             return
@@ -185,7 +187,7 @@ class HostPages:
     def _come(self, pages: Sequence[int], access: bytes) -> None:
         for page in pages:
             self._granted(page)
-        self._holdings.came(pages, time.monotonic())
+        self.holdings.came(pages, time.monotonic())
         if _CLEAN in access:
             clean = [page for page, may in zip(pages, access, strict=True) if may == _CLEAN]
             self._quiet.update(dict.fromkeys(clean, False))
@@ -214,12 +216,13 @@ class HostPages:
         self._asked.pop(page, None)
         waiting = self._waiting.pop(page, None)
         if waiting:
+            self._goes_on()
             tids = [tid for tid, _ in waiting]
             for tid in tids:
                 if self._waits.get(tid) == page:
                     del self._waits[tid]
             # A child that shares the memory until it executes something is soon gone, with nobody to say so.
-            self._holdings.begin(page, [tid for tid in tids if self._name(tid)])
+            self.holdings.begin(page, [tid for tid in tids if self._name(tid)])
 
     def _deny(self, message: Deny) -> None:
         """Let nobody have the page: a call that touches it fails, a thread of the program gets SIGSEGV."""

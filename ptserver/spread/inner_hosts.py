@@ -15,7 +15,7 @@ from ptserver.spread.event_reader import EventReader
 from ptserver.spread.host import SpreadHost
 from ptserver.spread.host_pages import Emit
 from ptserver.spread.messages import Begin, SpreadMessage
-from ptserver.spread.reports import take_stops
+from ptserver.spread.reports import take_stop
 from ptserver.spread.requests import Later
 from stepping.instance import Instance
 
@@ -43,6 +43,7 @@ class InnerHosts:
         self._hosts: dict[int, SpreadHost] = {}
         self._readers: dict[int, EventReader] = {}
         self._waiting: deque[tuple[int, _Take, SpreadMessage]] = deque()  # whose, who takes it, what
+        self._goes_on = False
 
     def __contains__(self, number: int) -> bool:
         return number in self._hosts
@@ -52,7 +53,14 @@ class InnerHosts:
 
     def add(self, number: int, instance: Instance, children: Children | None = None) -> None:
         """Keep *instance* as a host. children: takes what becomes of the program's, at host 0."""
-        host = SpreadHost(number, instance, self.emitter(number), self._timer(number), children=children)
+        host = SpreadHost(
+            number,
+            instance,
+            self.emitter(number),
+            self._timer(number),
+            children=children,
+            goes_on=self._note_goes_on,
+        )
         self._hosts[number] = host
         self._loop.watch(instance.faults.fileno(), host.pages.take_faults)
 
@@ -94,13 +102,23 @@ class InnerHosts:
             take(message)
         return True
 
-    def take_stops(self) -> None:
-        """Deal with every thread that has something to report."""
-        there = {number: host for number, host in self._hosts.items() if not host.ended}
-        take_stops(tuple(self._hosts.values()))
-        for number, host in there.items():
+    def has_let_go_on(self) -> bool:
+        """Whether a thread was let go on since this was called last: it will soon do something else."""
+        goes_on, self._goes_on = self._goes_on, False
+        return goes_on
+
+    def _note_goes_on(self) -> None:
+        self._goes_on = True
+
+    def take_stop(self) -> bool:
+        """Deal with a thread that has something to report, if one has; return whether."""
+        there = [(number, host) for number, host in self._hosts.items() if not host.ended]
+        if not take_stop(tuple(self._hosts.values())):
+            return False
+        for number, host in there:
             if number and host.ended:
                 self._lost(number, "its process has ended")
+        return True
 
     def finish_events(self) -> None:
         """Have all hosts but host 0 tell the last of goroutines."""

@@ -113,6 +113,7 @@ class SpreadSession:
         self.children = Children(self.loop, traced)
         self._inner.add(0, instance, self.children)
         self.loop.watch(signals.fileno(), self._on_signal)
+        self.loop.look_awake(signals.fileno(), self._inner.take_stop)
         for number in numbers:
             self._begin(number, _must_start)
 
@@ -248,11 +249,9 @@ class SpreadSession:
 
     def _round(self) -> None:
         self.home.flush()
-        goes_on = False
         while self._inner.hand_over():
             self.home.flush()
-            goes_on = True
-        if goes_on:
+        if self._inner.has_let_go_on():
             self.loop.expect()
         self.loop.round(self._flush)
 
@@ -333,7 +332,8 @@ class SpreadSession:
     def _on_signal(self) -> None:
         for signo, from_kernel in self._signals.receive():
             if signo == signal.SIGCHLD:
-                self._inner.take_stops()
+                while self._inner.take_stop():
+                    pass
             elif is_passed_on(signo) and not from_kernel:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(self.pid, signo)
