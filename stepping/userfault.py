@@ -111,6 +111,9 @@ class UserFault:
             data = os.read(self._fd, _EVENT.size * _READ_EVENTS)
         except BlockingIOError:
             return []
+        if len(data) == _EVENT.size:  # as mostly
+            event, flags, address, tid = _EVENT.unpack(data)
+            return [Fault(address, bool(flags & _FLAG_WRITE), tid)] if event == _EVENT_PAGEFAULT else []
         return [
             Fault(address, bool(flags & _FLAG_WRITE), tid)
             for event, flags, address, tid in _EVENT.iter_unpack(data)

@@ -20,8 +20,8 @@ WAKE_SECONDS = 0.005
 _MAX_BURST, _MAX_LEADERS = 32, 4096
 #: From how many times in its favour on a companion is fetched, and how many count at most.
 _ENOUGH, _MOST = 2, 4
-#: One companion is left out one time in so many.
-_LEAVE_OUT = 8
+#: One companion is left out one time in so many, more seldom once that has been done so often.
+_LEAVE_OUT, _LEAVE_OUT_LATER, _LATER = 8, 32, 16
 #: How many pages are read ahead for who reads in sequence: twice as many each time.
 _FIRST_AHEAD, _MAX_AHEAD = 2, 16
 
@@ -131,7 +131,7 @@ def _add_companions(leader: _Leader, found: list[tuple[int, bool]]) -> None:
             if companion.score >= _ENOUGH
         )
     leader.turn += 1
-    leave, which = divmod(leader.turn, _LEAVE_OUT)
+    leave, which = divmod(leader.turn, _LEAVE_OUT if leader.turn < _LEAVE_OUT * _LATER else _LEAVE_OUT_LATER)
     if enough and not which:
         leave %= len(enough)
         leader.left_out = enough[leave][0]

@@ -259,8 +259,8 @@ class Home:
         if source is not None:
             self._statistics.pulled(tid, source)
         wants = self._companions.wants(tid, host, page, write=write, now=time.monotonic())
-        # A page that it reads and then writes leads its own companions.
-        write = write or (page, True) in wants
+        if wants:  # a page that it reads and then writes leads its own companions
+            write = write or (page, True) in wants
         if source is None or not self.turns.defers(tid, host, page, write=write):
             self.pages.request(host, page, write=write)
         if wants:

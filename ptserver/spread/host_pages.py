@@ -172,12 +172,11 @@ class HostPages:
         self._come(pages, message.access)
         if len(pages) == 1:
             self._put(pages[0], data, protected=message.access[0] != _WRITE)
-            self.passing.came_otherwise(pages)
-            return
-        for page, count, access in _runs(pages, message.access):
-            end = start + count * PAGE_BYTES
-            self._put(page, data[start:end], protected=access != _WRITE)
-            start = end
+        else:
+            for page, count, access in _runs(pages, message.access):
+                end = start + count * PAGE_BYTES
+                self._put(page, data[start:end], protected=access != _WRITE)
+                start = end
         self.passing.came_otherwise(pages)
 
     def _place(self, page: int, data: bytes, access: Access) -> None:
@@ -217,12 +216,14 @@ class HostPages:
         waiting = self._waiting.pop(page, None)
         if waiting:
             self._goes_on()
-            tids = [tid for tid, _ in waiting]
-            for tid in tids:
+            known: list[int] = []
+            for tid, _ in waiting:
                 if self._waits.get(tid) == page:
                     del self._waits[tid]
-            # A child that shares the memory until it executes something is soon gone, with nobody to say so.
-            self.holdings.begin(page, [tid for tid in tids if self._name(tid)])
+                # A child that shares the memory until it executes something is soon gone, with nobody to say so.
+                if self._name(tid):
+                    known.append(tid)
+            self.holdings.begin(page, known)
 
     def _deny(self, message: Deny) -> None:
         """Let nobody have the page: a call that touches it fails, a thread of the program gets SIGSEGV."""

@@ -44,7 +44,9 @@ class Outgoing:
     def ask(self, host: int, page: int, *, keep: bool) -> None:
         """Have *host* give a page, as `SendPages` says."""
         waiting = self._waiting.get(host)
-        if waiting is None or waiting.parts is not None:
+        if waiting is None:
+            waiting = self._waiting[host] = _Pages(None)
+        elif waiting.parts is not None:
             waiting = self._begin(host, None)
         waiting.pages.append(page)
         waiting.numbers.append(keep)
@@ -54,7 +56,9 @@ class Outgoing:
     def put(self, host: int, page: int, data: bytes, start: int, access: Access) -> None:
         """Give *host* a page, as `PutPages` says. data: has its content at *start*."""
         waiting = self._waiting.get(host)
-        if waiting is None or waiting.parts is None:
+        if waiting is None:
+            waiting = self._waiting[host] = _Pages([])
+        elif waiting.parts is None:
             waiting = self._begin(host, [])
         parts = waiting.parts
         assert parts is not None
@@ -83,8 +87,7 @@ class Outgoing:
                 self._close(host)
 
     def _begin(self, host: int, parts: list[tuple[bytes, int, int]] | None) -> _Pages:
-        if host in self._waiting:
-            self._close(host)
+        self._close(host)
         waiting = self._waiting[host] = _Pages(parts)
         return waiting
 
