@@ -192,7 +192,7 @@ class Instance:
             end = os.lseek(self._memfd, start, os.SEEK_HOLE)
             yield from range(start, end, PAGE_BYTES)
 
-    def write(self, address: int, data: bytes) -> None:
+    def write(self, address: int, data: bytes | memoryview) -> None:
         """Put *data* on the memfd."""
         os.pwrite(self._memfd, data, address)
 

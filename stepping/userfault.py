@@ -120,7 +120,7 @@ class UserFault:
             if event == _EVENT_PAGEFAULT
         ]
 
-    def copy(self, address: int, data: bytes, *, protected: bool) -> None:
+    def copy(self, address: int, data: bytes | memoryview, *, protected: bool) -> None:
         """Put *data*, whole pages, where nothing is; wake who waits for it. protected: a write is reported.
 
         Raises:

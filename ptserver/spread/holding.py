@@ -104,9 +104,12 @@ class Holdings:
 
     def wait_for_any(self, pages: Iterable[int], now: float) -> dict[int, float]:
         """Return those of *pages* that may not go yet, each with what `wait` says; the others go."""
-        if not self._pages and now - self._last_came > FRESH_SECONDS:
-            return {}
-        return {page: seconds for page in pages if (seconds := self.wait(page, now))}
+        fresh, kept = self._fresh, self._pages
+        return {
+            page: seconds
+            for page in pages
+            if (page in kept or page in fresh) and (seconds := self.wait(page, now))
+        }
 
     def wait(self, page: int, now: float) -> float:
         """Return after how many seconds to ask again whether *page* may go; 0 if it may, and then it does.

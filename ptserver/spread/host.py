@@ -99,9 +99,7 @@ class SpreadHost:
         self._goes_on = goes_on
         self._use = ProcessorUse()
         self._stopped = ptrace_api.StoppedThreads(AMD64.codec.size)
-        self.pages = HostPages(
-            instance, emit, self._name, self._segfault, later, self._use, pass_on, goes_on
-        )
+        self.pages = HostPages(instance, emit, self._name, self._segfault, later, self._use, pass_on, goes_on)
         self._by_kernel_tid: dict[int, HostThread] = {}
         self._by_tid: dict[int, HostThread] = {}
         self._idle: list[HostThread] = []

@@ -47,7 +47,8 @@ class HostPages:
 
     later: calls a function after so many seconds. segfault: sends SIGSEGV for the touch of an address to a kernel
     thread. use: says what threads have had of processors. pass_on: sends a page to another host, if there is a
-    connection. goes_on: called when a thread is let go on. takers: what to do for each message. passing: the pages that go and come straight.
+    connection. goes_on: called when a thread is let go on. takers: what to do for each message. passing: the pages
+    that go and come straight. holdings: how long pages are kept.
     """
 
     def __init__(
@@ -173,9 +174,10 @@ class HostPages:
         if len(pages) == 1:
             self._put(pages[0], data, protected=message.access[0] != _WRITE)
         else:
+            view = memoryview(data)
             for page, count, access in _runs(pages, message.access):
                 end = start + count * PAGE_BYTES
-                self._put(page, data[start:end], protected=access != _WRITE)
+                self._put(page, view[start:end], protected=access != _WRITE)
                 start = end
         self.passing.came_otherwise(pages)
 
@@ -184,8 +186,9 @@ class HostPages:
         self._put(page, data, protected=access is not Access.WRITE)
 
     def _come(self, pages: Sequence[int], access: bytes) -> None:
-        for page in pages:
-            self._granted(page)
+        if self._asked:  # mostly they come ahead
+            for page in pages:
+                self._granted(page)
         self.holdings.came(pages, time.monotonic())
         if _CLEAN in access:
             clean = [page for page, may in zip(pages, access, strict=True) if may == _CLEAN]
@@ -197,7 +200,7 @@ class HostPages:
             self._granted(page)
         self._put(message.page, _ZERO_PAGE * message.count, protected=False)
 
-    def _put(self, page: int, data: bytes, *, protected: bool) -> None:
+    def _put(self, page: int, data: bytes | memoryview, *, protected: bool) -> None:
         try:
             self._faults.copy(page * PAGE_BYTES, data, protected=protected)
         except ProcessLookupError:  # the process has ended; what it had is there for others

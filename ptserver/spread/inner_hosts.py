@@ -26,7 +26,7 @@ class InnerHosts:
     """Hosts by number, of the program *path*. Close it; host 0's instance is closed by who made it.
 
     tell: called with a host's number and what it says. lost: called with the number of a host whose process has
-    ended, though nobody told it to, and why.
+    ended, and why, also more than once.
     """
 
     def __init__(
@@ -41,6 +41,7 @@ class InnerHosts:
         self._tell = tell
         self._lost = lost
         self._hosts: dict[int, SpreadHost] = {}
+        self._all: tuple[SpreadHost, ...] = ()
         self._readers: dict[int, EventReader] = {}
         self._waiting: deque[tuple[int, _Take, SpreadMessage]] = deque()  # whose, who takes it, what
         self._goes_on = False
@@ -62,6 +63,7 @@ class InnerHosts:
             goes_on=self._note_goes_on,
         )
         self._hosts[number] = host
+        self._all = tuple(self._hosts.values())
         self._loop.watch(instance.faults.fileno(), host.pages.take_faults)
 
     def begin(self, message: Begin) -> None:
@@ -112,12 +114,10 @@ class InnerHosts:
 
     def take_stop(self) -> bool:
         """Deal with a thread that has something to report, if one has; return whether."""
-        there = [(number, host) for number, host in self._hosts.items() if not host.ended]
-        if not take_stop(tuple(self._hosts.values())):
+        if not take_stop(self._all):
             return False
-        for number, host in there:
-            if number and host.ended:
-                self._lost(number, "its process has ended")
+        for number in [number for number, host in self._hosts.items() if number and host.ended]:
+            self._lost(number, "its process has ended")
         return True
 
     def finish_events(self) -> None:
@@ -128,6 +128,7 @@ class InnerHosts:
     def remove(self, number: int) -> None:
         """Let a host go, and have its process end. What it has to say is not heard any more."""
         host = self._hosts.pop(number)
+        self._all = tuple(self._hosts.values())
         reader = self._readers.pop(number, None)
         if reader is not None:
             reader.finish()

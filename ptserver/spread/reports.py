@@ -17,8 +17,8 @@ def take_stops(hosts: Sequence[SpreadHost]) -> None:
 def take_stop(hosts: Sequence[SpreadHost]) -> bool:
     """Deal with a thread that has something to report, if one has; return whether.
 
-    The first host takes what none knows: its new threads and children, and what is none of anybody's business, such as
-    the end of an agent or of a host that was let go.
+    The first host takes what none knows: its new threads and children, and what is none of anybody's business, such
+    as the end of an agent or of a host that was let go.
     """
     try:
         kernel_tid, raw = ptrace_api.wait_any(block=False)
