@@ -10,6 +10,7 @@ import traceback
 
 from ptserver.errors import ConnectionLostError
 from ptserver.hosts.signals import HostSignals
+from ptserver.net.awake_processors import AwakeProcessors
 from ptserver.net.connection import Connection, Stream
 from ptserver.net.keepalive import KeepAlive
 from ptserver.net.poll_loop import PollLoop
@@ -52,6 +53,7 @@ class _Agent:
         self._signals = signals
         self._path = path
         self._loop = PollLoop(prompt=True)
+        self._processors = AwakeProcessors(self._loop.later)
         self._host: SpreadHost | None = None
         self._peers: Peers | None = None
         self._events: EventReader | None = None
@@ -63,6 +65,7 @@ class _Agent:
     def run(self) -> None:
         while self._host is None or not self._host.ended:
             self._loop.round(self._flush)
+            self._processors.note()
         if self._events is not None:
             self._events.finish()
         self._flush()
@@ -93,6 +96,7 @@ class _Agent:
             take_stops((self._host,))
 
     def close(self) -> None:
+        self._processors.close()
         if self._peers is not None:
             self._peers.close()
         if self._host is not None:

@@ -9,6 +9,7 @@ import msgspec
 
 from ptserver.errors import ConnectionLostError, LaunchError, PtServerError
 from ptserver.hosts.signals import HostSignals, is_passed_on
+from ptserver.net.awake_processors import AwakeProcessors
 from ptserver.net.keepalive import KeepAlive
 from ptserver.net.poll_loop import PollLoop
 from ptserver.net.urgency import be_urgent
@@ -79,6 +80,7 @@ class SpreadSession:
         changed = [instance.change_code(*msgspec.structs.astuple(patch)) for patch in adaptations.patches]
         self.unadapted = adaptations.missing if all(changed) else tuple(ADAPTATIONS)
         self.loop = PollLoop(prompt=True, awake_seconds=_AWAKE_SECONDS)
+        self._processors = AwakeProcessors(self.loop.later)
         self.agents = agents
         self.pid = instance.pid
         self._signals = signals
@@ -201,6 +203,7 @@ class SpreadSession:
 
     def close(self) -> None:
         """Have the processes of the hosts of this one end, but for host 0's."""
+        self._processors.close()
         self._inner.close()
 
     def _new_number(self) -> int:
@@ -253,6 +256,7 @@ class SpreadSession:
             self.home.flush()
         if self._inner.has_let_go_on():
             self.loop.expect()
+        self._processors.note()
         self.loop.round(self._flush)
 
     def _flush(self) -> None:
