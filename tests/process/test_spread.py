@@ -197,7 +197,9 @@ def test_a_host_elsewhere_gets_the_program_and_executes_it(tmp_path: Path) -> No
 @pytest.mark.parametrize("ahead_seconds", [5000, pytest.param(-5, marks=pytest.mark.slow)])
 def test_the_clock_of_a_host_elsewhere_is_that_of_the_first(tmp_path: Path, ahead_seconds: int) -> None:
     def popen(command: list[str], **options: Any) -> "subprocess.Popen[str]":
-        return subprocess.Popen(["unshare", "--time", "--monotonic", str(ahead_seconds), *command], **options)
+        # As if its machine had begun so much earlier.
+        clocks = [f"--monotonic={ahead_seconds}", f"--boottime={ahead_seconds}"]
+        return subprocess.Popen(["unshare", "--time", *clocks, *command], **options)
 
     with none_left(), waiting("127.0.0.1:0", tmp_path, popen=popen) as (address, _):
         assert _spread(address, build("spread_tasks", stub=True), "clock") == (0, "in order\n", "")
