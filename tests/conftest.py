@@ -2,6 +2,7 @@
 
 import os
 import resource
+import signal
 import uuid
 from pathlib import Path
 
@@ -41,6 +42,10 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ[MARK] = uuid.uuid4().hex
     # Each ptserver that a test starts would otherwise compile its modules anew: half a second of processor time.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    # A shell's background jobs ignore these, and so would the programs, which are to die of them.
+    for signo in (signal.SIGINT, signal.SIGQUIT):
+        if signal.getsignal(signo) is signal.SIG_IGN:
+            signal.signal(signo, signal.default_int_handler if signo == signal.SIGINT else signal.SIG_DFL)
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
 
 
