@@ -122,12 +122,14 @@ def test_goroutines_are_seen_and_moved_and_hosts_come_and_go() -> None:
         )
         assert running.hosts() == {0: "ready", 2: "ready"}
         running.goes_on()
-        running.command("migrate", running.session, str(goid), "--to", "2", "--wait", "60")
+        said = running.command("migrate", running.session, str(goid), "--to", "2", "--wait", "60", "--json")
+        assert json.loads(said) == {"goroutine": goid, "host": 2, "stays": None}
         running.finds(goid, 2)
         faults = [row for row in running.rows("top", "--count", "1", "-n", "0.2") if row["type"] == "faults"]
         assert sum(row.get("reads", 0) + row.get("writes", 0) for row in faults) > 0
-        running.command("join", "local", running.session)
-        running.command("drain", "2", running.session)
+        said = running.command("join", "local", running.session, "--json")
+        assert json.loads(said) == {"address": "local", "host": 3}
+        assert json.loads(running.command("drain", "2", running.session, "--json")) == {"host": 2}
         assert running.instances() == (2, 2, 0)  # nothing is left of the hosts that have gone
 
 
