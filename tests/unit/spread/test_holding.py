@@ -96,3 +96,17 @@ def test_the_kernel_counts_how_often_a_thread_gets_a_processor() -> None:
     assert use.turns(tid) >= before
     assert use.turns(1 << 30) == use.nanoseconds(1 << 30) == -1
     use.forget(tid)
+
+
+def test_what_came_for_a_thread_goes_when_that_falls_asleep(holdings: Holdings, use: _Use) -> None:
+    now = 100.0
+    holdings.came([_PAGE, _OTHER], now)
+    holdings.goes_on(1)
+    holdings.sleeps(2)  # another thread
+    assert holdings.wait(_PAGE, now) == pytest.approx(FRESH_SECONDS)
+    use.counts = {3: 5}
+    holdings.begin(_OTHER, [3])
+    holdings.sleeps(1)
+    assert holdings.wait_for_any([_PAGE, _OTHER], now) == {
+        _OTHER: FIRST_LOOK_SECONDS
+    }  # thread 3 has not run yet
