@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 _PR_SET_CHILD_SUBREAPER = 36
+#: Of starttime in /proc/PID/stat, after the name. Source: proc(5).
+_START = 19
 
 
 class LeftoversError(AssertionError):
@@ -36,22 +38,27 @@ def none_left(seconds: float = 10) -> Iterator[None]:
 
 
 def descendants(root: int) -> dict[int, str]:
-    """Return the state letter of every process below *root*, by pid (Z: ended, not yet waited for)."""
+    """Return the state letter of every process below *root*, by pid (Z: ended, not yet waited for).
+
+    They are in the order in which they were started, which pids are not when those begin anew.
+    """
     children: dict[int, list[int]] = {}
     states: dict[int, str] = {}
+    starts: dict[int, int] = {}
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():
             with contextlib.suppress(OSError):
                 words = (folder / "stat").read_text(errors="replace").rpartition(")")[2].split()
                 states[int(folder.name)] = words[0]
+                starts[int(folder.name)] = int(words[_START])
                 children.setdefault(int(words[1]), []).append(int(folder.name))
-    found: dict[int, str] = {}
+    found: list[int] = []
     below = [root]
     while below:
-        for pid in children.get(below.pop(), ()):
-            found[pid] = states[pid]
-            below.append(pid)
-    return found
+        more = children.get(below.pop(), ())
+        found += more
+        below += more
+    return {pid: states[pid] for pid in sorted(found, key=lambda pid: (starts[pid], pid))}
 
 
 def executable_of(pid: int) -> str:
