@@ -38,7 +38,7 @@ class Measure(NamedTuple):
 
 MEASURES: dict[str, Measure] = {
     "compute": Measure(6_000_000, "at most 0.62 of one processor", "idle"),
-    "channel": Measure(2_000, "at most 0.6 ms"),
+    "channel": Measure(1_000, "at most 0.6 ms"),
     "allocate": Measure(100_000, "at most 10 times two processors"),
     "read": Measure(1_000),
     "scatter": Measure(300),

@@ -179,6 +179,15 @@ class Instance:
         """Return what the memfd has there; zeros where it has nothing."""
         return os.pread(self._memfd, size, address)
 
+    def has(self, address: int) -> bool:
+        """Whether the memfd has the page at *address*."""
+        try:
+            return os.lseek(self._memfd, address, os.SEEK_DATA) == address
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # nothing more
+                return False
+            raise
+
     def iter_pages(self) -> Iterator[int]:
         """Yield the addresses of all pages that the memfd has."""
         end = 0

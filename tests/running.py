@@ -119,7 +119,7 @@ class Running:
         self.child.send_signal(signo)
 
     def pid_of_program(self) -> int:
-        """Return the pid of the process that executes the fixture, wherever below us it is."""
+        """Return the pid of the first process that executes the fixture, wherever below us it is."""
         for pid in (self.child.pid, *descendants(self.child.pid)):
             if executable_of(pid) == str(self.program):
                 return pid

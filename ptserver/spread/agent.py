@@ -124,7 +124,9 @@ class _Agent:
         if ring is not None:
             self._events = EventReader(ring, say, self._loop.later, message.clock_offset_ns)
         peers = Peers(message.host, self._stream, self._loop, say, message.keepalive_seconds)
-        host = SpreadHost(message.host, instance, say, self._loop.later, peers.say, peers.takers)
+        host = SpreadHost(
+            message.host, instance, say, self._loop.later, peers.say, peers.takers, tells_words=True
+        )
         peers.begin(host.pages.passing.take, host.pages.passing.forget)
         self._loop.watch(instance.faults.fileno(), host.pages.take_faults)
         self._host, self._peers = host, peers

@@ -7,6 +7,8 @@ out again if it has changed; so a wake that comes in between is never lost.
 from collections import deque
 
 FUTEX_WAIT, FUTEX_WAKE, FUTEX_WAIT_BITSET, FUTEX_WAKE_BITSET = 0, 1, 9, 10
+WAKES = FUTEX_WAKE, FUTEX_WAKE_BITSET
+FUTEX_BYTES = 4
 #: Where nobody but threads of the process can sleep there, so that the kernel needs no page to know where that is.
 FUTEX_PRIVATE_FLAG = 128
 #: FUTEX_PRIVATE_FLAG and FUTEX_CLOCK_REALTIME do not matter to who is woken.

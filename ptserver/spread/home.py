@@ -22,6 +22,7 @@ from ptserver.spread.companions import Companions
 from ptserver.spread.errands import Errands
 from ptserver.spread.futexes import (
     COMMAND_MASK,
+    FUTEX_BYTES,
     FUTEX_WAIT,
     FUTEX_WAIT_BITSET,
     Futexes,
@@ -486,7 +487,7 @@ class Home:
             if thread.waits == wait and self.futexes.leave(tid):
                 self._return(thread, -errno.ETIMEDOUT)
 
-        self.requests.read(address, 4, check)
+        self.requests.read(address, FUTEX_BYTES, check, (thread.host, call.word))
 
     def _asleep(self, thread: Thread) -> None:
         """A thread sleeps in earnest: elsewhere, it comes back to host 0, to be near what will wake it."""

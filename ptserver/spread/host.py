@@ -15,7 +15,7 @@ from typing import cast
 
 from ptserver.spread.children import Children
 from ptserver.spread.fault_signals import decode_fault, encode_segfault
-from ptserver.spread.futexes import COMMAND_MASK, FUTEX_PRIVATE_FLAG, FUTEX_WAKE, FUTEX_WAKE_BITSET
+from ptserver.spread.futexes import COMMAND_MASK, FUTEX_BYTES, FUTEX_PRIVATE_FLAG, WAKES
 from ptserver.spread.holding import ProcessorUse
 from ptserver.spread.host_pages import Emit, HostPages, is_in_call
 from ptserver.spread.host_threads import Doing, HostThread
@@ -66,7 +66,6 @@ _THREAD_FLAGS = 0x50F00
 _SIGSET_BYTES = 8
 _CLONE, _FUTEX, _SIGALTSTACK = (SYSCALLS[name].numbers["amd64"] for name in ("clone", "futex", "sigaltstack"))
 _NO_CALL, _U32 = (1 << 64) - 1, (1 << 32) - 1
-_WAKES = FUTEX_WAKE, FUTEX_WAKE_BITSET
 _RAX, _ORIG_RAX, _RSP = (AMD64.index[name] for name in ("rax", "orig_rax", "rsp"))
 _ARGS = tuple(AMD64.index[name] for name in AMD64.args)
 #: What a thread has computed, since it came or was last asked about, of which policies are asked.
@@ -78,6 +77,7 @@ class SpreadHost:
 
     pass_on: sends a page straight to another host, if there is a connection. takers: what to do for further messages.
     children: takes what becomes of the program's, at host 0. goes_on: called when a thread is let go on.
+    tells_words: whether the home would have to ask for the words of futexes.
     """
 
     def __init__(
@@ -90,6 +90,7 @@ class SpreadHost:
         takers: Mapping[type, Callable[..., None]] | None = None,
         children: Children | None = None,
         goes_on: Callable[[], None] = lambda: None,
+        tells_words: bool = False,
     ) -> None:
         self.number = number
         self.instance = instance
@@ -97,6 +98,7 @@ class SpreadHost:
         self._later = later
         self._children = children
         self._goes_on = goes_on
+        self._tells_words = tells_words
         self._use = ProcessorUse()
         self._stopped = ptrace_api.StoppedThreads(AMD64.codec.size)
         self.pages = HostPages(instance, emit, self._name, self._segfault, later, self._use, pass_on, goes_on)
@@ -389,7 +391,7 @@ class SpreadHost:
             thread.altstack = None
             thread.tracee.resume()
             return
-        if number == _FUTEX and args[1] & COMMAND_MASK in _WAKES:
+        if number == _FUTEX and args[1] & COMMAND_MASK in WAKES:
             # Who wakes does not care how many have slept, and would wait for an answer from afar.
             self._emit(Woke(thread.tid, args[0], args[2] & _U32))
             if not args[1] & FUTEX_PRIVATE_FLAG:
@@ -398,12 +400,15 @@ class SpreadHost:
             # else the kernel, which does not look at the word then, knows of nobody, and says so
             self._resume(thread)
             return
-        if number == _FUTEX:
-            self.pages.holdings.sleeps(tid)
         thread.doing = Doing.ASKING
         thread.asked = registers.tobytes()
         state = thread.asked if self.number else b""
-        self._emit(Called(thread.tid, number, args, state, registers[_RSP]))
+        word = b""
+        if number == _FUTEX:
+            self.pages.holdings.sleeps(tid)
+            if self._tells_words:
+                word = self.pages.look(args[0], FUTEX_BYTES)
+        self._emit(Called(thread.tid, number, args, state, registers[_RSP], word))
 
     def _signalled(self, thread: HostThread, status: WaitStatus) -> None:
         tracee = thread.tracee

@@ -107,6 +107,11 @@ class HostPages:
         """Forget what a thread waits for: it has ended, goes elsewhere, or does something else first."""
         self._waits.pop(kernel_tid, None)
 
+    def look(self, address: int, size: int) -> bytes:
+        """Return what is at [address, address + size), on one page, if that is here; else nothing."""
+        here = self.instance.has(address - address % PAGE_BYTES)
+        return self.instance.read(address, size) if here else b""
+
     def take_faults(self) -> None:
         """Report the faults that wait."""
         for address, write, tid in self._faults.read():

@@ -146,7 +146,8 @@ class Inventory(SpreadMessage, frozen=True):
 class Called(SpreadMessage, frozen=True):
     """A thread is about to make a call, and is stopped.
 
-    registers: its general register set, unless it is at host 0; sp: its stack pointer.
+    registers: its general register set, unless it is at host 0; sp: its stack pointer. word: what the futex has for
+    which it waits, if that is here; else empty, and who is told has to ask.
     """
 
     tid: ThreadId
@@ -154,6 +155,7 @@ class Called(SpreadMessage, frozen=True):
     args: tuple[U64, U64, U64, U64, U64, U64]
     registers: bytes
     sp: U64 = 0
+    word: bytes = b""
 
 
 class Woke(SpreadMessage, frozen=True):

@@ -132,6 +132,15 @@ class PageDirectory:
         """Return the host that may write the page, unless it changes hands."""
         return self._writer.get(page)
 
+    def has_kept(self, host: int, page: int) -> bool:
+        """Whether *host* has a page now that it had when it said what is just taken, all the time.
+
+        If it has given it away since, it has not said so yet, so the page still changes hands. But a page that goes
+        straight may be another's before that.
+        """
+        here = self._holders.get(page, 0) >> host & 1
+        return bool(here) and page not in self._busy and not self.counts["straight"]
+
     def is_migratory(self, page: int) -> bool:
         """Whether who reads the page gets it to itself, since it will write it next."""
         habit = self._habits.get(page)

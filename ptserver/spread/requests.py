@@ -60,8 +60,13 @@ class Requests:
             self._done.pop(request)[1]()
         return True
 
-    def read(self, address: int, size: int, then: Callable[[bytes], None]) -> None:
-        """Call *then* with what the program's memory holds, which may lie on two pages."""
+    def read(
+        self, address: int, size: int, then: Callable[[bytes], None], told: tuple[int, bytes] = (0, b"")
+    ) -> None:
+        """Call *then* with what the program's memory holds, which may lie on two pages.
+
+        told: a host, and what that has said just now that it is, if anything.
+        """
         here = min(size, PAGE_BYTES - address % PAGE_BYTES)
         if here < size:
             rest = address + here, size - here
@@ -73,6 +78,9 @@ class Requests:
         holder = self._pages.holder(page)
         if holder is None:
             then(bytes(size))
+            return
+        if told[1] and self._pages.has_kept(told[0], page):
+            then(told[1])
             return
         data = self._peek(holder, address, size)
         if data is not None:

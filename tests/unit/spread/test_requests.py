@@ -22,8 +22,8 @@ class _Home:
         self.flush = outgoing.flush
         self.found: list[bytes] = []
 
-    def read(self, address: int, size: int) -> None:
-        self.requests.read(address, size, self.found.append)
+    def read(self, address: int, size: int, told: tuple[int, bytes] = (0, b"")) -> None:
+        self.requests.read(address, size, self.found.append, told)
 
 
 def test_a_host_that_need_not_be_asked_is_not() -> None:
@@ -54,3 +54,31 @@ def test_what_nobody_has_is_zeros_and_two_pages_are_one_answer() -> None:
     home = _Home(b"word")
     home.read(_AT + PAGE_BYTES - 4, 8)
     assert home.found == [b"word" + bytes(4)]
+
+
+def test_what_the_host_has_said_itself_is_not_asked() -> None:
+    home = _Home(None)
+    home.read(_AT, 4, (2, b"told"))
+    assert (home.found, home.sent) == ([b"told"], [])
+
+
+def test_what_another_host_has_said_does_not_count() -> None:
+    home = _Home(b"word")
+    home.read(_AT, 4, (1, b"told"))
+    assert home.found == [b"word"]
+
+
+def test_what_a_host_has_said_of_a_page_that_it_gives_away_does_not_count() -> None:
+    home = _Home(b"word")
+    home.pages.request(1, _PAGE, write=True)
+    home.flush()
+    home.read(_AT, 4, (2, b"told"))
+    home.pages.take_data((_PAGE,), b"\1", bytes(PAGE_BYTES))
+    assert home.found == [b"word"]
+
+
+def test_what_a_host_has_said_does_not_count_where_pages_go_straight() -> None:
+    home = _Home(b"word")
+    home.pages.counts["straight"] = 1
+    home.read(_AT, 4, (2, b"told"))
+    assert home.found == [b"word"]
