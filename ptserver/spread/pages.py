@@ -133,13 +133,12 @@ class PageDirectory:
         return self._writer.get(page)
 
     def has_kept(self, host: int, page: int) -> bool:
-        """Whether *host* has a page now that it had when it said what is just taken, all the time.
+        """Whether no other host can have written a page since *host* had it and said what is just taken.
 
-        If it has given it away since, it has not said so yet, so the page still changes hands. But a page that goes
-        straight may be another's before that.
+        That it has given it away since it would say after that. But a page that goes straight may be written by
+        another, and be granted to *host* anew, before it is known.
         """
-        here = self._holders.get(page, 0) >> host & 1
-        return bool(here) and page not in self._busy and not self.counts["straight"]
+        return bool(self._holders.get(page, 0) >> host & 1) and not self.counts["straight"]
 
     def is_migratory(self, page: int) -> bool:
         """Whether who reads the page gets it to itself, since it will write it next."""

@@ -73,14 +73,14 @@ class Requests:
             self.read(address, here, lambda low: self.read(*rest, lambda high: then(low + high)))
             return
         page = address // PAGE_BYTES
+        if told[1] and self._pages.has_kept(told[0], page):
+            then(told[1])
+            return
         if self._pages.when_at_rest(page, lambda: self.read(address, size, then)):
             return
         holder = self._pages.holder(page)
         if holder is None:
             then(bytes(size))
-            return
-        if told[1] and self._pages.has_kept(told[0], page):
-            then(told[1])
             return
         data = self._peek(holder, address, size)
         if data is not None:

@@ -2,11 +2,11 @@
 hosts.
 """
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from functools import partial
 from itertools import permutations
-from typing import Any
+from typing import Any, NamedTuple
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -35,6 +35,13 @@ _HOSTS = 4
 _PAGES = 4
 
 
+class _Said(NamedTuple):
+    """Of a host: that it has a page, which other hosts have written so often so far."""
+
+    page: int
+    others: int
+
+
 class _Host:
     """Keeps pages as a host does; `holds` maps a page to [number written to it, whether it may be written, clean].
 
@@ -47,7 +54,7 @@ class _Host:
         self.wires = wires
         self.holds: dict[int, list] = {}
         self.inbox: deque[SpreadMessage] = deque()
-        self.outbox: deque[SpreadMessage] = deque()
+        self.outbox: deque[SpreadMessage | _Said] = deque()
         self.asked: set[int] = set()
         self.peers: set[int] = set()
         self.passing = Passing(self.outbox.append, self._place, self._pass_on, lambda *_: None)
@@ -143,6 +150,20 @@ class _Program:
         for number in range(1, _HOSTS):
             self.links.set_ready(number, Place(f"@{number}"))
         self.written = [0] * _PAGES
+        self.writes: Counter[tuple[int, int]] = Counter()  # by host and page
+        self.believed = 0  # how often what a host has said was taken for what holds
+
+    def touch(self, host: int, page: int, *, write: bool) -> bool:
+        """Have a host read or write a page, and say that it has it if that is possible; return whether it is."""
+        touched = self.hosts[host].touch(page, write=write)
+        if touched:
+            self.written[page] += write
+            self.writes[host, page] += write
+            self.hosts[host].outbox.append(_Said(page, self._writes_of_others(host, page)))
+        return touched
+
+    def _writes_of_others(self, host: int, page: int) -> int:
+        return self.written[page] - self.writes[host, page]
 
     def step(self, choice: int) -> None:
         """Let one message arrive, which of those that could is for *choice* to say."""
@@ -189,6 +210,10 @@ class _Program:
                 self.directory.take_data(pages, dirty, data)
             case Dropped(page=page):
                 self.directory.take_dropped(page)
+            case _Said(page=page, others=others):
+                if self.directory.has_kept(host.number, page):
+                    self.believed += 1
+                    assert others == self._writes_of_others(host.number, page)
 
     def check(self) -> None:
         for page in range(_PAGES):
@@ -223,8 +248,7 @@ def test_there_is_never_a_writer_and_another_and_a_reader_sees_the_last_write(da
             one, other = data.draw(st.permutations(range(1, _HOSTS)))[:2]
             program.hosts[one].unlink(other)
         for _ in range(60):  # a host tries again until it succeeds, while other things happen
-            if program.hosts[host].touch(page, write=write):
-                program.written[page] += write
+            if program.touch(host, page, write=write):
                 program.check()
                 break
             for choice in data.draw(st.lists(st.integers(0, 5), min_size=1, max_size=4)):
@@ -267,15 +291,10 @@ def test_nothing_is_lost_with_the_connections_of_hosts_over_which_pages_go_strai
         program.settle()
         assert program.links.are_linked(one, other)
 
-    def touch(host: int, page: int, *, write: bool) -> bool:
-        touched = program.hosts[host].touch(page, write=write)
-        program.written[page] += touched and write
-        return touched
-
     for action, value in actions:
         match action:
             case "touch":
-                touch(value[0], value[1], write=value[2])
+                program.touch(value[0], value[1], write=value[2])
             case "step":
                 program.step(value)
             case "cut":
@@ -286,20 +305,54 @@ def test_nothing_is_lost_with_the_connections_of_hosts_over_which_pages_go_strai
     for host in range(_HOSTS):
         for page in range(2):
             for write in (False, True):
-                while not touch(host, page, write=write):
+                while not program.touch(host, page, write=write):
                     program.settle()
     program.check()
     assert all(len(host.passing._kept) < 40 for host in program.hosts)
 
 
+def test_what_a_host_has_said_of_a_page_is_not_believed_when_that_was_elsewhere_since() -> None:
+    """It goes straight to another host, and comes back by the home, while what was said is on its way."""
+    program = _Program()
+    first, second = program.hosts[1:3]
+    for host in (first, second):
+        while not program.touch(host.number, 0, write=True):
+            program.settle()
+    program.settle()
+    assert program.links.are_linked(1, 2)
+    while not program.touch(1, 0, write=True):
+        program.settle()
+    program.settle()
+    program.touch(1, 0, write=False)  # what it says of this is late
+
+    def goes_on(*hosts: _Host) -> None:
+        program.outgoing.flush()
+        for host in hosts:
+            while host.inbox:
+                host.take_one()
+
+    program.directory.fetch_ahead(2, 0, write=True)
+    goes_on(first, second)
+    program._pass(1, 2)
+    assert program.touch(2, 0, write=True)
+    second.unlink(1)
+    while second.outbox:
+        program._take(second)
+    program.directory.fetch_ahead(1, 0, write=True)
+    goes_on(second)
+    program._take(second)
+    assert program.directory.holder(0) == 1
+    believed = program.believed
+    program._take(first)
+    assert program.believed == believed > 0
+
+
 def test_a_page_that_is_read_and_then_written_by_one_after_the_other_moves_in_one_transfer() -> None:
     program = _Program()
     for turn in range(12):
-        host = program.hosts[turn % 2]
         for write in (False, True):
-            while not host.touch(0, write=write):
+            while not program.touch(turn % 2, 0, write=write):
                 program.settle()
-            program.written[0] += write
     counts = program.directory.counts
     assert counts["upgrade"] <= 4
     assert counts["read"] + counts["write"] >= 10
