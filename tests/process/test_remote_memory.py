@@ -144,7 +144,10 @@ def test_another_program_in_its_place_has_no_remote_variables(tmp_path: Path) ->
 
 def test_it_is_stopped_and_continued_as_any_job() -> None:
     command = ["ptserver", "run", "--remote-var", "main.counter", build("remote_counter"), "wait"]
-    child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    # A group of its own: SIGTSTP stops nobody in an orphaned one, as that of the tests may be.
+    child = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, process_group=0
+    )
     assert child.stdin is not None
     assert child.stdout is not None
     assert child.stdout.readline() == "ready\n"
