@@ -154,6 +154,8 @@ def test_gdb_opens_it(tmp_path: Path) -> None:
     assert len(threads) == dumped.threads
     assert "main.main.func20 () at " in done.stdout
     complaints = done.stderr.lower().replace("warning: source file is more recent than executable.", "")
+    # gdb before 14 expects Intel's layout of it, also on processors of AMD, and says so of the kernel's own dumps.
+    complaints = re.sub(r"warning: section `\.reg-xstate/\d+' in core file too small\.", "", complaints)
     assert "warning" not in complaints, done.stderr
 
 
